@@ -1,0 +1,299 @@
+"""An adapter on disk: one directory, one digest, safetensors and JSON only.
+
+    adapter_config.json         PEFT's own description (rank, alpha, modules)
+    adapter_model.safetensors   A, B and the mask logits φ
+    dalorra.json                `Manifest`: everything else that decides an answer
+    policy.json                 thresholds; names the digest that it was made for
+    README.md                   model card
+
+Reading checks what can be checked without the base model; `load_adapter` checks the rest.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dalorra.bank import BankSpec
+from dalorra.base_model import BaseModel as BaseLanguageModel
+from dalorra.errors import AdapterError
+from dalorra.packing import Scope
+from dalorra.policy import POLICY_FILE, Policy
+from dalorra.prompts import PromptEncoder, PromptFormat
+from dalorra.stochastic_lora import (
+    StochasticPeftModel,
+    attach,
+    detach,
+    foreign_setting,
+    stochastic_layers,
+)
+
+FORMAT_VERSION: Final = 1
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+MANIFEST_FILE: Final = "dalorra.json"
+DIGESTED_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
+METHODS: Final = ("dalorra",)
+
+WeightDtype = Literal["bfloat16", "float32"]
+
+
+class BaseReference(BaseModel):
+    """The base model an adapter was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str
+
+
+class Manifest(BaseModel):
+    """`dalorra.json`.
+
+    Attributes:
+        method: how the adapter is stochastic, one of `METHODS`.
+        method_parameters: e.g. prior p₀ and temperature τ; for the reader, not for inference.
+        scope: rows that the adapter acts on.
+        last_layers: K when only the last K layers (and the head) are adapted, else None.
+        cue_tokens: token ids of the answer cue, compared with the tokenizer's at load.
+        label_tokens: label name → token id, compared likewise.
+        modules: adapted modules in the order of the bank's masks.
+        max_tokens: limit on T that it was trained with.
+        training: data digest, configuration and metrics, for the reader.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    name: str
+    method: str
+    method_parameters: dict[str, float]
+    scope: Scope
+    last_layers: int | None = None
+    base_model: BaseReference
+    prompt: PromptFormat
+    cue_tokens: list[int]
+    label_tokens: dict[str, int]
+    modules: list[str]
+    max_tokens: int
+    bank: BankSpec
+    training: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a directory holds, verified as far as is possible without the base model.
+
+    Attributes:
+        tensors: A, B and φ by PEFT's names.
+        policy: None when the directory has none.
+        digest: sha256 over the three files that decide a prediction.
+    """
+
+    path: Path
+    manifest: Manifest
+    config: LoraConfig
+    tensors: Mapping[str, Tensor]
+    policy: Policy | None
+    digest: str
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide numbers."""
+    return {name: version(name) for name in ("torch", "transformers", "peft")}
+
+
+def adapter_digest(path: Path) -> str:
+    """sha256 over names and contents of `DIGESTED_FILES`, hexadecimal."""
+    digest = hashlib.sha256()
+    for name in DIGESTED_FILES:
+        content = (path / name).read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Reads and verifies an adapter directory.
+
+    Raises:
+        AdapterError: a missing, damaged or unknown part; the message names it.
+    """
+    if not path.is_dir():
+        raise AdapterError(f"{path} is not a directory: name a folder that `dalorra train` wrote")
+    for name in DIGESTED_FILES:
+        if not (path / name).is_file():
+            raise AdapterError(f"{path} has no {name}: it is not a complete DALorRA adapter")
+    manifest = _read_manifest(path / MANIFEST_FILE)
+    try:
+        config = LoraConfig.from_pretrained(str(path))
+    except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise AdapterError(f"{path / CONFIG_FILE} is not a PEFT LoRA config: {error}") from error
+    if (foreign := foreign_setting(config)) is not None:
+        raise AdapterError(
+            f"{path / CONFIG_FILE} is not a PEFT LoRA config that DALorRA can serve: {foreign} is "
+            f"{getattr(config, foreign)!r}"
+        )
+    try:
+        tensors = load_file(path / WEIGHTS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{path / WEIGHTS_FILE} is damaged or truncated ({error}): copy it again"
+        ) from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{path / WEIGHTS_FILE}: {name} holds a non-finite value")
+    policy_path = path / POLICY_FILE
+    policy = Policy.load(policy_path) if policy_path.exists() else None
+    digest = adapter_digest(path)
+    if policy and policy.adapter_digest not in (None, digest):
+        raise AdapterError(
+            f"{policy_path} was made for another adapter ({policy.adapter_digest[:12]}…, this is "
+            f"{digest[:12]}…): calibrate again"
+        )
+    return Adapter(path, manifest, config, tensors, policy, digest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise AdapterError(f"{path} is not format version {FORMAT_VERSION}: use a newer release")
+    if content.get("method") not in METHODS:
+        raise AdapterError(
+            f"{path} names the unknown method {content.get('method')!r}: this release knows "
+            f"{', '.join(METHODS)}"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AdapterError(f"{path}: {where}: {first['msg']}") from error
+
+
+def load_adapter(adapter: Adapter, base: BaseLanguageModel) -> StochasticPeftModel:
+    """Attaches a read adapter to its base model; on failure the base stays as it was.
+
+    Raises:
+        AdapterError: another base model, a missing or unknown tensor, or a wrong shape.
+    """
+    reference = adapter.manifest.base_model
+    if base.digest != reference.digest:
+        raise AdapterError(
+            f"{adapter.path} was trained on {reference.name} ({reference.digest[:12]}…), but the "
+            f"base model is {base.name} ({base.digest[:12]}…)"
+        )
+    try:
+        model: StochasticPeftModel = attach(base.model, adapter.config)
+    except ValueError as error:
+        raise AdapterError(f"{adapter.path} does not fit {base.name}: {error}") from error
+    problem = _first_mismatch(adapter_tensors(model), adapter.tensors)
+    if list(stochastic_layers(model)) != adapter.manifest.modules:
+        problem = f"{MANIFEST_FILE} lists other modules than the base model and rank need"
+    if problem:
+        detach(model)
+        raise AdapterError(f"{adapter.path}: {problem}")
+    set_peft_model_state_dict(model, {k: v.float() for k, v in adapter.tensors.items()})
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not part of this adapter's configuration"
+        if expected[name].shape != found[name].shape:
+            return (
+                f"{name} has shape {list(found[name].shape)}, the base model and rank need "
+                f"{list(expected[name].shape)}"
+            )
+    return None
+
+
+def adapter_tensors(model: StochasticPeftModel) -> dict[str, Tensor]:
+    """A, B and φ by PEFT's names, detached, never a base weight."""
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def round_adapter(model: StochasticPeftModel, dtype: WeightDtype) -> None:
+    """Rounds A and B in place to what `save_adapter` will store, so both answer alike."""
+    target = getattr(torch, dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:
+                parameter.copy_(parameter.to(target))
+
+
+def save_adapter(
+    model: StochasticPeftModel, manifest: Manifest, path: Path, dtype: WeightDtype = "bfloat16"
+) -> str:
+    """Writes the directory atomically: a reader sees the old one, the new one, or none.
+
+    φ is kept in float32, whatever `dtype` is used for A and B. Other files in an existing
+    directory (model card, policy) are not carried over: they describe other weights.
+
+    Returns:
+        The adapter's digest.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = manifest.base_model.name
+    config.inference_mode = True
+    tensors = {
+        name: tensor.to(
+            "cpu", torch.float32 if "mask_logits" in name else getattr(torch, dtype)
+        ).contiguous()
+        for name, tensor in adapter_tensors(model).items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        config.save_pretrained(str(staging))
+        save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        (staging / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        staging.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        staging.replace(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return adapter_digest(path)
+
+
+def check_tokens(manifest: Manifest, encoder: PromptEncoder) -> None:
+    """Compares the tokenizer's cue and label tokens with those the adapter was trained on.
+
+    Raises:
+        AdapterError: they drifted; its message names the first that did.
+    """
+    if list(encoder.cue_ids) != manifest.cue_tokens:
+        raise AdapterError(
+            f"the answer cue is {list(encoder.cue_ids)} in this tokenizer, but the adapter was "
+            f"trained with {manifest.cue_tokens}: use the tokenizer of {manifest.base_model.name}"
+        )
+    found = dict(zip(manifest.prompt.labels, encoder.label_ids, strict=True))
+    for label, token in found.items():
+        expected = manifest.label_tokens.get(label)
+        if expected != token:
+            raise AdapterError(
+                f"label {label!r} is token {token} in this tokenizer, but the adapter was trained "
+                f"with {expected}: use the tokenizer of {manifest.base_model.name}"
+            )

@@ -1,0 +1,73 @@
+"""Attention of packed rows, by matrix products on the CPU and by fused kernels elsewhere.
+
+PyTorch's fused CPU kernel is slow for bfloat16 and for its backward; three plain matrix products
+over blocks of query rows are several times faster there and see no key that they must hide.
+All query heads that share a key head are one product.
+"""
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BLOCK: Final = 64  # query rows whose scores stay in the processor's cache
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Each row attends to itself and to the rows before it.
+
+    Args:
+        query: `[B, heads, rows, head_dim]`.
+        key: `[B, kv_heads, rows, head_dim]`.
+        value: like `key`.
+
+    Returns:
+        `[B, heads, rows, head_dim]`.
+    """
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    rows = query.shape[2]
+    mask = torch.ones((_BLOCK, _BLOCK), dtype=torch.bool).tril()
+    blocks = []
+    for start in range(0, rows, _BLOCK):
+        end = min(start + _BLOCK, rows)
+        visible = F.pad(mask[: end - start, : end - start], (start, 0), value=True)
+        blocks.append(
+            grouped_attention(
+                query[:, :, start:end], key[:, :, :end], value[:, :, :end], visible[None, None]
+            )
+        )
+    return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+    """Each row attends to the keys that `visible` `[B or 1, 1, rows, keys]` shows it."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=True)
+    return grouped_attention(query, key, value, visible)
+
+
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float | None = None
+) -> Tensor:
+    """softmax(QKᵀ · scale) V over the visible keys, by plain products, scores in float32.
+
+    Args:
+        query: `[B, heads, rows, head_dim]`.
+        key: `[B, kv_heads, keys, head_dim]`.
+        value: like `key`.
+        visible: `[B or 1, 1, rows, keys]` bool; every row sees one key at least.
+        scale: 1/√head_dim by default.
+
+    Returns:
+        `[B, heads, rows, head_dim]`.
+    """
+    batch, heads, rows, width = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    grouped = query.reshape(batch, kv_heads, -1, width)  # [B, kv_heads, group · rows, head_dim]
+    scores = (grouped @ key.transpose(-1, -2)).float() * (scale or width**-0.5)
+    scores = scores.view(batch, kv_heads, heads // kv_heads, rows, keys)
+    scores = scores.masked_fill(~visible[:, :, None], -torch.inf)
+    weights = scores.softmax(dim=-1).to(value.dtype).view(batch, kv_heads, -1, keys)
+    return (weights @ value).view(batch, heads, rows, width)

@@ -1,0 +1,82 @@
+"""The fixed samples that an adapter is served with.
+
+A bank is drawn once from a seed, so an answer is reproducible and does not depend on the batch it
+ran in; every request sees the same M samples (common random numbers).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from dalorra.masks import Sampler, hard_masks
+from dalorra.stochastic_lora import RankNoise, RowMask
+
+
+class BankSpec(BaseModel):
+    """How a bank is drawn: all that must be stored to draw it again.
+
+    Attributes:
+        samples: M.
+        seed: of the CPU generator.
+        sampler: `stratified` or `iid`, see `hard_masks`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=10, ge=1)
+    seed: int = 0
+    sampler: Literal["stratified", "iid"] = "stratified"
+
+
+class NoiseBank(Protocol):
+    """M fixed samples of an adapter's noise."""
+
+    @property
+    def samples(self) -> int:
+        """M."""
+        ...
+
+    def noise(self, sample_index: Tensor) -> Sequence[RankNoise]:
+        """One `RankNoise` per adapted module, in model order.
+
+        Args:
+            sample_index: `[batch or 1, rows or 1]`, the member of each row; −1: no update.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MaskBank:
+    """M samples of the rank masks.
+
+    Attributes:
+        masks: `[M, modules, r]` float32 in [0, 1].
+    """
+
+    masks: Tensor
+
+    @classmethod
+    def draw(cls, mask_logits: Tensor, spec: BankSpec) -> "MaskBank":
+        """Hard samples of Bernoulli(σ(φ)); `mask_logits` φ is `[modules, r]`."""
+        sampler: Sampler = spec.sampler
+        generator = torch.Generator().manual_seed(spec.seed)
+        masks = hard_masks(torch.sigmoid(mask_logits.double()), spec.samples, generator, sampler)
+        return cls(masks.to(mask_logits.device))
+
+    @classmethod
+    def mean(cls, mask_logits: Tensor) -> "MaskBank":
+        """One member, the posterior mean σ(φ): a deterministic adapter."""
+        return cls(torch.sigmoid(mask_logits.detach())[None])
+
+    @property
+    def samples(self) -> int:
+        return self.masks.shape[0]
+
+    def noise(self, sample_index: Tensor) -> list[RankNoise]:
+        off = torch.zeros_like(self.masks[:1])
+        rows = torch.cat([self.masks, off])[sample_index]  # −1 picks `off`; [.., modules, r]
+        return [RowMask(mask) for mask in rows.unbind(dim=-2)]

@@ -1,0 +1,24 @@
+"""Every error that the project raises on purpose, so that callers can catch one class.
+
+Each message is one sentence that names what is wrong and what would be right.
+"""
+
+
+class DalorraError(Exception):
+    """Base class of all of them."""
+
+
+class InputError(DalorraError, ValueError):
+    """An input that the adapter's template cannot take: missing field, empty, over-long."""
+
+
+class AdapterError(DalorraError):
+    """An adapter directory that is damaged, unknown, or made for another base model."""
+
+
+class BaseModelError(DalorraError):
+    """A base model that cannot be found, fetched, verified or used."""
+
+
+class ConfigError(DalorraError):
+    """A setting or a training configuration that cannot be carried out."""

@@ -1,0 +1,56 @@
+"""The packed forward through the unmodified transformers model."""
+
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from dalorra.bank import NoiseBank
+from dalorra.packing import PackedRows
+from dalorra.stochastic_lora import (
+    StochasticLoraLinear,
+    StochasticPeftModel,
+    rank_noise,
+    stochastic_layers,
+)
+
+
+def answer_logits(
+    model: StochasticPeftModel,
+    rows: PackedRows,
+    bank: NoiseBank,
+    label_ids: Tensor,
+    past: DynamicCache | None = None,
+) -> Tensor:
+    """Logits of the label tokens at the end of the cue, for every prompt and sample.
+
+    Args:
+        model: a causal language model with the adapter attached.
+        rows: one packed forward's input, on the model's device.
+        bank: the samples that `rows.sample_index` points into.
+        label_ids: `[K]` token ids; only these rows of the head are computed.
+        past: keys and values of the prompts, padded on the left; only the cue rows then run.
+
+    Returns:
+        `[B, M, K]` float32, differentiable in A, B and the bank unless gradients are off.
+    """
+    if past is not None:
+        rows = rows.after(past.get_seq_length())
+    causal_lm = cast(Any, model.get_base_model())
+    layers = stochastic_layers(model)
+    with rank_noise(list(layers.values()), bank.noise(rows.sample_index)):
+        hidden: Tensor = causal_lm.model(
+            rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask=rows.attention_mask,
+            past_key_values=past,
+            use_cache=past is not None,
+        ).last_hidden_state  # [batch, rows, d]
+    samples = rows.members.shape[1]
+    answers = hidden[:, rows.answer_rows].reshape(-1, samples, hidden.shape[-1])  # [B, M, d]
+    head = causal_lm.lm_head
+    if not isinstance(head, StochasticLoraLinear):
+        return F.linear(answers.float(), head.weight[label_ids].float())
+    with rank_noise([head], bank.noise(rows.members)[-1:]):
+        return head.rows(answers, label_ids)

@@ -1,0 +1,256 @@
+"""When to believe an answer: thresholds on its probability and its variance.
+
+The rule of BayesLoRA (section 4), for an answer with mean probability p and variance v:
+
+    accept    when p ≥ τ_p and v ≤ τ_v
+    escalate  when v > τ_v: the model does not know
+    clarify   otherwise: the model is steady, the input is ambiguous
+"""
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dalorra.errors import AdapterError
+
+POLICY_FILE = "policy.json"
+"""Name of the policy inside an adapter directory."""
+
+NEVER = 2.0
+"""The τ_p of a policy that never accepts: no probability reaches it."""
+
+
+class Decision(StrEnum):
+    """What to do with an answer."""
+
+    ACCEPT = "accept"
+    ESCALATE = "escalate"
+    CLARIFY = "clarify"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision and the one sentence that explains it."""
+
+    decision: Decision
+    reason: str
+
+
+class Policy(BaseModel):
+    """Thresholds of one adapter, where they came from and what they promise.
+
+    Attributes:
+        min_probability: τ_p; above 1 (`NEVER`) for a policy that accepts nothing.
+        max_variance: τ_v; a variance of a probability is at most 0.25.
+        source: what the thresholds were picked on, in words.
+        target_error: the error rate among accepted answers that they were picked for.
+        n: number of labelled examples that they were picked on.
+        accepted: share of those that the policy accepts.
+        error: error rate among those accepted; None when none is.
+        adapter_digest: the adapter that the thresholds hold for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    min_probability: float = Field(ge=0.0, le=NEVER)
+    max_variance: float = Field(ge=0.0)
+    source: str = Field(min_length=1)
+    target_error: float | None = Field(default=None, ge=0.0, le=1.0)
+    n: int | None = Field(default=None, ge=1)
+    accepted: float | None = Field(default=None, ge=0.0, le=1.0)
+    error: float | None = Field(default=None, ge=0.0, le=1.0)
+    adapter_digest: str | None = None
+
+    @property
+    def never_accepts(self) -> bool:
+        """Whether no answer whatever is accepted."""
+        return self.min_probability > 1.0
+
+    @classmethod
+    def never(cls, adapter_digest: str | None = None) -> Self:
+        """The policy of an adapter without picked thresholds: nothing is accepted."""
+        return cls(
+            min_probability=NEVER,
+            max_variance=0.0,
+            source="no thresholds have been picked",
+            adapter_digest=adapter_digest,
+        )
+
+    def decide(self, probability: float, variance: float) -> Verdict:
+        """Applies the rule to one answer. A number that is not finite is never accepted.
+
+        Args:
+            probability: mean probability of the answer.
+            variance: variance of that probability over the M samples.
+        """
+        tau_p, tau_v = self.min_probability, self.max_variance
+        if not (math.isfinite(probability) and math.isfinite(variance)):
+            name = "variance" if math.isfinite(probability) else "probability"
+            return Verdict(Decision.ESCALATE, f"{name} is not a finite number: the model failed")
+        if self.never_accepts:
+            return Verdict(
+                Decision.ESCALATE if variance > tau_v else Decision.CLARIFY,
+                f"nothing is accepted, because {self._why_never()} "
+                f"(probability {probability:.3g}, variance {variance:.3g})",
+            )
+        if variance > tau_v:
+            v, limit = _told_apart(variance, tau_v)
+            return Verdict(
+                Decision.ESCALATE,
+                f"variance {v} is above {limit}: the adapter disagrees with itself",
+            )
+        p, floor = _told_apart(probability, tau_p)
+        v, limit = _told_apart(variance, tau_v)
+        if probability >= tau_p:
+            return Verdict(
+                Decision.ACCEPT,
+                f"probability {p} is at least {floor} and variance {v} is at most {limit}",
+            )
+        return Verdict(
+            Decision.CLARIFY,
+            f"probability {p} is below {floor} while variance {v} is at most {limit}: "
+            "the adapter is steady, the input is ambiguous",
+        )
+
+    def _why_never(self) -> str:
+        if self.target_error is None:
+            return self.source
+        return f"no thresholds kept the error among accepted within {self.target_error:.3g}"
+
+    def save(self, path: Path) -> None:
+        """Writes JSON to `path`, or to `policy.json` in it when it is a directory, atomically."""
+        path = path / POLICY_FILE if path.is_dir() else path
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.model_dump_json(indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes the file private; a policy is as readable as the rest of its adapter.
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            AdapterError: the file is missing, not JSON, or holds anything but a policy.
+        """
+        path = path / POLICY_FILE if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise AdapterError(f"policy {path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"])) or "content"
+            raise AdapterError(
+                f"policy {path} is not valid: {field}: {first['msg']}; "
+                "pick thresholds again or restore the file"
+            ) from error
+
+
+def pick_thresholds(
+    probability: ArrayLike,
+    variance: ArrayLike,
+    correct: ArrayLike,
+    *,
+    target_error: float,
+    source: str = "labelled examples",
+    adapter_digest: str | None = None,
+) -> Policy:
+    """The pair (τ_p, τ_v) that accepts the most with an error rate among accepted within target.
+
+    All pairs of observed values are considered, at the cost of O(n · wrong answers). Among pairs
+    that accept equally many, the one with the higher τ_p, then the lower τ_v. Both are then as
+    strict as they can be without accepting less: the smallest probability and the largest
+    variance among the accepted. When no pair qualifies the policy never accepts.
+
+    The error rate is the empirical one on these examples, which the thresholds were chosen to
+    satisfy: on new data it may be higher.
+
+    Args:
+        probability: `[n]` mean probability of the predicted label.
+        variance: `[n]` its variance over the samples.
+        correct: `[n]` whether the predicted label is the true one.
+        target_error: largest acceptable share of errors among accepted answers.
+        source: what the examples are, for the policy's record.
+        adapter_digest: the adapter that produced them.
+
+    Raises:
+        ValueError: wrong shapes, no examples, non-finite numbers, or a target outside [0, 1].
+    """
+    p = np.asarray(probability, dtype=np.float64)
+    v = np.asarray(variance, dtype=np.float64)
+    wrong = ~np.asarray(correct, dtype=np.bool_)
+    if p.ndim != 1 or not len(p) or p.shape != v.shape or p.shape != wrong.shape:
+        raise ValueError("probability, variance and correct must be vectors of one length n ≥ 1")
+    if not (np.isfinite(p).all() and np.isfinite(v).all()):
+        raise ValueError("probability and variance must be finite")
+    if not 0.0 <= target_error <= 1.0:
+        raise ValueError(f"target_error must lie between 0 and 1, got {target_error}")
+    accepted = _largest_acceptance(p, v, wrong, target_error)
+    count = int(accepted.sum())
+    return Policy(
+        min_probability=float(p[accepted].min()) if count else NEVER,
+        max_variance=float(v[accepted].max()) if count else 0.0,
+        source=source,
+        target_error=float(target_error),
+        n=len(p),
+        accepted=count / len(p),
+        error=float(wrong[accepted].mean()) if count else None,
+        adapter_digest=adapter_digest,
+    )
+
+
+def _largest_acceptance(
+    p: NDArray[np.float64], v: NDArray[np.float64], wrong: NDArray[np.bool_], target: float
+) -> NDArray[np.bool_]:
+    """Which examples the best pair of thresholds accepts, `[n]`; all false when there is none.
+
+    Only some τ_p can be best. If the next lower probability below τ_p (within τ_v) held right
+    answers only, accepting those too would accept more at a lower error rate. So the best set is
+    "p above that of some wrong answer", or everything.
+    """
+    order = np.argsort(v, kind="stable")
+    p_sorted, wrong_sorted = p[order], wrong[order]
+    # A threshold on the variance falls between distinct values only.
+    last_of_tie = np.append(np.diff(v[order]) > 0.0, True)
+    best, best_count, best_key = np.zeros(len(p), dtype=np.bool_), 0, (0.0, 0.0)
+    for floor in (-np.inf, *np.unique(p[wrong])):  # ascending: every step accepts fewer at most
+        above = p_sorted > floor
+        if int(above.sum()) < best_count:
+            break
+        taken = np.cumsum(above)
+        errors = np.cumsum(above & wrong_sorted)
+        valid = last_of_tie & (taken >= max(best_count, 1))
+        valid[valid] = errors[valid] / taken[valid] <= target
+        if not valid.any():
+            continue
+        count = int(taken[valid].max())
+        index = int(np.flatnonzero(valid & (taken == count))[0])
+        chosen = (p > floor) & (v <= v[order[index]])
+        key = (float(p[chosen].min()), -float(v[chosen].max()))
+        if (count, key) > (best_count, best_key):
+            best, best_count, best_key = chosen, count, key
+    return best
+
+
+def _told_apart(value: float, threshold: float) -> tuple[str, str]:
+    """Both numbers with three significant digits, or as many as show which is larger."""
+    digits = 3
+    while value != threshold and f"{value:.{digits}g}" == f"{threshold:.{digits}g}":
+        digits += 1  # ends at 17 digits, where different floats have different texts
+    return f"{value:.{digits}g}", f"{threshold:.{digits}g}"

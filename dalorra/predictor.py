@@ -1,0 +1,212 @@
+"""An adapter on its base model, ready to answer."""
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dalorra.adapter import Adapter, check_tokens, load_adapter, read_adapter
+from dalorra.bank import MaskBank, NoiseBank
+from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
+from dalorra.packed_llama import PackedLlama
+from dalorra.packing import Scope, packed_row_count
+from dalorra.policy import Policy
+from dalorra.predictive import Prediction, summarise
+from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
+from dalorra.stochastic_lora import StochasticPeftModel, mask_logits
+
+DEFAULT_ROW_BUDGET = 4096
+
+
+class Predictor:
+    """Answers inputs with M sampled passes packed into one forward.
+
+    Args:
+        model: the base with the adapter attached; its weights must not change afterwards.
+        encoder: tokeniser of the adapter's prompts and labels.
+        bank: the M samples.
+        scope: rows the adapter acts on.
+        policy: thresholds; one that never accepts when the adapter has none.
+        model_name, adapter_name, adapter_digest, method: what the answers carry.
+        row_budget: most packed rows of one forward; a longer prompt is split along M.
+
+    One caller at a time: the model thread of the service.
+    """
+
+    def __init__(
+        self,
+        model: StochasticPeftModel,
+        encoder: PromptEncoder,
+        bank: NoiseBank,
+        scope: Scope,
+        *,
+        policy: Policy,
+        model_name: str,
+        adapter_name: str,
+        adapter_digest: str,
+        method: str,
+        row_budget: int = DEFAULT_ROW_BUDGET,
+    ) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.bank = bank
+        self.scope = scope
+        self.policy = policy
+        self.model_name = model_name
+        self.adapter_name = adapter_name
+        self.adapter_digest = adapter_digest
+        self.method = method
+        self.row_budget = row_budget
+        self._network = PackedLlama(model, torch.tensor(encoder.label_ids, device=model.device))
+        self._mean_bank = MaskBank.mean(mask_logits(model))
+
+    @classmethod
+    def load(
+        cls,
+        adapter_dir: Path | None = None,
+        base_model: str | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        on_overflow: Overflow = "truncate",
+        row_budget: int = DEFAULT_ROW_BUDGET,
+    ) -> "Predictor":
+        """Loads an adapter (the bundled one by default) and the base model it was trained on.
+
+        Raises:
+            AdapterError: the directory is damaged or does not fit the base model.
+            BaseModelError: the base model cannot be had.
+        """
+        adapter = read_adapter(adapter_dir or bundled_adapter())
+        reference = base_model or adapter.manifest.base_model.name or DEFAULT_BASE_MODEL
+        base = load_base_model(reference, device=device, dtype=dtype)
+        return cls.from_adapter(adapter, base, on_overflow=on_overflow, row_budget=row_budget)
+
+    @classmethod
+    def from_adapter(
+        cls,
+        adapter: Adapter,
+        base: BaseModel,
+        *,
+        on_overflow: Overflow = "truncate",
+        row_budget: int = DEFAULT_ROW_BUDGET,
+    ) -> "Predictor":
+        """Attaches `adapter` to `base` and draws its bank."""
+        manifest = adapter.manifest
+        encoder = PromptEncoder(base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow)
+        check_tokens(manifest, encoder)
+        model = load_adapter(adapter, base)
+        return cls(
+            model,
+            encoder,
+            MaskBank.draw(mask_logits(model), manifest.bank),
+            manifest.scope,
+            policy=adapter.policy or Policy.never(adapter.digest),
+            model_name=base.name,
+            adapter_name=manifest.name,
+            adapter_digest=adapter.digest,
+            method=manifest.method,
+            row_budget=row_budget,
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names, in the order of the adapter."""
+        return tuple(self.encoder.format.labels)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the adapter's template."""
+        return self.encoder.format.fields
+
+    @property
+    def samples(self) -> int:
+        """M."""
+        return self.bank.samples
+
+    @property
+    def max_tokens(self) -> int:
+        """Limit on the tokens of one input, template and cue included."""
+        return self.encoder.max_tokens
+
+    def encode(self, value: InputFields) -> Prompt:
+        """Tokenises one input; may run beside `predict` on another thread.
+
+        Raises:
+            InputError: see `PromptEncoder.encode`.
+        """
+        return self.encoder.encode(value)
+
+    def packed_rows(self, prompt: Prompt) -> int:
+        """Rows that this prompt adds to a forward."""
+        return packed_row_count(prompt, self.samples, self.scope)
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """Predictive moments of each prompt, order kept."""
+        return summarise(self.sample_probabilities(prompts), self.labels)
+
+    def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """The same with the posterior mean mask σ(φ): one deterministic pass, variance 0."""
+        return summarise(self.sample_probabilities(prompts, self._mean_bank), self.labels)
+
+    def sample_probabilities(
+        self, prompts: Sequence[Prompt], bank: NoiseBank | None = None
+    ) -> Tensor:
+        """Softmax over the label tokens under each member of the bank.
+
+        Returns:
+            `[B, M, K]` float32 on the CPU.
+        """
+        bank = bank or self.bank
+        parts = [
+            torch.cat(
+                [
+                    self._network.label_logits(group, members, bank, self.scope)
+                    for members in member_groups
+                ],
+                dim=1,
+            )
+            for group, member_groups in self._plan(prompts, bank.samples)
+        ]
+        logits = torch.cat(parts) if parts else torch.empty(0, bank.samples, len(self.labels))
+        return logits.softmax(dim=-1).cpu()
+
+    def warm_up(self) -> None:
+        """Runs the smallest and the largest input once, so that the first request is not slow."""
+        cue = self.encoder.cue_ids
+        filler = self.encoder.encode(dict.fromkeys(self.fields, "warm up")).prompt_ids
+        longest = (filler * self.max_tokens)[: self.max_tokens - len(cue)]
+        for prompt_ids in (filler, longest):
+            self.predict([Prompt(prompt_ids, cue)])
+
+    def _plan(
+        self, prompts: Sequence[Prompt], samples: int
+    ) -> Iterator[tuple[Sequence[Prompt], list[range]]]:
+        """Groups of prompts that fit the row budget; a prompt too long for it splits along M."""
+        start = 0
+        while start < len(prompts):
+            end, longest = start, 0
+            while end < len(prompts):
+                rows = packed_row_count(prompts[end], samples, self.scope)
+                longest = max(longest, rows)
+                if end > start and longest * (end + 1 - start) > self.row_budget:
+                    break
+                end += 1
+            group = prompts[start:end]
+            yield group, self._member_groups(group[0], samples, alone=len(group) == 1)
+            start = end
+
+    def _member_groups(self, prompt: Prompt, samples: int, *, alone: bool) -> list[range]:
+        if not alone or packed_row_count(prompt, samples, self.scope) <= self.row_budget:
+            return [range(samples)]
+        shared = packed_row_count(prompt, 0, self.scope)
+        per_sample = packed_row_count(prompt, 1, self.scope) - shared
+        step = max((self.row_budget - shared) // max(per_sample, 1), 1)
+        return [range(m, min(m + step, samples)) for m in range(0, samples, step)]
+
+
+def bundled_adapter() -> Path:
+    """The default adapter that ships with the package."""
+    return Path(str(files("dalorra") / "adapters" / "sentiment"))

@@ -1,0 +1,196 @@
+"""From an input to token ids: template, answer cue, label tokens, truncation.
+
+The answer cue is tokenised on its own and appended, so the boundary between the prompt, which the
+frozen base alone reads, and the cue, which the adapter acts on, is exact for every input.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from string import Formatter
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from transformers import PreTrainedTokenizerBase
+
+from dalorra.errors import AdapterError, InputError
+
+InputFields = str | Mapping[str, str]
+Overflow = Literal["truncate", "reject"]
+
+
+class PromptFormat(BaseModel):
+    r"""How an input becomes a prompt, and which words answer it.
+
+    Attributes:
+        template: text with named fields, e.g. `"Review: {sentence}"`.
+        answer_cue: constant tail after the template, e.g. `"\nSentiment:"`.
+        labels: label name → the text whose single token stands for it, e.g. `" positive"`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    template: str
+    answer_cue: str = Field(min_length=1)
+    labels: dict[str, str] = Field(min_length=2)
+
+    @field_validator("template")
+    @classmethod
+    def _has_named_fields(cls, template: str) -> str:
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"template {template!r} cannot be parsed: {error}") from error
+        if not names or not all(name.isidentifier() for name in names):
+            raise ValueError(f"template {template!r} needs named fields such as {{text}}")
+        return template
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """Field names in order of first appearance."""
+        names = (name for _, name, _, _ in Formatter().parse(self.template) if name is not None)
+        return tuple(dict.fromkeys(names))
+
+    def render(self, values: Mapping[str, str]) -> str:
+        """The template with its fields filled in; braces inside values stay as they are."""
+        parts = Formatter().parse(self.template)
+        return "".join(text + (values[name] if name else "") for text, name, _, _ in parts)
+
+    def as_fields(self, value: InputFields) -> dict[str, str]:
+        """Checks an input against the template's fields.
+
+        Raises:
+            InputError: wrong type, missing or unknown field, or nothing but white space.
+        """
+        if isinstance(value, str):
+            if len(self.fields) != 1:
+                raise InputError(
+                    f"input is a string, but the template has {len(self.fields)} fields: "
+                    f"send an object with {', '.join(self.fields)}"
+                )
+            value = {self.fields[0]: value}
+        for name in self.fields:
+            if name not in value:
+                raise InputError(f"input lacks the field {name!r}: send {', '.join(self.fields)}")
+            if not isinstance(value[name], str):
+                raise InputError(f"input field {name!r} must be a string")
+        if unknown := sorted(set(value) - set(self.fields)):
+            raise InputError(
+                f"input has the unknown field {unknown[0]!r}: send {', '.join(self.fields)}"
+            )
+        if not any(value[name].strip() for name in self.fields):
+            raise InputError("input is empty: send some text")
+        return {name: value[name] for name in self.fields}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One tokenised input.
+
+    Attributes:
+        prompt_ids: T − k token ids before the cue, beginning-of-sequence token included.
+        cue_ids: the k token ids of the answer cue.
+        truncated: whether free text was cut to fit.
+    """
+
+    prompt_ids: tuple[int, ...]
+    cue_ids: tuple[int, ...]
+    truncated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """T, prompt and cue."""
+        return len(self.prompt_ids) + len(self.cue_ids)
+
+
+class PromptEncoder:
+    """Tokenises inputs of one `PromptFormat`; stateless after construction, so thread-safe.
+
+    Args:
+        tokenizer: a fast tokenizer of the base model.
+        prompt_format: template, cue and labels.
+        max_tokens: limit on T, cue included.
+        on_overflow: `truncate` cuts the longest field, never the template or the cue; `reject`
+            raises `InputError`.
+
+    Raises:
+        AdapterError: a label that is not one token after the cue, two labels with one token, or
+            a cue that leaves no room for a prompt.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_format: PromptFormat,
+        max_tokens: int = 300,
+        on_overflow: Overflow = "truncate",
+    ) -> None:
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise AdapterError("the base model needs a fast tokenizer (tokenizer.json)")
+        # A copy without truncation and padding: encoding then has no state to race for.
+        self._backend: Any = type(backend).from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.format = prompt_format
+        self.max_tokens = max_tokens
+        self.on_overflow = on_overflow
+        empty = cast(list[int], tokenizer("").input_ids)
+        bos = tokenizer.bos_token_id
+        self._prefix = (bos,) if bos is not None and empty[:1] == [bos] else ()
+        self.cue_ids = tuple(self._ids(prompt_format.answer_cue))
+        self.label_ids = tuple(
+            self._label_id(name, text) for name, text in prompt_format.labels.items()
+        )
+        if len(set(self.label_ids)) < len(self.label_ids):
+            raise AdapterError("two labels share one token: choose texts with different tokens")
+        shell = prompt_format.render(dict.fromkeys(prompt_format.fields, ""))
+        self.shell_tokens = len(self._prefix) + len(self._ids(shell)) + len(self.cue_ids)
+        if self.shell_tokens >= max_tokens:
+            raise AdapterError(
+                f"template and cue alone take {self.shell_tokens} tokens: raise max_tokens "
+                f"({max_tokens}) or shorten them"
+            )
+
+    def encode(self, value: InputFields) -> Prompt:
+        """Tokenises one input.
+
+        Raises:
+            InputError: it does not fit the template, or is over-long and `on_overflow="reject"`.
+        """
+        fields = self.format.as_fields(value)
+        ids = self._ids(self.format.render(fields))
+        room = self.max_tokens - len(self._prefix) - len(self.cue_ids)
+        truncated = len(ids) > room
+        if truncated and self.on_overflow == "reject":
+            raise InputError(
+                f"input takes {len(ids) + self.max_tokens - room} tokens, the limit is "
+                f"{self.max_tokens}: shorten it"
+            )
+        while len(ids) > room:
+            fields = self._cut(fields, excess=len(ids) - room)
+            ids = self._ids(self.format.render(fields))
+        return Prompt((*self._prefix, *ids), self.cue_ids, truncated)
+
+    def _cut(self, fields: dict[str, str], excess: int) -> dict[str, str]:
+        """Drops at least one character and about `excess` tokens from the end of the longest."""
+        encodings = {
+            name: self._backend.encode(text, add_special_tokens=False)
+            for name, text in fields.items()
+        }
+        name, encoding = max(encodings.items(), key=lambda item: len(item[1].ids))
+        keep = max(len(encoding.ids) - excess, 0)
+        end = min(encoding.offsets[keep - 1][1] if keep else 0, len(fields[name]) - 1)
+        return {**fields, name: fields[name][:end]}
+
+    def _ids(self, text: str) -> list[int]:
+        return cast(list[int], self._backend.encode(text, add_special_tokens=False).ids)
+
+    def _label_id(self, name: str, text: str) -> int:
+        with_label = self._ids(self.format.answer_cue + text)
+        if len(with_label) != len(self.cue_ids) + 1 or tuple(with_label[:-1]) != self.cue_ids:
+            raise AdapterError(
+                f"label {name!r} ({text!r}) is not exactly one token after the cue "
+                f"{self.format.answer_cue!r}: choose a text that is"
+            )
+        return with_label[-1]

@@ -1,0 +1,252 @@
+"""The stochastic LoRA layer, on PEFT's extension points.
+
+    y = W₀x + (α/r) · B · noise(A x)                                             (Eq. 1, Eq. 5)
+
+Every method that is served here is noise on the down-projection A·x: a `RankNoise` maps
+`[..., rows, r]` to `[..., rows, r]`. For DALorRA it is a product with the row mask z, one row of
+the mask per row of the input, so that rows of one forward can carry different samples.
+
+The base weight is neither merged nor saved; a tied head stays tied.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel
+from peft.tuners import lora
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dalorra.masks import prior_logit
+
+ADAPTER_NAME: Final = "default"
+
+RankNoise = Callable[[Tensor, Tensor], Tensor]
+"""Maps (A·x `[..., rows, r]`, x `[..., rows, d_in]`) to the perturbed A·x, same shape."""
+
+
+def base_only(activations: Tensor, inputs: Tensor) -> Tensor:  # noqa: ARG001 - a `RankNoise`
+    """The `RankNoise` of a frozen prompt: no update at all; the layer then skips A and B."""
+    return torch.zeros_like(activations)
+
+
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """`RankNoise` of rank masking: z ⊙ (A x).
+
+    Attributes:
+        mask: `[batch or 1, rows or 1, r]`.
+    """
+
+    mask: Tensor
+
+    def __call__(self, activations: Tensor, inputs: Tensor) -> Tensor:
+        return activations * self.mask.to(activations.dtype)
+
+
+class StochasticLoraLinear(lora.Linear):
+    """`lora.Linear` whose rank activations pass through `rank_noise` (None: plain LoRA).
+
+    Holds the mask logits φ `[r]` as `lora_mask_logits`, which PEFT saves and loads with A and B.
+    """
+
+    adapter_layer_names = (*lora.Linear.adapter_layer_names, "lora_mask_logits")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
+        self.rank_noise: RankNoise | None = None
+        super().__init__(base_layer, adapter_name, **kwargs)
+
+    def update_layer(self, adapter_name: str, r: int, *args: Any, **kwargs: Any) -> None:
+        self.lora_mask_logits = nn.ParameterDict({adapter_name: nn.Parameter(torch.zeros(r))})
+        super().update_layer(adapter_name, r, *args, **kwargs)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(
+            "a stochastic adapter has no single merged weight; `dalorra export` writes plain LoRAs"
+        )
+
+    @property
+    def down(self) -> Tensor:
+        """A, `[r, d_in]`."""
+        return cast(Tensor, self.lora_A[ADAPTER_NAME].weight)
+
+    @property
+    def up(self) -> Tensor:
+        """B, `[d_out, r]`."""
+        return cast(Tensor, self.lora_B[ADAPTER_NAME].weight)
+
+    @property
+    def scale(self) -> float:
+        """α / r."""
+        return float(self.scaling[ADAPTER_NAME])
+
+    @property
+    def mask_logits(self) -> nn.Parameter:
+        """φ, `[r]`."""
+        return cast(nn.Parameter, self.lora_mask_logits[ADAPTER_NAME])
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`[..., rows, d_in]` → `[..., rows, d_out]`."""
+        base = cast(Tensor, self.base_layer(x))
+        if self.rank_noise is base_only:
+            return base
+        return base + (F.linear(self._rank_activations(x), self.up) * self.scale).to(base.dtype)
+
+    def rows(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Only the output features `indices`, in float32: the label logits of a head.
+
+        Args:
+            x: `[..., rows, d_in]`.
+            indices: `[K]` output features.
+
+        Returns:
+            `[..., rows, K]` float32.
+        """
+        weight = cast(nn.Linear, self.base_layer).weight[indices]  # [K, d_in]
+        base = F.linear(x.float(), weight.float())
+        if self.rank_noise is base_only:
+            return base
+        update = F.linear(self._rank_activations(x).float(), self.up[indices].float())
+        return base + update * self.scale
+
+    def _rank_activations(self, x: Tensor) -> Tensor:
+        x = x.to(self.down.dtype)
+        activations = F.linear(x, self.down)  # [..., rows, r]
+        return activations if self.rank_noise is None else self.rank_noise(activations, x)
+
+
+class StochasticPeftModel(PeftModel):
+    """A `PeftModel` that never writes the base weights beside the adapter.
+
+    PEFT's default saves the base layer of every adapted embedding or head: 1 GB for an 8B model.
+    """
+
+    def save_pretrained(
+        self,
+        save_directory: str,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().save_pretrained(
+            save_directory,
+            safe_serialization,
+            selected_adapters,
+            save_embedding_layers,
+            *args,
+            **kwargs,
+        )
+
+
+def lora_config(
+    rank: int,
+    alpha: float,
+    modules: Sequence[str],
+    base_model_name: str,
+    last_layers: range | None = None,
+) -> LoraConfig:
+    """PEFT's own description of the adapter: what `adapter_config.json` holds."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT annotates int, any number works
+        target_modules=list(modules),
+        lora_dropout=0.0,
+        bias="none",
+        layers_to_transform=None if last_layers is None else list(last_layers),
+        base_model_name_or_path=base_model_name,
+    )
+
+
+_OUR_SETTINGS: Final = frozenset(
+    (
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "layers_to_transform",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_version",
+    )
+)
+
+
+def foreign_setting(config: LoraConfig) -> str | None:
+    """The first setting that `lora_config` never makes, such as `use_dora`.
+
+    Our layer would ignore some of them without a word, and a plain LoRA cannot express others.
+    """
+    usual = LoraConfig().to_dict()
+    return next(
+        (
+            name
+            for name, value in config.to_dict().items()
+            if name not in _OUR_SETTINGS and value != usual.get(name)
+        ),
+        None,
+    )
+
+
+def attach(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    prior: float = 0.5,
+    model_class: type[StochasticPeftModel] = StochasticPeftModel,
+) -> StochasticPeftModel:
+    """Wraps the target modules of `model` in place; A random, B zero, φ = logit p₀.
+
+    The base must not be wrapped already; `detach` gives it back.
+
+    Raises:
+        ValueError: `prior` outside (0, 1), or a target module the base does not have (PEFT).
+    """
+    initial_logit = prior_logit(prior)
+    # PEFT documents this name as its extension point, underscore and all.
+    config._register_custom_module({nn.Linear: StochasticLoraLinear})  # noqa: SLF001
+    with warnings.catch_warnings():
+        # A tied head shares its base weight, which is neither merged nor saved.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
+        peft_model = model_class(model, config, adapter_name=ADAPTER_NAME)
+    for layer in stochastic_layers(peft_model).values():
+        nn.init.constant_(layer.mask_logits, initial_logit)
+    return peft_model
+
+
+def detach(peft_model: PeftModel) -> PreTrainedModel:
+    """The base model without the adapter, its own modules restored."""
+    return cast(PreTrainedModel, peft_model.unload())
+
+
+def stochastic_layers(model: nn.Module) -> dict[str, StochasticLoraLinear]:
+    """Adapted modules by their name in the base model, in model order (head last)."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, StochasticLoraLinear)
+    }
+
+
+def mask_logits(model: nn.Module) -> Tensor:
+    """φ of all modules, `[modules, r]`, differentiable."""
+    return torch.stack([layer.mask_logits for layer in stochastic_layers(model).values()])
+
+
+@contextmanager
+def rank_noise(
+    layers: Sequence[StochasticLoraLinear], noise: Sequence[RankNoise | None]
+) -> Iterator[None]:
+    """Applies one `RankNoise` per layer inside the block, and restores what was there before."""
+    before = [layer.rank_noise for layer in layers]
+    try:
+        for layer, layer_noise in zip(layers, noise, strict=True):
+            layer.rank_noise = layer_noise
+        yield
+    finally:
+        for layer, layer_noise in zip(layers, before, strict=True):
+            layer.rank_noise = layer_noise

@@ -1,0 +1,193 @@
+"""The dashboard *Uncertainty*: what is decided, and how sure the adapter is."""
+
+from grafana_foundation_sdk.builders import dashboard as board
+from grafana_foundation_sdk.models.dashboard import Dashboard, VariableOption
+
+from deploy.grafana.panels import (
+    SELECTED,
+    Query,
+    heat,
+    labels_of,
+    lines,
+    mean,
+    new_dashboard,
+    number,
+    numbered,
+    rate,
+    share,
+)
+
+ACCEPT, ESCALATE, CLARIFY = (
+    f'decision="{decision}"' for decision in ("accept", "escalate", "clarify")
+)
+
+
+def uncertainty() -> Dashboard:
+    """What the adapter decides, and how sure it is."""
+    dashboard = new_dashboard(
+        "DALorRA: Uncertainty",
+        "dalorra-uncertainty",
+        "What is accepted, escalated and sent back for clarification, and how sure the adapter is.",
+    ).with_variable(
+        board.TextBoxVariable("calibrated_acceptance")
+        .label("Calibrated acceptance")
+        .description("policy.accepted of GET /info, between 0 and 1; NaN draws no line.")
+        .default_value("NaN")
+        .current(VariableOption(text="NaN", value="NaN"))
+    )
+    _add_overview(dashboard)
+    _add_decisions(dashboard)
+    _add_doubt(dashboard)
+    _add_answers(dashboard)
+    return numbered(dashboard.build())
+
+
+def _of_decisions(matcher: str, window: str = "$__rate_interval", offset: str = "") -> str:
+    """Share of one decision, in one series whatever is selected."""
+    shift = f" offset {offset}" if offset else ""
+    part, whole = (
+        f"sum (rate(dalorra_decisions_total{{{SELECTED}{extra}}}[{window}]{shift}))"
+        for extra in (f",{matcher}", "")
+    )
+    return f"{part} / {whole}"
+
+
+def _add_overview(dashboard: board.Dashboard) -> None:
+    for title, description, matcher in (
+        ("Accepted", "Share of answers that the policy accepts, over the last hour.", ACCEPT),
+        ("Escalated", "Share whose variance is above the policy's, over the last hour.", ESCALATE),
+        ("To clarify", "Share that is steady but not probable enough, last hour.", CLARIFY),
+    ):
+        dashboard.with_panel(
+            number(title, description, "percentunit", _of_decisions(matcher, "1h"))
+        )
+    dashboard.with_panel(
+        number(
+            "Answers",
+            "Inputs answered in the last hour.",
+            "short",
+            f"sum (increase(dalorra_decisions_total{{{SELECTED}}}[1h]))",
+        )
+    ).with_panel(
+        labels_of(
+            "Adapters served",
+            "Two digests at once mean that an adapter is being rolled.",
+            "dalorra_adapter_info",
+            "adapter, digest, method, scope, samples, model",
+        )
+    )
+
+
+def _add_decisions(dashboard: board.Dashboard) -> None:
+    dashboard.with_row(board.Row("Decisions")).with_panel(
+        lines(
+            "Decisions",
+            "Answers per second by decision.",
+            "reqps",
+            [Query(rate("dalorra_decisions_total", "decision"), "{{decision}}")],
+            stacked=True,
+        )
+    ).with_panel(
+        lines(
+            "Shares of the decisions",
+            "Which fraction of the answers gets which decision.",
+            "percentunit",
+            [Query(share("dalorra_decisions_total", "decision"), "{{decision}}")],
+            stacked=True,
+            top=1,
+        )
+    ).with_panel(
+        lines(
+            "Acceptance against its calibration",
+            "Far from the calibrated share, the inputs are not those the policy was picked on.",
+            "percentunit",
+            [
+                Query(_of_decisions(ACCEPT, "1h"), "accepted, last hour"),
+                Query("vector($calibrated_acceptance)", "accepted when calibrated"),
+            ],
+            top=1,
+        )
+    ).with_panel(
+        lines(
+            "Escalation against the day before",
+            "A gap that stays is new inputs or a new adapter; DalorraEscalationSurge watches it.",
+            "percentunit",
+            [
+                Query(_of_decisions(ESCALATE, "30m"), "escalated, last 30 minutes"),
+                Query(_of_decisions(ESCALATE, "1d", "30m"), "escalated, the day before"),
+            ],
+        )
+    )
+
+
+def _add_doubt(dashboard: board.Dashboard) -> None:
+    confidence, variance = "dalorra_confidence", "dalorra_predictive_variance"
+    dashboard.with_row(board.Row("Doubt")).with_panel(
+        heat(
+            "Confidence",
+            "Answers by the mean probability of their label; a row is a bucket's upper end.",
+            "percentunit",
+            confidence,
+        )
+    ).with_panel(
+        heat(
+            "Variance",
+            "Answers by the variance of that probability over the samples.",
+            "none",
+            variance,
+        )
+    )
+    for title, description, unit, histogram in (
+        (
+            "Mean confidence",
+            "DalorraConfidenceDrift watches the gap between the hour and the day before.",
+            "percentunit",
+            confidence,
+        ),
+        ("Mean variance", "How much the samples disagree on average.", "none", variance),
+    ):
+        dashboard.with_panel(
+            lines(
+                title,
+                description,
+                unit,
+                [
+                    Query(mean(histogram, "1h"), "last hour"),
+                    Query(mean(histogram, "1d", "1h"), "the day before"),
+                ],
+            )
+        )
+
+
+def _add_answers(dashboard: board.Dashboard) -> None:
+    dashboard.with_row(board.Row("Answers")).with_panel(
+        lines(
+            "Labels",
+            "Answers per second by predicted label.",
+            "reqps",
+            [Query(rate("dalorra_labels_total", "label"), "{{label}}")],
+            stacked=True,
+        )
+    ).with_panel(
+        lines(
+            "Shares of the labels",
+            "A shift without a cause in the world is a shift in the inputs.",
+            "percentunit",
+            [Query(share("dalorra_labels_total", "label"), "{{label}}")],
+            stacked=True,
+            top=1,
+        )
+    ).with_panel(
+        lines(
+            "Samples per answer",
+            "Posterior samples averaged in one answer.",
+            "none",
+            [
+                Query(
+                    f"{rate('dalorra_mask_samples_total')} / {rate('dalorra_decisions_total')}",
+                    "samples",
+                )
+            ],
+            width=24,
+        )
+    )

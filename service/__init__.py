@@ -1,0 +1,1 @@
+"""The online service: settings, engine, HTTP API, metrics and logs."""

@@ -1,0 +1,1 @@
+"""HTTP: schemas, routes, errors, and one concern per middleware."""

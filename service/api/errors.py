@@ -1,0 +1,251 @@
+"""The one place that turns an exception into a status, a body and a metric's label."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from dalorra.errors import InputError
+from service import errors
+from service.api.schemas import ErrorBody
+from service.telemetry import Outcome
+
+_log = structlog.get_logger("dalorra.api")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client is told about an exception.
+
+    Attributes:
+        status: HTTP status.
+        error_type: stable slug that programs can compare.
+        summary: what the OpenAPI document says about it.
+        example: a sentence that the body may hold.
+    """
+
+    status: int
+    error_type: str
+    summary: str
+    example: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """How a request that ended so is counted."""
+        if self.status in (429, 503):
+            return Outcome.REJECTED
+        if self.status == CLIENT_GONE:
+            return Outcome.CANCELLED
+        return Outcome.FAILED if self.status >= 500 else Outcome.INVALID
+
+
+CLIENT_GONE = 499
+"""Never sent, as nobody listens; nginx's number for the log."""
+
+_LONGEST_ECHO = 100  # characters of the client's own words in a sentence
+
+MALFORMED = Problem(
+    400, "malformed_json", "The body is not JSON.", "the body is not valid JSON: Expecting value"
+)
+UNAUTHORIZED = Problem(
+    401,
+    "unauthorized",
+    "The key is missing or unknown.",
+    "send a known key in the header Authorization: Bearer …",
+)
+NOT_FOUND = Problem(404, "not_found", "No such path.", "there is nothing at /nowhere")
+METHOD_NOT_ALLOWED = Problem(
+    405, "method_not_allowed", "Wrong method.", "GET is not allowed here: use POST"
+)
+BODY_TOO_LARGE = Problem(
+    413,
+    "body_too_large",
+    "The body or the batch is too large.",
+    "the body is longer than 2000000 bytes",
+)
+BATCH_TOO_LARGE = Problem(
+    413,
+    "batch_too_large",
+    "The body or the batch is too large.",
+    "129 inputs are more than the 128 of one request: send several",
+)
+INVALID = Problem(
+    422,
+    "invalid_input",
+    "The input does not fit the schema or the adapter's template, or is over-long.",
+    "input lacks the field 'claim': send claim, evidence",
+)
+QUEUE_FULL = Problem(
+    429,
+    "queue_full",
+    "The queue is full; `Retry-After` says when to come back.",
+    "the queue is full (512 inputs, 38912 rows wait): try again in 3 s",
+)
+INFERENCE_FAILED = Problem(
+    500,
+    "inference_failed",
+    "The forward pass failed.",
+    "the forward pass failed on this input",
+)
+INTERNAL = Problem(500, "internal_error", "The forward pass failed.", "the server made a mistake")
+LOADING = Problem(
+    503,
+    "loading",
+    "The server is loading, draining or broken.",
+    "the model is still loading: try again in a moment",
+)
+DRAINING = Problem(
+    503,
+    "draining",
+    "The server is loading, draining or broken.",
+    "the server is shutting down: try again",
+)
+UNAVAILABLE = Problem(
+    503,
+    "unavailable",
+    "The server is loading, draining or broken.",
+    "the model no longer works: restart the server",
+)
+DEADLINE = Problem(
+    504, "deadline_exceeded", "Not ready in time.", "the answer was not ready within 30 s"
+)
+GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client closed the connection")
+
+PROBLEMS: dict[type[Exception], Problem] = {
+    InputError: INVALID,
+    errors.UnauthorizedError: UNAUTHORIZED,
+    errors.BodyTooLargeError: BODY_TOO_LARGE,
+    errors.BatchTooLargeError: BATCH_TOO_LARGE,
+    errors.QueueFullError: QUEUE_FULL,
+    errors.InferenceError: INFERENCE_FAILED,
+    errors.LoadingError: LOADING,
+    errors.DrainingError: DRAINING,
+    errors.UnavailableError: UNAVAILABLE,
+    errors.DeadlineError: DEADLINE,
+    errors.ClientGoneError: GONE,
+}
+_BY_STATUS = {400: MALFORMED, 404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
+
+ERROR_TYPES = sorted(
+    {problem.error_type for problem in (*PROBLEMS.values(), *_BY_STATUS.values(), INTERNAL)}
+)
+"""Every slug that a body can carry."""
+
+
+def error_response(error: Exception, scope: Scope) -> JSONResponse:
+    """The answer to a request that raised `error`.
+
+    Leaves the `Problem` in the request's state, where the access middleware counts and logs it.
+    """
+    problem, sentence = _explain(error, scope)
+    state = scope.setdefault("state", {})
+    state["problem"] = problem
+    request_id = state.get("request_id", "")
+    body = ErrorBody(error=sentence, error_type=problem.error_type, request_id=request_id)
+    return JSONResponse(body.model_dump(), problem.status, _headers(error))
+
+
+def install(app: FastAPI) -> None:
+    """Sends every exception of the routes through `error_response`."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return error_response(error, request.scope)
+
+    for kind in (*PROBLEMS, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, handle)
+
+
+def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for errors; those of one status share an entry."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for problem in problems:
+        entry = responses.setdefault(
+            problem.status,
+            {
+                "model": ErrorBody,
+                "description": problem.summary,
+                "content": {"application/json": {"examples": {}}},
+            },
+        )
+        entry["content"]["application/json"]["examples"][problem.error_type] = {
+            "value": {
+                "error": problem.example,
+                "error_type": problem.error_type,
+                "request_id": "5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e",
+            }
+        }
+        if problem is QUEUE_FULL:
+            entry["headers"] = {
+                "Retry-After": {
+                    "description": "Whole seconds to wait.",
+                    "schema": {"type": "integer", "minimum": 1},
+                }
+            }
+    return responses
+
+
+def _explain(error: Exception, scope: Scope) -> tuple[Problem, str]:
+    if isinstance(error, RequestValidationError):
+        return _explain_validation(error, scope)
+    if isinstance(error, HTTPException) and error.status_code in _BY_STATUS:
+        problem = _BY_STATUS[error.status_code]
+        return problem, {
+            400: "the body is not valid JSON in UTF-8",
+            404: f"there is nothing at {scope['path'][:_LONGEST_ECHO]}",
+            405: f"{scope['method']} is not allowed here: use {_allowed(error)}",
+        }[error.status_code]
+    for kind in type(error).__mro__:
+        if kind in PROBLEMS:
+            return PROBLEMS[kind], str(error)
+    _log.error("unhandled", exc_info=error)
+    return INTERNAL, "the server made a mistake: its log has the details under this request_id"
+
+
+def _explain_validation(error: RequestValidationError, scope: Scope) -> tuple[Problem, str]:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return MALFORMED, f"the body is not valid JSON: {first['ctx']['error']}"
+    path = [str(part) for part in first["loc"][1:]]
+    if not path:
+        content_type = dict(scope["headers"]).get(b"content-type", b"")
+        if b"json" not in content_type:
+            return INVALID, "send a JSON object with the header Content-Type: application/json"
+        return INVALID, "the body must be a JSON object"
+    return INVALID, f"{_readable(path)}: {_message(error.errors())}"
+
+
+def _readable(path: list[str]) -> str:
+    """`["inputs", "3", "str"]` as `inputs[3]`; the member of a union says nothing to a client."""
+    name = path[0][:_LONGEST_ECHO]
+    for part in path[1:2]:
+        name += f"[{part}]" if part.isdigit() else ""
+    return name
+
+
+def _message(problems: Sequence[Any]) -> str:
+    """What is wrong with the first place that has something wrong."""
+    first = problems[0]
+    if first["loc"][-1] == "str" or "dict[str,str]" in first["loc"]:
+        return "must be a string or an object of strings"
+    return str(first["msg"]).removeprefix("Value error, ")
+
+
+def _allowed(error: HTTPException) -> str:
+    return (error.headers or {}).get("Allow", "another method")
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        headers.update(error.headers or {})
+    if isinstance(error, errors.UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.ServiceError) and error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return headers

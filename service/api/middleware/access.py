@@ -1,0 +1,73 @@
+"""Counts, times and logs each request once, when it ends; catches what nobody else did."""
+
+import time
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.errors import Problem, error_response
+from service.telemetry import Outcome, Telemetry
+
+_log = structlog.get_logger("dalorra.access")
+_PREDICTION_PATHS = frozenset({"/predict", "/predict/batch"})
+
+
+class AccessMiddleware:
+    """One line and one count per request.
+
+    Only predictions are counted, and only they are logged at info: probes and scrapes would
+    drown them.
+    """
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self.app = app
+        self.telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Counts, times and logs."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        counted = scope["path"] in _PREDICTION_PATHS
+        status = 0
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        started = time.perf_counter()
+        if counted:
+            self.telemetry.request_started()
+        try:
+            await self.app(scope, receive, send_and_see)
+        except Exception as error:
+            response = error_response(error, scope)
+            if status:  # too late to say so: the server closes the connection
+                raise
+            await response(scope, receive, send_and_see)
+        finally:
+            self._finish(scope, status, time.perf_counter() - started, counted=counted)
+
+    def _finish(self, scope: Scope, status: int, seconds: float, *, counted: bool) -> None:
+        state = scope.get("state", {})
+        problem: Problem | None = state.get("problem")
+        if problem is not None:
+            outcome = problem.outcome
+        else:  # no status: the server cancelled the request before it was answered
+            outcome = Outcome.OK if status else Outcome.CANCELLED
+        if counted:
+            error_type = problem.error_type if problem else None
+            self.telemetry.request_finished(outcome, error_type, seconds)
+        log = _log.info if counted else _log.debug
+        log(
+            "request",
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            outcome=str(outcome),
+            total_ms=round(1e3 * seconds, 3),
+            **({"error_type": problem.error_type} if problem else {}),
+            **state.get("facts", {}),
+        )

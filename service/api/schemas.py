@@ -1,0 +1,138 @@
+"""Bodies of requests and answers. The examples are checked against the schemas by the tests."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+from dalorra.policy import Decision, Policy
+
+
+def _is_unicode(value: str | dict[str, str]) -> str | dict[str, str]:
+    texts = [value] if isinstance(value, str) else [*value, *value.values()]
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:  # JSON can say what no text can
+        raise ValueError("is not Unicode: it holds half of a surrogate pair") from None
+    return value
+
+
+InputValue = Annotated[
+    str | dict[str, str],
+    AfterValidator(_is_unicode),
+    Field(
+        description="Text, for a template with one field; else an object of the template's fields."
+    ),
+]
+
+_PREDICTION: dict[str, JsonValue] = {
+    "label": "positive",
+    "probability": 0.983,
+    "variance": 0.0004,
+    "decision": "accept",
+    "reason": "probability 0.983 is at least 0.9 and variance 0.0004 is at most 0.01",
+    "probabilities": {"negative": 0.017, "positive": 0.983},
+    "entropy": 0.086,
+    "mutual_information": 0.002,
+    "samples": 10,
+    "truncated": False,
+    "model": "smollm2-135m-instruct",
+    "adapter": "sentiment",
+    "request_id": "5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e",
+}
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Answer(BaseModel):
+    # Not-a-number is no JSON: better a clean 500 than a body that no client can read.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PredictRequest(_Request):
+    """One input."""
+
+    input: InputValue = Field(examples=["This movie was fantastic!"])
+
+
+class BatchRequest(_Request):
+    """Several inputs, answered together or not at all."""
+
+    inputs: list[InputValue] = Field(
+        min_length=1, examples=[["This movie was fantastic!", "The plot was hard to follow."]]
+    )
+
+
+class PredictResponse(_Answer):
+    """One answer: what, how sure, and what to do with it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PREDICTION]})
+
+    label: str = Field(description="The most probable label.")
+    probability: float = Field(ge=0, le=1, description="Its mean probability over the samples.")
+    variance: float = Field(ge=0, description="Variance of its probability over the samples.")
+    decision: Decision = Field(
+        description="accept: believe it. escalate: the model does not know. "
+        "clarify: the input is ambiguous."
+    )
+    reason: str = Field(description="The decision, explained in one sentence.")
+    probabilities: dict[str, float] = Field(description="Mean probability of each label.")
+    entropy: float = Field(description="Total uncertainty, in nats.")
+    mutual_information: float = Field(description="Its epistemic part, in nats.")
+    samples: int = Field(ge=1, description="Posterior samples that were averaged.")
+    truncated: bool = Field(description="Whether the input was cut to fit.")
+    model: str = Field(description="The base model.")
+    adapter: str = Field(description="The adapter.")
+    request_id: str = Field(description="Also in the header X-Request-Id and in the log.")
+
+
+class BatchResponse(_Answer):
+    """The answers, in the order of the inputs."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"predictions": [_PREDICTION]}]})
+
+    predictions: list[PredictResponse]
+
+
+class LimitsInfo(_Answer):
+    """What the server takes at most."""
+
+    max_tokens: int = Field(description="Tokens of one input, template and cue included.")
+    max_batch_inputs: int
+    max_body_bytes: int
+    max_queue_requests: int
+    max_queue_rows: int
+    request_timeout_seconds: float
+
+
+class InfoResponse(_Answer):
+    """What is served."""
+
+    version: str = Field(description="Of the software.")
+    model: str
+    adapter: str
+    adapter_digest: str = Field(description="Changes with anything that changes an answer.")
+    method: str = Field(description="How the adapter is stochastic.")
+    scope: str = Field(description="Rows that the adapter acts on.")
+    samples: int
+    labels: list[str]
+    fields: list[str] = Field(description="Fields of the template, for inputs that are objects.")
+    on_overflow: str = Field(description="What happens to an over-long input.")
+    policy: Policy = Field(description="The thresholds, where they come from, what they promise.")
+    limits: LimitsInfo
+
+
+class Health(_Answer):
+    """All is well; anything else comes as an error."""
+
+    status: str = Field(examples=["ready"])
+
+
+class ErrorBody(_Answer):
+    """Every error, whatever its status."""
+
+    error: str = Field(description="One sentence: what is wrong and what would be right.")
+    error_type: str = Field(description="A stable slug to compare with.")
+    request_id: str

@@ -1,0 +1,147 @@
+"""Feeds the model thread: while one batch runs, the next one fills. There is no timer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.engine.admission import Admission
+from service.engine.entry import Answer, Entry, Stage
+from service.engine.interfaces import Limits, Observer
+from service.engine.queue import Queue
+from service.engine.worker import Worker
+from service.errors import DeadlineError, InferenceError
+
+if TYPE_CHECKING:
+    from dalorra.predictive import Prediction
+    from dalorra.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Entries that share a forward, and when it began in loop time."""
+
+    entries: list[Entry]
+    prompts: list[Prompt]
+    started_at: float
+
+    @property
+    def rows(self) -> int:
+        """Packed rows, padding left out."""
+        return sum(entry.rows for entry in self.entries)
+
+
+class Batcher:
+    """Owner of the running batch.
+
+    Args:
+        worker: runs on the threads of `model`, which must be one.
+        done: called with each entry once it is answered or failed.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        model: Executor,
+        *,
+        queue: Queue,
+        admission: Admission,
+        limits: Limits,
+        observer: Observer,
+        done: Callable[[Entry], None],
+    ) -> None:
+        self._worker = worker
+        self._model = model
+        self._queue = queue
+        self._admission = admission
+        self._limits = limits
+        self._observer = observer
+        self._done = done
+        self._filled = asyncio.Event()
+        self._running: Batch | None = None
+
+    def wake(self) -> None:
+        """Says that the queue is no longer empty."""
+        self._filled.set()
+
+    def stalled(self, now: float) -> bool:
+        """Whether the running batch takes so long that the model thread must hang."""
+        running = self._running
+        return running is not None and now - running.started_at > self._limits.stall_seconds
+
+    async def run(self) -> None:
+        """Runs batches until cancelled.
+
+        Raises:
+            UnavailableError: the device is broken.
+        """
+        loop = asyncio.get_running_loop()
+        finished: tuple[Batch, list[Prediction | Exception], float] | None = None
+        while True:
+            batch = self._next_batch(loop.time())
+            self._running = batch
+            forward = self._submit(batch) if batch else None
+            # The next forward is on its way before the last one's answers are handed out.
+            if finished is not None:
+                self._hand_out(*finished)
+                finished = None
+            if batch is None or forward is None:
+                self._filled.clear()
+                await self._filled.wait()
+                continue
+            results = await forward
+            finished = batch, results, loop.time() - batch.started_at
+
+    def _submit(self, batch: Batch) -> asyncio.Future[list[Prediction | Exception]]:
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._model, self._worker.run, batch.prompts)
+
+    def _next_batch(self, now: float) -> Batch | None:
+        while entries := self._queue.take(self._limits.batch_rows):
+            wanted = [entry for entry in entries if self._start(entry, now)]
+            if wanted:
+                prompts = [entry.prompt for entry in wanted if entry.prompt is not None]
+                return Batch(wanted, prompts, now)
+        return None
+
+    def _start(self, entry: Entry, now: float) -> bool:
+        """Takes an entry out of its place; False when its time was up before its turn came."""
+        self._admission.release(entry.rows)
+        if not entry.wanted(now):
+            entry.fail(DeadlineError("the answer was not ready in time"))
+            self._done(entry)
+            return False
+        entry.stage = Stage.RUNNING
+        entry.started_at = now
+        self._observer.dequeued(now - entry.queued_at)
+        return True
+
+    def _hand_out(
+        self, batch: Batch, results: list[Prediction | Exception], seconds: float
+    ) -> None:
+        self._admission.batch_finished(batch.rows, seconds)
+        self._observer.batch_finished(len(batch.entries), batch.rows, seconds)
+        for entry, result in zip(batch.entries, results, strict=True):
+            if isinstance(result, Exception):
+                entry.fail(InferenceError("the forward pass failed on this input"))
+            else:
+                entry.resolve(_answer(entry, result, seconds, len(batch.entries)))
+            self._done(entry)
+
+
+def _answer(entry: Entry, prediction: Prediction, seconds: float, batch_requests: int) -> Answer:
+    prompt = entry.prompt
+    if prompt is None:
+        raise RuntimeError("an entry ran before it was tokenised")
+    return Answer(
+        prediction=prediction,
+        tokens=prompt.tokens,
+        truncated=prompt.truncated,
+        tokenize_seconds=entry.tokenize_seconds,
+        queue_seconds=entry.started_at - entry.queued_at,
+        inference_seconds=seconds,
+        batch_requests=batch_requests,
+    )

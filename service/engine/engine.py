@@ -1,0 +1,275 @@
+"""The front of the engine: admits inputs, merges equal ones, tokenises, and waits for answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dalorra.errors import InputError
+from service.engine.admission import Admission
+from service.engine.batcher import Batcher
+from service.engine.entry import Answer, Entry, Stage
+from service.engine.interfaces import Limits, Observer, Predictor
+from service.engine.queue import Queue
+from service.engine.worker import Worker
+from service.errors import (
+    DeadlineError,
+    DrainingError,
+    InferenceError,
+    ServiceError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from dalorra.prompts import InputFields, Prompt
+
+_log = structlog.get_logger("dalorra.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokenized:
+    prompt: Prompt
+    rows: int
+    seconds: float
+
+
+class Engine:
+    """Answers inputs; all methods run on the event loop that `start` was called on.
+
+    Args:
+        predictor: loaded and warmed up.
+        model: the one thread that may call `predictor.predict`.
+        tokenizer: threads that may call `predictor.encode`, beside the running forward.
+        limits: what it holds at most.
+        observer: hears what happens.
+        admission: owner of the places; one with `limits` by default.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        model: Executor,
+        tokenizer: Executor,
+        limits: Limits,
+        observer: Observer,
+        admission: Admission | None = None,
+    ) -> None:
+        self.predictor = predictor
+        self._tokenizer = tokenizer
+        self._observer = observer
+        self._admission = admission or Admission(limits)
+        self._queue = Queue()
+        self._batcher = Batcher(
+            Worker(predictor),
+            model,
+            queue=self._queue,
+            admission=self._admission,
+            limits=limits,
+            observer=observer,
+            done=self._forget,
+        )
+        self._in_flight: dict[Hashable, Entry] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._refusal: Callable[[], ServiceError] | None = None  # what newcomers are told
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def queue_requests(self) -> int:
+        """Inputs that wait, those in the tokeniser included."""
+        return self._admission.requests
+
+    @property
+    def queue_rows(self) -> int:
+        """Packed rows that wait."""
+        return self._admission.rows
+
+    @property
+    def alive(self) -> bool:
+        """Whether batches are being run: the batcher lives and its forward does not hang."""
+        task = self._task
+        if task is None or task.done():
+            return False
+        return not self._batcher.stalled(task.get_loop().time())
+
+    def start(self) -> None:
+        """Starts to run batches."""
+        self._task = asyncio.get_running_loop().create_task(self._batcher.run(), name="batcher")
+        self._task.add_done_callback(self._stopped)
+
+    async def predict(self, inputs: Sequence[InputFields], *, within: float) -> list[Answer]:
+        """Answers inputs, order kept. Cancelling it frees the places it holds.
+
+        Args:
+            inputs: at least one; all are admitted or none is.
+            within: seconds until it gives up.
+
+        Raises:
+            InputError: an input does not fit the template; names its index if there are several.
+            QueueFullError: there is no place for all of them.
+            DeadlineError: not all answers were ready in time.
+            InferenceError: the forward failed on one of them.
+            DrainingError, UnavailableError: the engine takes no more work.
+        """
+        if self._refusal is not None:
+            raise self._refusal()
+        deadline = asyncio.get_running_loop().time() + within
+        seats = self._admit(inputs, deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.wait(
+                    [waiter for _, waiter in seats], return_when=asyncio.FIRST_EXCEPTION
+                )
+        except TimeoutError:
+            raise DeadlineError(f"the answer was not ready within {within:g} s") from None
+        else:
+            _raise_first([waiter for _, waiter in seats])
+            return [waiter.result() for _, waiter in seats]
+        finally:
+            for entry, waiter in seats:
+                self._leave(entry, waiter)
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no more work, finishes what it has, and after `seconds` fails what is left."""
+        self._refusal = self._refusal or _draining
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("drain_incomplete", unanswered=len(self._in_flight))
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._fail_all(self._refusal)
+
+    def _admit(
+        self, inputs: Sequence[InputFields], deadline: float
+    ) -> list[tuple[Entry, asyncio.Future[Answer]]]:
+        """A seat for each input: beside an equal one that is on its way, or in a new entry."""
+        keys = [_key(value, self.predictor.fields) for value in inputs]
+        fresh = {
+            key: value
+            for key, value in zip(keys, inputs, strict=True)
+            if key not in self._in_flight
+        }
+        estimate = self._admission.reserve(len(fresh)) if fresh else 0
+        for _ in range(len(keys) - len(fresh)):
+            self._observer.coalesced()
+        entries = [Entry(key, value, estimate) for key, value in fresh.items()]
+        self._in_flight.update((entry.key, entry) for entry in entries)
+        self._idle.clear()
+        seats = [(entry, entry.join(deadline)) for entry in (self._in_flight[key] for key in keys)]
+        if entries:
+            tokenized = asyncio.get_running_loop().run_in_executor(
+                self._tokenizer, self._tokenize, entries
+            )
+            tokenized.add_done_callback(lambda future: self._enqueue(entries, future))
+        return seats
+
+    def _tokenize(self, entries: list[Entry]) -> list[_Tokenized | Exception]:
+        """Runs on a tokeniser thread and changes nothing there."""
+        results: list[_Tokenized | Exception] = []
+        for entry in entries:
+            started = time.perf_counter()
+            try:
+                prompt = self.predictor.encode(entry.value)
+                rows = self.predictor.packed_rows(prompt)
+            except Exception as error:  # noqa: BLE001 - it belongs to this input
+                results.append(error)
+            else:
+                results.append(_Tokenized(prompt, rows, time.perf_counter() - started))
+        return results
+
+    def _enqueue(
+        self, entries: list[Entry], future: asyncio.Future[list[_Tokenized | Exception]]
+    ) -> None:
+        results: Sequence[_Tokenized | Exception]
+        if future.cancelled() or (error := future.exception()) is not None:
+            results = [RuntimeError(f"the tokeniser stopped: {error!r}")] * len(entries)
+        else:
+            results = future.result()
+        now = future.get_loop().time()
+        for entry, result in zip(entries, results, strict=True):
+            if entry.stage is not Stage.TOKENIZING:
+                continue  # everyone left meanwhile, and it gave its place back
+            if isinstance(result, Exception):
+                self._admission.release(entry.rows)
+                entry.fail(_input_failure(result))
+                self._forget(entry)
+                continue
+            self._admission.settle(entry.rows, result.rows)
+            self._observer.tokenized(result.prompt.tokens, result.seconds)
+            entry.prompt, entry.rows = result.prompt, result.rows
+            entry.tokenize_seconds, entry.queued_at = result.seconds, now
+            entry.stage = Stage.QUEUED
+            self._queue.push(entry)
+            self._batcher.wake()
+
+    def _leave(self, entry: Entry, waiter: asyncio.Future[Answer]) -> None:
+        """One caller goes; an entry that nobody else waits for frees its place at once."""
+        entry.leave(waiter)
+        if not entry.waiters and entry.stage in (Stage.TOKENIZING, Stage.QUEUED):
+            self._queue.discard(entry)
+            self._admission.release(entry.rows)
+            entry.stage = Stage.DONE
+            self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        self._in_flight.pop(entry.key, None)
+        if not self._in_flight:
+            self._idle.set()
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        """The batcher ended: by `drain`, or because the device is broken."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        _log.critical("engine_died", exc_info=error)
+        self._refusal = _broken
+        self._fail_all(_broken)
+
+    def _fail_all(self, error: Callable[[], ServiceError]) -> None:
+        for entry in list(self._in_flight.values()):
+            if entry.stage in (Stage.TOKENIZING, Stage.QUEUED):
+                self._queue.discard(entry)
+                self._admission.release(entry.rows)
+            entry.fail(error())
+            self._forget(entry)
+
+
+def _draining() -> ServiceError:
+    return DrainingError("the server is shutting down: try again")
+
+
+def _broken() -> ServiceError:
+    return UnavailableError("the model no longer works: restart the server")
+
+
+def _key(value: InputFields, fields: Sequence[str]) -> Hashable:
+    """Equal for inputs that make equal prompts: a string is short for its template's one field."""
+    if isinstance(value, Mapping):
+        return frozenset(value.items())
+    return frozenset({(fields[0], value)}) if len(fields) == 1 else value
+
+
+def _raise_first(waiters: Sequence[asyncio.Future[Answer]]) -> None:
+    """Raises the failure of the first input that has one."""
+    for index, waiter in enumerate(waiters):
+        if waiter.done() and (error := waiter.exception()) is not None:
+            if isinstance(error, InputError) and len(waiters) > 1:
+                raise InputError(f"inputs[{index}]: {error}") from error
+            raise error
+
+
+def _input_failure(error: Exception) -> Exception:
+    if isinstance(error, InputError):
+        return error
+    _log.error("tokenize_failed", exc_info=error)
+    return InferenceError("this input could not be tokenised")

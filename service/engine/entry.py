@@ -1,0 +1,104 @@
+"""One distinct input on its way through the engine, and everyone who waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dalorra.predictive import Prediction
+    from dalorra.prompts import InputFields, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prediction and what it took; the times are worked out here once, for headers and logs.
+
+    Attributes:
+        prediction: the predictive moments.
+        tokens: T of its prompt.
+        truncated: whether free text was cut to fit.
+        tokenize_seconds: spent in the tokeniser.
+        queue_seconds: from tokenised to the start of its batch.
+        inference_seconds: of its batch.
+        batch_requests: entries that shared its batch.
+    """
+
+    prediction: Prediction
+    tokens: int
+    truncated: bool
+    tokenize_seconds: float
+    queue_seconds: float
+    inference_seconds: float
+    batch_requests: int
+
+
+class Stage(Enum):
+    """Where an entry is; it holds a place in the queue during the first two."""
+
+    TOKENIZING = auto()
+    QUEUED = auto()
+    RUNNING = auto()
+    DONE = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One distinct input.
+
+    Attributes:
+        key: equal for equal inputs.
+        value: the input.
+        rows: rows it holds in the queue: an estimate first, exact once tokenised.
+        stage: where it is.
+        deadline: the latest deadline of those who wait, in loop time.
+        prompt: the tokenised input.
+        tokenize_seconds: spent in the tokeniser.
+        queued_at, started_at: loop time.
+        waiters: one future for each caller; an entry without any is wanted no more.
+    """
+
+    key: Hashable
+    value: InputFields
+    rows: int
+    stage: Stage = Stage.TOKENIZING
+    deadline: float = 0.0
+    prompt: Prompt | None = None
+    tokenize_seconds: float = 0.0
+    queued_at: float = 0.0
+    started_at: float = 0.0
+    waiters: set[asyncio.Future[Answer]] = field(default_factory=set)
+
+    def join(self, deadline: float) -> asyncio.Future[Answer]:
+        """Adds a caller, who gives up at `deadline`."""
+        waiter: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.waiters.add(waiter)
+        self.deadline = max(self.deadline, deadline)
+        return waiter
+
+    def leave(self, waiter: asyncio.Future[Answer]) -> None:
+        """Removes a caller, answered or not."""
+        self.waiters.discard(waiter)
+        if not waiter.cancel() and not waiter.cancelled():
+            waiter.exception()  # seen: asyncio need not warn about it
+
+    def wanted(self, now: float) -> bool:
+        """Whether anyone still waits for it."""
+        return bool(self.waiters) and now < self.deadline
+
+    def resolve(self, answer: Answer) -> None:
+        """Answers everyone who still waits."""
+        self.stage = Stage.DONE
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        """Fails everyone who still waits."""
+        self.stage = Stage.DONE
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)

@@ -1,0 +1,90 @@
+"""What the engine needs from others, and the limits it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dalorra.policy import Policy
+    from dalorra.predictive import Prediction
+    from dalorra.prompts import InputFields, Prompt
+
+
+class Predictor(Protocol):
+    """The part of `dalorra.predictor.Predictor` that a server uses."""
+
+    model_name: str
+    adapter_name: str
+    adapter_digest: str
+    method: str
+    policy: Policy
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the adapter's template."""
+
+    @property
+    def samples(self) -> int:
+        """M."""
+
+    @property
+    def scope(self) -> str:
+        """Rows the adapter acts on."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Limit on the tokens of one input."""
+
+    def encode(self, value: InputFields, /) -> Prompt:
+        """Tokenises one input; called beside `predict`, on another thread."""
+
+    def packed_rows(self, prompt: Prompt, /) -> int:
+        """Rows that this prompt adds to a forward."""
+
+    def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
+        """Answers one batch, order kept; one caller at a time."""
+
+    def warm_up(self) -> None:
+        """Runs representative shapes once."""
+
+
+class Observer(Protocol):
+    """Hears what happens inside the engine, for metrics. Called on the event loop; must not raise.
+
+    All durations are in seconds.
+    """
+
+    def tokenized(self, tokens: int, seconds: float) -> None:
+        """One input became a prompt of `tokens` tokens."""
+
+    def coalesced(self) -> None:
+        """An input joined an identical one that was already on its way."""
+
+    def dequeued(self, waited: float) -> None:
+        """An entry left the queue for a batch, `waited` after it was tokenised."""
+
+    def batch_finished(self, requests: int, rows: int, seconds: float) -> None:
+        """A batch of `requests` entries and `rows` packed rows left the model thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine holds at most.
+
+    Attributes:
+        queue_requests: distinct inputs that wait.
+        queue_rows: packed rows that wait.
+        batch_rows: packed rows of one forward, padding included.
+        stall_seconds: a batch that runs for longer counts as hung.
+    """
+
+    queue_requests: int = 512
+    queue_rows: int = 65_536
+    batch_rows: int = 2_048
+    stall_seconds: float = 300.0

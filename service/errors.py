@@ -1,0 +1,64 @@
+"""What can go wrong with one request, apart from the request itself (`dalorra.errors.InputError`).
+
+Each class is raised where it happens; `service.api.errors` alone knows its HTTP status.
+"""
+
+from dalorra.errors import DalorraError
+
+
+class ServiceError(DalorraError):
+    """Base class of all of them.
+
+    Attributes:
+        retry_after: seconds after which the same request may succeed, when that is known.
+    """
+
+    retry_after: int | None = None
+
+
+class QueueFullError(ServiceError):
+    """No place is left; one will be after about `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BatchTooLargeError(ServiceError):
+    """One request carries more inputs than the server takes."""
+
+
+class BodyTooLargeError(ServiceError):
+    """The body is longer than the server reads."""
+
+
+class UnauthorizedError(ServiceError):
+    """The request carries no key, or one that is not known."""
+
+
+class DeadlineError(ServiceError):
+    """The answer was not ready in time."""
+
+
+class InferenceError(ServiceError):
+    """The forward pass failed on this input."""
+
+
+class LoadingError(ServiceError):
+    """The model is not ready yet."""
+
+    retry_after = 5
+
+
+class DrainingError(ServiceError):
+    """The server is shutting down; another replica can answer at once."""
+
+    retry_after = 1
+
+
+class UnavailableError(ServiceError):
+    """The model could not be loaded, or its device no longer works."""
+
+
+class ClientGoneError(ServiceError):
+    """The client closed the connection before its answer was ready."""

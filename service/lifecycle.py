@@ -1,0 +1,153 @@
+"""From loading to ready to draining: what the server is doing, and whether it may be asked."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+
+import structlog
+
+from service.engine import Engine, Limits, ModelThread, Predictor
+from service.errors import DrainingError, LoadingError, ServiceError, UnavailableError
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+LoadPredictor = Callable[[Settings], Predictor]
+
+_log = structlog.get_logger("dalorra.service")
+
+
+class Phase(StrEnum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Lifecycle:
+    """Owner of the engine, its threads and the phase.
+
+    Args:
+        settings: limits and times.
+        load_predictor: loads the model; runs on the model thread, so that one thread touches the
+            model from loading it to the last forward, and health is answered meanwhile.
+        telemetry: metrics.
+    """
+
+    def __init__(
+        self, settings: Settings, load_predictor: LoadPredictor, telemetry: Telemetry
+    ) -> None:
+        self._settings = settings
+        self._load_predictor = load_predictor
+        self._telemetry = telemetry
+        self._engine: Engine | None = None
+        self._model: ModelThread | None = None
+        self._tokenizer: ThreadPoolExecutor | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self.phase = Phase.LOADING
+        self.loading: asyncio.Task[None] | None = None
+        self.failure: Exception | None = None
+        telemetry.watch(
+            ready=lambda: self.not_ready() is None,
+            requests=lambda: self._engine.queue_requests if self._engine else 0,
+            rows=lambda: self._engine.queue_rows if self._engine else 0,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, when it may be asked.
+
+        Raises:
+            LoadingError, DrainingError, UnavailableError: it may not.
+        """
+        refusal = self.not_ready()
+        if refusal is not None:
+            raise refusal
+        if self._engine is None:
+            raise LoadingError("the model is still loading")
+        return self._engine
+
+    def not_ready(self) -> ServiceError | None:
+        """Why no request is taken now; None when they are."""
+        if self.phase is Phase.LOADING:
+            return LoadingError("the model is still loading: try again in a moment")
+        if self.phase is Phase.DRAINING:
+            return DrainingError("the server is shutting down: try again")
+        return self.not_alive()
+
+    def not_alive(self) -> ServiceError | None:
+        """Why only a restart can help; None when none is needed."""
+        if self.failure is not None:
+            return UnavailableError(f"the model could not be loaded: {self.failure}")
+        if self._engine is not None and self.phase is Phase.READY and not self._engine.alive:
+            return UnavailableError("the model no longer works: restart the server")
+        return None
+
+    def start(self) -> None:
+        """Begins to load the model."""
+        self._model = ModelThread()
+        self._tokenizer = ThreadPoolExecutor(self._settings.tokenizer_threads, "tokenizer")
+        self.loading = asyncio.get_running_loop().create_task(
+            self._load(self._model, self._tokenizer), name="load"
+        )
+
+    async def drain(self) -> None:
+        """Takes no more requests, and returns when the queue is finished or the time is up."""
+        if self._draining is None:
+            if self.phase is not Phase.FAILED:
+                self.phase = Phase.DRAINING
+            self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
+        # Whoever waits may be cancelled; the draining goes on.
+        await asyncio.shield(self._draining)
+
+    async def _load(self, model: ModelThread, tokenizer: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            predictor = await loop.run_in_executor(model, self._load_predictor, self._settings)
+            loaded = loop.time()
+            await loop.run_in_executor(model, predictor.warm_up)
+        except Exception as error:  # noqa: BLE001 - kept for whoever asks, and ends the process
+            self.failure = error
+            self.phase = Phase.FAILED
+            _log.error("load_failed", error=str(error), exc_info=error)
+            return
+        settings = self._settings
+        self._engine = Engine(
+            predictor,
+            model=model,
+            tokenizer=tokenizer,
+            limits=Limits(
+                queue_requests=settings.max_queue_requests,
+                queue_rows=settings.max_queue_rows,
+                batch_rows=settings.batch_rows,
+                stall_seconds=settings.stall_seconds,
+            ),
+            observer=self._telemetry,
+        )
+        self._telemetry.adapter_loaded(predictor)
+        self._engine.start()
+        self.phase = Phase.READY
+        _log.info(
+            "ready",
+            model=predictor.model_name,
+            adapter=predictor.adapter_name,
+            adapter_digest=predictor.adapter_digest,
+            load_seconds=round(loaded - started, 3),
+            warm_up_seconds=round(loop.time() - loaded, 3),
+        )
+
+    async def _drain(self) -> None:
+        _log.info("draining", queue_requests=self._engine.queue_requests if self._engine else 0)
+        if self.loading is not None:
+            self.loading.cancel()
+            await asyncio.wait([self.loading])
+        if self._engine is not None:
+            await self._engine.drain(self._settings.drain_seconds)
+        if self._model is not None:
+            self._model.shutdown(wait=False)
+        if self._tokenizer is not None:
+            self._tokenizer.shutdown(wait=False, cancel_futures=True)
+        _log.info("drained")

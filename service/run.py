@@ -1,0 +1,118 @@
+"""Runs the server in this process until it is told to stop."""
+
+import asyncio
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.lifecycle import Lifecycle
+from service.logs import configure_logging
+from service.settings import Settings, load_settings
+
+_log = structlog.get_logger("dalorra.service")
+
+_CLOSE_SECONDS = 5  # for the last answers to be read, once all are written
+_KEEP_ALIVE_SECONDS = 75  # above the idle time of common balancers: they close first, not we
+
+
+def serve(config: Path | None = None, **overrides: Any) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes the queue and returns.
+
+    Args:
+        config: TOML or YAML file with settings.
+        overrides: settings by name, which win over the environment and the file.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong.
+        DalorraError: the model could not be loaded.
+    """
+    settings = load_settings(config, **overrides)
+    app = create_app(settings)
+    configure_logging(settings.log_level, settings.log_format)
+    _log.info("starting", **settings.redacted())
+    serve_app(app, settings)
+
+
+def serve_app(app: FastAPI, settings: Settings) -> None:
+    """Serves an application of `create_app` until it is told to stop.
+
+    Raises:
+        Exception: what loading the model raised.
+    """
+    lifecycle: Lifecycle = app.state.lifecycle
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
+    Server(config, lifecycle).run()
+    if lifecycle.failure is not None:
+        raise lifecycle.failure
+
+
+class Server(uvicorn.Server):
+    """Drains before it stops listening: probes see it go, and nothing is cut off.
+
+    The first signal starts the draining: readiness turns 503, newcomers are told to go elsewhere,
+    what is queued is answered. A second signal stops at once. A model that cannot be loaded stops
+    it, too.
+    """
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._conductor: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Starts to listen, and to wait for the end."""
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        self._conductor = self._loop.create_task(self._conduct(), name="conductor")
+        for server in self.servers:
+            for listener in server.sockets:
+                host, port = listener.getsockname()[:2]
+                _log.info("listening", host=host, port=port)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler; runs between any two bytecodes, so it only passes the signal on."""
+        if self._loop is None:
+            super().handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._signals.put_nowait, sig)
+
+    async def _conduct(self) -> None:
+        await self._first(self._signals.get(), self._load_failure())
+        await self._first(self._signals.get(), self._lifecycle.drain())
+        self.should_exit = True
+        await self._signals.get()
+        self.force_exit = True
+
+    async def _load_failure(self) -> None:
+        loading = self._lifecycle.loading
+        if loading is not None:
+            await asyncio.wait([loading])
+        if self._lifecycle.failure is None:
+            await asyncio.Event().wait()  # loaded: there will be no failure
+
+    @staticmethod
+    async def _first(*coroutines: Any) -> None:
+        tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()

@@ -1,0 +1,198 @@
+"""Settings of the server: flags over environment (`DALORRA_…`) over a file over the defaults.
+
+Whatever is not known is fatal, in each of the three places: a misspelt limit that is silently
+ignored is found in production.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from dalorra.errors import ConfigError
+
+ENV_PREFIX = "DALORRA_"
+_NOT_SETTINGS = {"DALORRA_CACHE", "DALORRA_CONFIG"}
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Build it with `load_settings`, which explains what is wrong."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+
+    adapter: Path | None = Field(None, description="Adapter directory; the bundled one if unset.")
+    base_model: str | None = Field(
+        None,
+        description="Hub id, folder or GGUF file; the one the adapter was trained on if unset.",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model.")
+    on_overflow: Literal["truncate", "reject"] = Field(
+        "truncate", description="What happens to an over-long input: cut, or answered with 422."
+    )
+
+    max_queue_requests: int = Field(512, ge=1, description="Inputs that may wait.")
+    max_queue_rows: int = Field(65_536, ge=1, description="Packed rows that may wait.")
+    batch_rows: int = Field(2_048, ge=1, description="Packed rows of one forward.")
+    max_batch_inputs: int = Field(128, ge=1, description="Inputs of one /predict/batch request.")
+    max_body_bytes: int = Field(2_000_000, ge=1, description="Longest request body.")
+    request_timeout_seconds: float = Field(30.0, gt=0, description="Then 504.")
+    drain_seconds: float = Field(30.0, ge=0, description="Time to finish the queue on SIGTERM.")
+    stall_seconds: float = Field(
+        300.0, gt=0, description="A forward that takes longer counts as hung: liveness fails."
+    )
+    tokenizer_threads: int = Field(2, ge=1, description="Threads beside the model thread.")
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Accepted bearer keys, separated by commas; open to all if there is none."
+    )
+    api_keys_file: Path | None = Field(None, description="File with one bearer key per line.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least.")
+    log_format: Literal["json", "console"] = Field("json", description="One object per line.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _strip_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        stripped = tuple(SecretStr(key.get_secret_value().strip()) for key in keys)
+        if not all(stripped):
+            raise ValueError("a key is empty")
+        return stripped
+
+    @model_validator(mode="after")
+    def _batch_fits_queue(self) -> Self:
+        if self.max_batch_inputs > self.max_queue_requests:
+            raise ValueError(
+                f"max_batch_inputs ({self.max_batch_inputs}) is above max_queue_requests "
+                f"({self.max_queue_requests}): such a batch would find a place in an empty "
+                "queue only"
+            )
+        return self
+
+    def secrets(self) -> tuple[str, ...]:
+        """All bearer keys, from the setting and from the file.
+
+        Raises:
+            ConfigError: the file cannot be read or holds no key.
+        """
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            try:
+                lines = self.api_keys_file.read_text().splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"api_keys_file cannot be read: {error}") from error
+            from_file = [line.strip() for line in lines if line.strip()]
+            if not from_file:
+                raise ConfigError(f"api_keys_file {self.api_keys_file} holds no key")
+            keys += from_file
+        return tuple(keys)
+
+    def redacted(self) -> dict[str, Any]:
+        """All settings, fit for a log: keys are counted, not shown."""
+        shown = self.model_dump(mode="json")
+        shown["api_keys"] = f"{len(self.api_keys)} set"
+        return shown
+
+
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """Gathers the settings.
+
+    Args:
+        config: TOML or YAML file; `DALORRA_CONFIG` names it if unset.
+        overrides: settings by name, which win; those that are None count as not given.
+
+    Raises:
+        ConfigError: a setting is unknown or has a value that it cannot have; the file cannot be
+            read.
+    """
+    if config is None and os.environ.get("DALORRA_CONFIG"):
+        config = Path(os.environ["DALORRA_CONFIG"])
+    from_file = _read_file(config) if config else {}
+    in_environment = _check_environment(os.environ)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    for name in given:
+        _check_known(name, "the setting")
+    # Arguments win over the environment, so what the environment overrides must not be one.
+    outranked = {name: value for name, value in from_file.items() if name not in in_environment}
+    origin = {
+        **dict.fromkeys(from_file, f"in {config}"),
+        **{name: f"from {ENV_PREFIX}{name.upper()}" for name in in_environment},
+        **dict.fromkeys(given, "given"),
+    }
+    try:
+        return Settings(**{**outranked, **given})
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, origin)) from None  # its text may hold a key
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"the configuration file cannot be read: {error}") from error
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        # The parsers quote the line they stumble over, which may hold a key.
+        raise ConfigError(f"{path} is not valid {path.suffix.lstrip('.') or 'YAML'}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings by name, such as 'port: 8000'")
+    for name in values:
+        _check_known(str(name), f"{path}: the setting")
+    return values
+
+
+def _check_environment(environ: Mapping[str, str]) -> Set[str]:
+    """Names of the settings that the environment gives; a foreign `DALORRA_…` is refused."""
+    names = set()
+    for variable, value in environ.items():
+        if not variable.upper().startswith(ENV_PREFIX) or variable.upper() in _NOT_SETTINGS:
+            continue
+        _refuse_service_link(variable, value)
+        name = variable[len(ENV_PREFIX) :].lower()
+        _check_known(name, f"the environment variable {variable}: the setting")
+        names.add(name)
+    return names
+
+
+def _refuse_service_link(variable: str, value: str) -> None:
+    if value.startswith("tcp://") or variable.startswith(
+        ("DALORRA_PORT_", "DALORRA_SERVICE_HOST", "DALORRA_SERVICE_PORT")
+    ):
+        raise ConfigError(
+            f"the environment variable {variable} comes from a Kubernetes Service named dalorra, "
+            "not from you: set enableServiceLinks: false in the pod"
+        )
+
+
+def _check_known(name: str, what: str) -> None:
+    if name in Settings.model_fields:
+        return
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(Settings.model_fields)}"
+    raise ConfigError(f"{what} {name!r} is unknown: {hint}")
+
+
+def _sentence(error: ValidationError, origin: Mapping[str, str]) -> str:
+    parts = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        where = f" ({origin[name]})" if name in origin else ""
+        parts.append(f"{name}{where}: {message}" if name else message)
+    return "; ".join(parts)

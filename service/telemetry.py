@@ -1,0 +1,178 @@
+"""Prometheus metrics on a registry of their own: one app, one set of series.
+
+Base units, bounded labels only, and every label value exists from the start: a series that
+appears with its first failure has no rate when the alert needs one.
+"""
+
+import platform
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+)
+
+from dalorra.policy import Decision
+from service.engine import Answer, Predictor
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SHORT_SECONDS = (0.0001, 0.00025, 0.0005, *SECONDS[:9])
+ROWS = tuple(float(2**n) for n in range(5, 17))
+REQUESTS = tuple(float(2**n) for n in range(9))
+# A variance of a probability is at most 1/4, and thresholds lie near its low end.
+VARIANCE = (0.00001, 0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+CONFIDENCE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+class Outcome(StrEnum):
+    """How a prediction request ended."""
+
+    OK = "ok"
+    INVALID = "invalid"  # the client's fault: 4xx
+    REJECTED = "rejected"  # not now: 429, 503
+    FAILED = "failed"  # the server's fault: 500, 504
+    CANCELLED = "cancelled"  # the client left
+
+
+class Telemetry:
+    """All metrics; the `Observer` of the engine.
+
+    Args:
+        error_types: every slug that a failed request can be counted under.
+    """
+
+    def __init__(self, error_types: Iterable[str]) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter("requests", "Prediction requests by outcome.", ["outcome"])
+        self._failures = self._counter(
+            "request_failures", "Prediction requests that failed, by reason.", ["error_type"]
+        )
+        self._decisions = self._counter("decisions", "Answers by decision.", ["decision"])
+        self._labels = self._counter("labels", "Answers by predicted label.", ["label"])
+        self._tokens = self._counter("tokens", "Prompt tokens tokenised.")
+        self._mask_samples = self._counter("mask_samples", "Posterior samples averaged in answers.")
+        self._coalesced = self._counter(
+            "coalesced_inputs", "Inputs answered by an identical one that was in flight."
+        )
+        self._inflight = self._gauge("inflight_requests", "Prediction requests being answered.")
+        self._queue_requests = self._gauge("queue_requests", "Inputs that wait for the model.")
+        self._queue_rows = self._gauge("queue_rows", "Packed rows that wait for the model.")
+        self._ready = self._gauge("ready", "1 while the server takes requests.")
+        self._request_seconds = self._histogram(
+            "request_duration_seconds", "Prediction request, first byte to last.", SECONDS
+        )
+        self._queue_seconds = self._histogram(
+            "queue_duration_seconds", "From tokenised to the start of the batch.", SECONDS
+        )
+        self._tokenize_seconds = self._histogram(
+            "tokenize_duration_seconds", "Tokenising one input.", SHORT_SECONDS
+        )
+        self._inference_seconds = self._histogram(
+            "inference_duration_seconds", "One batch on the model thread.", SECONDS
+        )
+        self._batch_rows = self._histogram("batch_rows", "Packed rows of a batch.", ROWS)
+        self._batch_requests = self._histogram("batch_requests", "Inputs of a batch.", REQUESTS)
+        self._variance = self._histogram(
+            "predictive_variance", "Variance of the predicted label's probability.", VARIANCE
+        )
+        self._confidence = self._histogram(
+            "confidence", "Mean probability of the predicted label.", CONFIDENCE
+        )
+        self._adapter = Info(
+            "adapter", "The adapter served.", namespace="dalorra", registry=self.registry
+        )
+        build = Info("build", "The software.", namespace="dalorra", registry=self.registry)
+        build.info({"version": package_version(), "python": platform.python_version()})
+        ProcessCollector(registry=self.registry)
+        for outcome in Outcome:
+            self._requests.labels(outcome)
+        for error_type in error_types:
+            self._failures.labels(error_type)
+        for decision in Decision:
+            self._decisions.labels(decision)
+
+    def watch(
+        self, *, ready: Callable[[], bool], requests: Callable[[], int], rows: Callable[[], int]
+    ) -> None:
+        """Reads these gauges from their owners at scrape time."""
+        self._ready.set_function(ready)
+        self._queue_requests.set_function(requests)
+        self._queue_rows.set_function(rows)
+
+    def adapter_loaded(self, predictor: Predictor) -> None:
+        """Says which adapter is served and creates the series of its labels."""
+        self._adapter.info(
+            {
+                "adapter": predictor.adapter_name,
+                "digest": predictor.adapter_digest,
+                "model": predictor.model_name,
+                "method": predictor.method,
+                "scope": str(predictor.scope),
+                "samples": str(predictor.samples),
+            }
+        )
+        for label in predictor.labels:
+            self._labels.labels(label)
+
+    def request_started(self) -> None:
+        """One prediction request arrived."""
+        self._inflight.inc()
+
+    def request_finished(self, outcome: Outcome, error_type: str | None, seconds: float) -> None:
+        """It was answered, or its client left."""
+        self._inflight.dec()
+        self._requests.labels(outcome).inc()
+        if error_type is not None:
+            self._failures.labels(error_type).inc()
+        self._request_seconds.observe(seconds)
+
+    def answered(self, answer: Answer, decision: Decision) -> None:
+        """One input was answered."""
+        prediction = answer.prediction
+        self._decisions.labels(decision).inc()
+        self._labels.labels(prediction.label).inc()
+        self._mask_samples.inc(prediction.samples)
+        self._variance.observe(prediction.variance)
+        self._confidence.observe(prediction.probability)
+
+    def tokenized(self, tokens: int, seconds: float) -> None:
+        """See `Observer`."""
+        self._tokens.inc(tokens)
+        self._tokenize_seconds.observe(seconds)
+
+    def coalesced(self) -> None:
+        """See `Observer`."""
+        self._coalesced.inc()
+
+    def dequeued(self, waited: float) -> None:
+        """See `Observer`."""
+        self._queue_seconds.observe(waited)
+
+    def batch_finished(self, requests: int, rows: int, seconds: float) -> None:
+        """See `Observer`."""
+        self._batch_requests.observe(requests)
+        self._batch_rows.observe(rows)
+        self._inference_seconds.observe(seconds)
+
+    def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+        return Counter(name, text, labels, namespace="dalorra", registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, namespace="dalorra", registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, namespace="dalorra", registry=self.registry, buckets=buckets)
+
+
+def package_version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return version("dalorra-service")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "unknown"

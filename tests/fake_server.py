@@ -1,0 +1,31 @@
+"""The real server, in a process of its own, around a fake predictor.
+
+`python -m tests.fake_server '{"port": 0}' '{"seconds": 0.1, "load_seconds": 1}'`
+"""
+
+import json
+import sys
+import time
+
+from service.app import create_app
+from service.logs import configure_logging
+from service.run import serve_app
+from service.settings import load_settings
+from tests.fakes import FakePredictor
+
+
+def main(settings_json: str, predictor_json: str) -> None:
+    settings = load_settings(**json.loads(settings_json))
+    options = json.loads(predictor_json)
+    load_seconds = options.pop("load_seconds", 0)
+
+    def load(_: object) -> FakePredictor:
+        time.sleep(load_seconds)
+        return FakePredictor(**options)
+
+    configure_logging(settings.log_level, settings.log_format)
+    serve_app(create_app(settings, load), settings)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,102 @@
+"""A predictor without weights: deterministic, and as slow or as broken as a test asks."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from dalorra.errors import InputError
+from dalorra.policy import Policy
+from dalorra.predictive import Prediction
+from dalorra.prompts import InputFields, Prompt
+
+POISON = ord("☠")
+CUE = (1, 2)
+
+
+class FakePredictor:
+    """One token per character; the answer depends on the prompt alone.
+
+    Attributes:
+        seconds: time of one forward.
+        gate: a forward waits for it; open by default.
+        broken: every forward fails.
+        encoded: inputs that were tokenised.
+        batches: prompts of each forward that was tried.
+    """
+
+    model_name = "fake-model"
+    adapter_name = "fake-adapter"
+    adapter_digest = "0123abcd"
+    method = "dalorra"
+    scope = "answer_tokens"
+    labels = ("negative", "positive")
+    samples = 10
+    max_tokens = 300
+
+    def __init__(
+        self,
+        fields: Sequence[str] = ("sentence",),
+        *,
+        seconds: float = 0.0,
+        on_warm_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.fields = tuple(fields)
+        self.policy = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
+        self.seconds = seconds
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+        self.encoded: list[InputFields] = []
+        self.batches: list[list[Prompt]] = []
+        self._on_warm_up = on_warm_up
+
+    def encode(self, value: InputFields) -> Prompt:
+        self.encoded.append(value)
+        if isinstance(value, str):
+            if len(self.fields) != 1:
+                raise InputError(f"input is a string: send an object with {self.fields}")
+            value = {self.fields[0]: value}
+        if set(value) != set(self.fields):
+            raise InputError(f"input has the wrong fields: send {', '.join(self.fields)}")
+        text = "".join(value[name] for name in self.fields)
+        if not text:
+            raise InputError("input is empty: send some text")
+        room = self.max_tokens - len(CUE)
+        ids = tuple(map(ord, text))
+        return Prompt(ids[:room], CUE, truncated=len(ids) > room)
+
+    def packed_rows(self, prompt: Prompt) -> int:
+        return len(prompt.prompt_ids) + self.samples * len(prompt.cue_ids)
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        self.batches.append(list(prompts))
+        self.gate.wait()
+        if self.seconds:
+            time.sleep(self.seconds)
+        if self.broken:
+            raise RuntimeError("the device fell off the bus")
+        if any(POISON in prompt.prompt_ids for prompt in prompts):
+            raise RuntimeError("this prompt is poisoned")
+        return [expected_prediction(prompt) for prompt in prompts]
+
+    def warm_up(self) -> None:
+        self._on_warm_up()
+        if self.broken:
+            raise RuntimeError("the device fell off the bus")
+
+
+def expected_prediction(prompt: Prompt) -> Prediction:
+    """What the fake answers to a prompt."""
+    digest = hashlib.sha256(repr(prompt.prompt_ids).encode()).digest()
+    positive = 0.5 + digest[0] / 512
+    variance = digest[1] / 256 * 0.04
+    return Prediction(
+        label="positive",
+        probability=positive,
+        variance=variance,
+        probabilities={"negative": 1 - positive, "positive": positive},
+        entropy=0.5,
+        mutual_information=0.1,
+        samples=10,
+    )

@@ -1,0 +1,142 @@
+"""Whatever arrives, leaves, fails or expires: nothing is lost, answered twice, mixed up or kept."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dalorra.errors import InputError
+from service.engine import Engine, Limits
+from service.errors import DeadlineError, DrainingError, InferenceError, QueueFullError
+from tests.fakes import FakePredictor, expected_prediction
+from tests.unit.service.test_engine import Record, text_of
+from tests.virtual_time import VirtualLoop, VirtualThread, run
+
+# Few and short, so that equal inputs often meet; "" is invalid, "☠" breaks its forward.
+TEXTS = ["a", "b", "cc", "d" * 40, "e" * 40, "f" * 250, "", "☠"]
+
+
+@dataclass(frozen=True)
+class Client:
+    """Arrives, asks, and leaves after its patience is over (never, if None)."""
+
+    arrives: float
+    texts: list[str]
+    within: float
+    patience: float | None
+
+
+times = st.floats(0, 60, allow_nan=False).map(lambda seconds: round(seconds, 1))
+clients = st.builds(
+    Client,
+    arrives=times,
+    texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=5),
+    within=times.map(lambda seconds: seconds + 0.1),
+    patience=st.none() | times,
+)
+
+
+async def live(client: Client, engine: Engine) -> str:
+    """One client's life; how it ended."""
+    await asyncio.sleep(client.arrives)
+    try:
+        async with asyncio.timeout(client.patience):
+            answers = await engine.predict(client.texts, within=client.within)
+    except TimeoutError:
+        return "left"
+    except (InputError, InferenceError, DeadlineError, QueueFullError, DrainingError) as error:
+        if isinstance(error, InputError):
+            assert "" in client.texts
+        if isinstance(error, InferenceError):
+            assert "☠" in client.texts
+        return type(error).__name__
+    assert [one.prediction for one in answers] == [
+        expected_prediction(FakePredictor().encode(text)) for text in client.texts
+    ]
+    return "answered"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(clients, min_size=1, max_size=30),
+    st.integers(1, 12),
+    st.integers(20, 1_000),
+    st.integers(20, 600),
+    st.none() | times,
+)
+def test_every_client_gets_exactly_one_honest_end(
+    crowd: list[Client],
+    queue_requests: int,
+    queue_rows: int,
+    batch_rows: int,
+    drained_at: float | None,
+):
+    async def main(loop: VirtualLoop) -> None:
+        predictor, record = FakePredictor(), Record()
+        engine = Engine(
+            predictor,
+            model=VirtualThread(loop, lambda prompts: 1 + len(prompts) / 10),
+            tokenizer=VirtualThread(loop, lambda entries: len(entries) / 20),
+            limits=Limits(queue_requests, queue_rows, batch_rows),
+            observer=record,
+        )
+        engine.start()
+        lives = [loop.create_task(live(client, engine)) for client in crowd]
+        if drained_at is not None:
+            await asyncio.sleep(drained_at)
+            await engine.drain(5)
+
+        ends = Counter([await one for one in lives])
+
+        assert ends.total() == len(crowd)
+        assert engine.alive == (drained_at is None)
+        assert (engine.queue_requests, engine.queue_rows) == (0, 0)
+        if not any(client.patience is not None for client in crowd):
+            assert "left" not in ends
+        if drained_at is None:
+            assert "DrainingError" not in ends
+            await engine.drain(100)
+        assert not engine._in_flight
+        for batch in predictor.batches:
+            assert len(batch) == 1 or (
+                len(batch) * max(map(predictor.packed_rows, batch)) <= batch_rows
+            )
+            texts = [text_of(prompt) for prompt in batch]
+            assert len(set(texts)) == len(texts)  # equal inputs share an entry
+
+    run(main)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(times, st.integers(1, 250)), min_size=1, max_size=60))
+def test_with_room_and_time_for_all_everyone_is_answered_in_bounded_time(
+    arrivals: list[tuple[float, int]],
+):
+    forward = 2.0
+
+    async def main(loop: VirtualLoop) -> None:
+        predictor = FakePredictor()
+        engine = Engine(
+            predictor,
+            model=VirtualThread(loop, lambda prompts: forward),
+            tokenizer=VirtualThread(loop, lambda entries: 0.0),
+            limits=Limits(batch_rows=600),
+            observer=Record(),
+        )
+        engine.start()
+
+        async def ask(number: int, arrives: float, length: int) -> None:
+            await asyncio.sleep(arrives)
+            ahead = engine.queue_requests
+            asked = loop.now
+            await engine.predict([f"{number:03d}" + "x" * length], within=1e6)
+            # The running batch, at most one batch for each entry ahead, and its own.
+            assert loop.now - asked <= (ahead + 2) * forward + 1e-6
+
+        await asyncio.gather(*(ask(n, *arrival) for n, arrival in enumerate(arrivals)))
+        assert sum(map(len, predictor.batches)) == len(arrivals)  # each ran once
+        await engine.drain(0)
+
+    run(main)

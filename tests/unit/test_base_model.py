@@ -1,0 +1,257 @@
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dalorra import base_model as module
+from dalorra.base_model import (
+    choose_dtype,
+    cpu_multiplies_bfloat16,
+    load_base_model,
+    weight_digest,
+)
+from dalorra.errors import BaseModelError
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def tiny_llama(*, tied: bool = False, seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A complete bf16 model folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_llama().to(torch.bfloat16).save_pretrained(folder)
+    words = Tokenizer(WordLevel({"<unk>": 0, "good": 1, "bad": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path) -> Path:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_loads_a_folder_frozen_and_ready(checkpoint):
+    base = load_base_model(str(checkpoint), device="cpu", dtype="float32")
+    assert base.name == "tiny-llama"
+    assert (base.device, base.dtype) == (torch.device("cpu"), torch.float32)
+    assert not base.model.training
+    assert not any(weight.requires_grad for weight in base.model.parameters())
+    assert base.model.config._attn_implementation == "sdpa"
+    assert base.tokenizer.convert_tokens_to_ids("bad") == 2
+    assert base.digest == weight_digest(base.model)
+
+
+def test_loading_is_silent(checkpoint, capfd):
+    load_base_model(str(checkpoint), device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_digest_does_not_depend_on_the_dtype(checkpoint):
+    digests = {
+        load_base_model(str(checkpoint), device="cpu", dtype=dtype).digest
+        for dtype in ("float32", "bfloat16")
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, _ in tiny_llama().named_parameters()])
+def test_digest_changes_with_the_first_value_of_every_parameter(name):
+    model = tiny_llama()
+    before = weight_digest(model)
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] += 1
+    assert weight_digest(model) != before
+
+
+def test_digest_samples_at_most_1024_values_over_the_whole_parameter():
+    model = tiny_llama()  # the embedding has 96 × 32 = 3072 values: every third is looked at
+    before = weight_digest(model)
+    flat = model.get_parameter(EMBEDDING).detach().view(-1)
+    flat[3068] += 1
+    flat[3067] += 1
+    assert weight_digest(model) == before
+    flat[3069] += 1
+    assert weight_digest(model) != before
+
+
+def test_digest_tells_shapes_apart():
+    first, second = torch.nn.Linear(6, 2, bias=False), torch.nn.Linear(3, 4, bias=False)
+    with torch.no_grad():
+        second.weight.copy_(first.weight.reshape(4, 3))
+    assert weight_digest(first) != weight_digest(second)
+
+
+def test_digest_counts_a_tied_head_once():
+    tied, untied = tiny_llama(tied=True), tiny_llama(tied=False)
+    untied.load_state_dict(tied.state_dict())
+    assert torch.equal(untied.lm_head.weight, tied.lm_head.weight)
+    assert weight_digest(untied) != weight_digest(tied)
+    del untied.lm_head
+    assert weight_digest(untied) == weight_digest(tied)
+
+
+def test_digest_is_stable():
+    """A fixed value: digests are stored in adapters."""
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(6.0).reshape(2, 3))
+        model.bias.zero_()
+    known = "099d33ce0e8df7cd7764909c9b0afec8b4dffb13eba674c98afaff938429c781"
+    assert weight_digest(model) == known
+
+
+def test_refuses_another_architecture(copy):
+    edit_config(copy, model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    with pytest.raises(BaseModelError, match=r"is of type 'gpt2'.*LlamaForCausalLM"):
+        load_base_model(str(copy))
+
+
+def test_refuses_quantised_weights(copy):
+    edit_config(copy, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(BaseModelError, match="stored quantised"):
+        load_base_model(str(copy))
+
+
+def test_refuses_a_truncated_weights_file(copy):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        load_base_model(str(copy))
+
+
+def test_refuses_a_checkpoint_that_lacks_weights(copy):
+    edit_config(copy, num_hidden_layers=3)  # transformers would fill them in at random
+    with pytest.raises(BaseModelError, match=r"lacks 9 weights \(model\.layers\.2"):
+        load_base_model(str(copy))
+
+
+def test_refuses_pickled_weights(copy):
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        load_base_model(str(copy))
+
+
+def test_refuses_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(BaseModelError, match=r"no base model; give a folder with config\.json"):
+        load_base_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["/no/such/folder", "./missing", "no-such-name", "missing.gguf", "a/b/c", "a/b.gguf"],
+)
+def test_names_what_a_reference_can_be(reference):
+    with pytest.raises(BaseModelError, match=r"there is no base model .*hub id \(owner/name\)"):
+        load_base_model(reference)
+
+
+def hub_answer(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub.example"))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (LocalEntryNotFoundError("no"), "the model hub cannot be reached"),
+        (RepositoryNotFoundError("no", response=hub_answer(401)), "the hub has no model o/m, or"),
+        (GatedRepoError("no", response=hub_answer(403)), "licence accepted.*HF_TOKEN"),
+        (EntryNotFoundError("config.json is absent"), "config.json is absent"),
+    ],
+)
+def test_says_why_a_hub_model_cannot_be_had(monkeypatch, error, sentence):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(module, "hf_hub_download", refuse)
+    with pytest.raises(BaseModelError, match=sentence):
+        load_base_model("o/m")
+
+
+def test_a_hub_model_is_checked_before_its_weights_are_downloaded(monkeypatch, copy):
+    edit_config(copy, model_type="gpt2")
+
+    def too_early(*args, **kwargs):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr(module, "hf_hub_download", lambda *_: str(copy / "config.json"))
+    monkeypatch.setattr(module, "snapshot_download", too_early)
+    with pytest.raises(BaseModelError, match="the base model o/m is of type 'gpt2'"):
+        load_base_model("o/m")
+
+
+def test_loads_a_hub_model_under_its_id(monkeypatch, checkpoint):
+    monkeypatch.setattr(module, "hf_hub_download", lambda *_: str(checkpoint / "config.json"))
+    monkeypatch.setattr(module, "snapshot_download", lambda *_, **__: str(checkpoint))
+    base = load_base_model("owner/tiny", device="cpu")
+    assert base.name == "owner/tiny"
+
+
+def test_refuses_an_unknown_device_and_dtype(checkpoint):
+    with pytest.raises(BaseModelError, match="no device 'abacus'"):
+        load_base_model(str(checkpoint), device="abacus")
+    with pytest.raises(BaseModelError, match="use auto, float32 or bfloat16"):
+        load_base_model(str(checkpoint), dtype="int4")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_refuses_cuda_where_there_is_none(checkpoint):
+    with pytest.raises(BaseModelError, match="no device 'cuda'"):
+        load_base_model(str(checkpoint), device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("fpu avx2 avx512f avx512_bf16 amx_tile", True),
+        ("fpu amx_bf16 amx_tile", True),
+        ("fpu avx2 avx512f avx512_vnni", False),
+        ("fpu not_avx512_bf16 avx512_bf16x", False),
+    ],
+)
+def test_bfloat16_is_used_where_the_cpu_multiplies_it(tmp_path, monkeypatch, flags, fast):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: X\nflags\t\t: {flags}\nbugs\t\t: none\n")
+    assert cpu_multiplies_bfloat16(cpuinfo) is fast
+    monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda: fast)
+    chosen = choose_dtype("auto", torch.device("cpu"))
+    assert chosen is (torch.bfloat16 if fast else torch.float32)
+
+
+def test_a_cpu_that_says_nothing_gets_float32(tmp_path):
+    assert not cpu_multiplies_bfloat16(tmp_path / "absent")
+    (tmp_path / "arm").write_text("processor : 0\nFeatures : fp asimd bf16\n")
+    assert not cpu_multiplies_bfloat16(tmp_path / "arm")

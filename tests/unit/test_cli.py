@@ -1,0 +1,265 @@
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dalorra.cli import app
+from dalorra.errors import BaseModelError, DalorraError
+
+COMMANDS = ("fetch", "serve", "train", "evaluate", "export", "info", "predict")
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, list(arguments))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Replaces a module by one with a single recording function."""
+
+    def replace(name: str, function: str, result: object = None) -> list[tuple[tuple, dict]]:
+        calls: list[tuple[tuple, dict]] = []
+
+        def record(*args: object, **kwargs: object) -> object:
+            calls.append((args, kwargs))
+            return result
+
+        module = types.ModuleType(name)
+        setattr(module, function, record)
+        monkeypatch.setitem(sys.modules, name, module)
+        return calls
+
+    return replace
+
+
+def test_help_names_every_command(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert command in result.stdout
+        assert run(command, "--help").exit_code == 0
+
+
+def test_help_and_fetch_start_without_torch():
+    script = (
+        "import sys, dalorra.cli, dalorra.fetch\n"
+        "from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(dalorra.cli.app, ['serve', '--help']).exit_code == 0\n"
+        "print({'torch', 'transformers', 'fastapi', 'numpy'} & {m for m in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
+def test_version(run):
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("dalorra ")
+
+
+def test_own_errors_are_one_sentence_and_exit_code_2(run):
+    result = run("info", "/no/such/adapter")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: /no/such/adapter is not a directory")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_sentence_is_shown_as_it_is(run, monkeypatch):
+    """Neither brackets in it nor its length change it."""
+    sentence = "[bold]odd[/bold] " + "and long " * 30
+
+    def refuse():
+        raise BaseModelError(sentence)
+
+    monkeypatch.setattr("dalorra.fetch.fetch", refuse)
+    assert run("fetch").stderr == f"error: {sentence}\n"
+
+
+def test_other_errors_are_not_hidden(run, monkeypatch):
+    def fail():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dalorra.fetch.fetch", fail)
+    assert isinstance(run("fetch").exception, ZeroDivisionError)
+
+
+def test_a_missing_extra_is_named(run, monkeypatch):
+    def fail():
+        raise ModuleNotFoundError("no", name="sklearn.metrics")
+
+    monkeypatch.setattr("dalorra.fetch.fetch", fail)
+    result = run("fetch")
+    assert result.exit_code == 2
+    assert "sklearn" in result.stderr
+    assert "dalorra-service[training]" in result.stderr
+
+
+def test_a_bare_install_says_how_to_get_the_command():
+    script = "import sys; sys.modules['typer'] = None; from dalorra.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "pip install 'dalorra-service[server]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_fetch_prints_the_folder(run, monkeypatch):
+    monkeypatch.setattr("dalorra.fetch.fetch", lambda: Path("/cache/model"))
+    assert run("fetch").stdout == "/cache/model\n"
+
+
+def test_serve_passes_on_only_what_is_given(run, stand_in):
+    calls = stand_in("service.run", "serve")
+    assert run("serve").exit_code == 0
+    assert (
+        run("serve", "--port", "0", "--config", "c.toml", "--set", "batch_rows=64").exit_code == 0
+    )
+    assert calls == [
+        ((), {"config": None}),
+        ((), {"config": Path("c.toml"), "port": 0, "batch_rows": "64"}),
+    ]
+
+
+def test_serve_refuses_a_setting_that_is_given_twice(run, stand_in):
+    calls = stand_in("service.run", "serve")
+    result = run("serve", "--port", "1", "--set", "port=2")
+    assert result.exit_code == 2
+    assert "port is given twice" in result.stderr
+    assert calls == []
+
+
+def test_train_passes_its_overrides(run, stand_in):
+    calls = stand_in("training.run", "train", Path("runs/x/adapter"))
+    result = run("train", "c.yaml", "--resume", "--set", "optimizer.steps=5", "--set", "a.b=c=d")
+    assert result.stdout == "runs/x/adapter\n"
+    expected = {"resume": True, "overrides": {"optimizer.steps": "5", "a.b": "c=d"}}
+    assert calls == [((Path("c.yaml"),), expected)]
+
+
+@pytest.mark.parametrize("pair", ["optimizer.steps", "=5"])
+def test_an_override_must_be_an_assignment(run, pair):
+    result = run("train", "c.yaml", "--set", pair)
+    assert result.exit_code == 2
+    assert "write --set name=value" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["mean", "bank"])
+def test_export_writes_the_form_that_is_asked_for(run, stand_in, form):
+    calls = stand_in("dalorra.export", f"export_{form}", Path("out"))
+    module = sys.modules["dalorra.export"]
+    other = {"mean": "export_bank", "bank": "export_mean"}[form]
+    setattr(module, other, lambda *_: pytest.fail(f"{other} was called"))
+    assert run("export", "a", "out", "--form", form).stdout == "out\n"
+    assert calls == [((Path("a"), Path("out")), {})]
+
+
+def test_export_refuses_another_form(run):
+    assert run("export", "a", "out", "--form", "median").exit_code == 2
+
+
+class FakePredictor:
+    """Answers `positive`, and says what it was asked."""
+
+    model_name = "base"
+    adapter_name = "sentiment"
+
+    def __init__(self):
+        from dalorra.policy import Policy
+
+        self.policy = Policy(min_probability=0.9, max_variance=0.01, source="a test")
+
+    def encode(self, value):
+        from dalorra.prompts import Prompt
+
+        if value == "":
+            raise DalorraError("the input is empty; give some text")
+        self.value = value
+        return Prompt((1,), (2,), truncated=True)
+
+    def predict(self, prompts):
+        from dalorra.predictive import Prediction
+
+        probabilities = {"positive": 0.95, "negative": 0.05}
+        return [Prediction("positive", 0.95, 0.001, probabilities, 0.2, 0.01, 10) for _ in prompts]
+
+
+@pytest.fixture
+def predictor(monkeypatch):
+    fake = FakePredictor()
+    monkeypatch.setattr("dalorra.predictor.Predictor.load", lambda *_, **__: fake)
+    return fake
+
+
+def test_predict_prints_json(run, predictor):
+    result = run("predict", "Größe zählt")
+    assert predictor.value == "Größe zählt"
+    answer = json.loads(result.stdout)
+    assert answer["label"] == "positive"
+    assert answer["probabilities"] == {"positive": 0.95, "negative": 0.05}
+    assert answer["decision"] == "accept"
+    assert answer["truncated"] is True
+
+
+def test_predict_takes_the_fields_of_a_template(run, predictor):
+    assert run("predict", "-f", "question=Why?", "-f", "passage=a = b").exit_code == 0
+    assert predictor.value == {"question": "Why?", "passage": "a = b"}
+
+
+@pytest.mark.parametrize("arguments", [(), ("text", "-f", "a=b")])
+def test_predict_needs_a_text_or_fields(run, predictor, arguments):
+    result = run("predict", *arguments)
+    assert result.exit_code == 2
+    assert "either one text or --field" in result.stderr
+
+
+def test_predict_refuses_a_bad_input_in_one_sentence(run, predictor):
+    result = run("predict", "")
+    assert result.exit_code == 2
+    assert result.stderr == "error: the input is empty; give some text\n"
+
+
+@pytest.fixture
+def scored(monkeypatch, predictor):
+    """What `evaluate` scores; the adapter says that it was trained on sst2."""
+    calls: list[tuple] = []
+    manifest = types.SimpleNamespace(training={"task": "sst2"})
+    read = types.SimpleNamespace(manifest=manifest)
+    monkeypatch.setattr("dalorra.adapter.read_adapter", lambda _: read)
+    monkeypatch.setattr(
+        "training.evaluate.evaluate",
+        lambda _, examples, out, task: calls.append((examples, out, task)),
+    )
+    return types.SimpleNamespace(calls=calls, manifest=manifest)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"sentence": "fine", "label": 1}) + "\n")
+    return path
+
+
+def test_evaluate_uses_the_task_that_the_adapter_was_trained_on(run, scored, rows, tmp_path):
+    result = run("evaluate", "a", "--data", str(rows), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    ((examples, out, task),) = scored.calls
+    assert [(dict(e.input), e.label) for e in examples] == [({"sentence": "fine"}, "positive")]
+    assert (out, task) == (tmp_path / "out", "sst2 validation")
+
+
+def test_evaluate_says_when_nobody_knows_the_task(run, scored, rows):
+    scored.manifest.training = {}
+    result = run("evaluate", "a", "--data", str(rows))
+    assert result.exit_code == 2
+    assert "name a task with --task" in result.stderr
+    assert run("evaluate", "a", "--data", str(rows), "--task", "sst2").exit_code == 0

@@ -1,0 +1,225 @@
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dalorra.errors import AdapterError
+from dalorra.policy import NEVER, Decision, Policy, pick_thresholds
+
+POLICY = Policy(min_probability=0.9, max_variance=0.012, source="a test")
+
+
+@pytest.mark.parametrize(
+    ("probability", "variance", "decision"),
+    [
+        (0.95, 0.001, Decision.ACCEPT),
+        (0.9, 0.012, Decision.ACCEPT),  # both thresholds are included
+        (np.nextafter(0.9, 0), 0.012, Decision.CLARIFY),
+        (0.9, np.nextafter(0.012, 1), Decision.ESCALATE),
+        (0.5, 0.0, Decision.CLARIFY),
+        (0.5, 0.2, Decision.ESCALATE),  # the variance is asked first
+        (1.0, 0.0, Decision.ACCEPT),
+        (math.nan, 0.0, Decision.ESCALATE),
+        (0.99, math.nan, Decision.ESCALATE),
+        (math.inf, 0.0, Decision.ESCALATE),
+        (0.99, -math.inf, Decision.ESCALATE),
+        (math.nan, math.nan, Decision.ESCALATE),
+    ],
+)
+def test_the_rule(probability, variance, decision):
+    assert POLICY.decide(probability, variance).decision is decision
+
+
+def test_reasons_are_one_sentence_with_the_numbers():
+    assert POLICY.decide(0.7, 0.031).reason == (
+        "variance 0.031 is above 0.012: the adapter disagrees with itself"
+    )
+    assert POLICY.decide(0.7, 0.001).reason == (
+        "probability 0.7 is below 0.9 while variance 0.001 is at most 0.012: "
+        "the adapter is steady, the input is ambiguous"
+    )
+    assert POLICY.decide(0.98765, 0.0).reason == (
+        "probability 0.988 is at least 0.9 and variance 0 is at most 0.012"
+    )
+    assert POLICY.decide(math.nan, 0.0).reason == (
+        "probability is not a finite number: the model failed"
+    )
+    assert "variance is not a finite" in POLICY.decide(0.5, math.nan).reason
+
+
+@pytest.mark.parametrize("variance", [0.0120001, np.nextafter(0.012, 1)])
+def test_a_reason_never_says_that_a_number_is_above_itself(variance):
+    reason = POLICY.decide(0.95, variance).reason
+    shown = [float(word.strip(":")) for word in reason.split() if word[0].isdigit()]
+    assert shown[0] > shown[1]
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 0.25))
+def test_a_policy_that_never_accepts(probability, variance):
+    policy = Policy.never("abc")
+    verdict = policy.decide(probability, variance)
+    assert policy.never_accepts
+    assert policy.adapter_digest == "abc"
+    assert verdict.decision is (Decision.ESCALATE if variance > 0 else Decision.CLARIFY)
+    assert "nothing is accepted, because no thresholds have been picked" in verdict.reason
+
+
+problems = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=1, max_size=12
+)
+
+
+@given(problems, st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.5, 1.0]))
+def test_picked_thresholds_are_the_best_of_all_pairs(rows, target):
+    p = np.array([0.5 + row[0] / 10 for row in rows])
+    v = np.array([row[1] / 32 for row in rows])
+    correct = np.array([row[2] for row in rows])
+    best = None
+    for tau_p, tau_v in itertools.product(p, v):
+        accepted = (p >= tau_p) & (v <= tau_v)
+        if accepted.any() and np.mean(~correct[accepted]) <= target:
+            # most accepted, then the higher τ_p, then the lower τ_v, each as strict as possible
+            key = (int(accepted.sum()), p[accepted].min(), -v[accepted].max())
+            best = key if best is None else max(best, key)
+    policy = pick_thresholds(p, v, correct, target_error=target)
+    verdicts = [policy.decide(a, b) for a, b in zip(p, v, strict=True)]
+    decided = np.array([verdict.decision is Decision.ACCEPT for verdict in verdicts])
+    assert policy.accepted == decided.mean()
+    if best is None:
+        assert policy.never_accepts
+        assert policy.error is None
+        assert not decided.any()
+    else:
+        assert (decided.sum(), policy.min_probability, -policy.max_variance) == best
+        assert policy.error == np.mean(~correct[decided]) <= target
+
+
+def test_picking_uses_both_scores():
+    # Confident mistakes with a high variance, and a steady one with a low probability.
+    policy = pick_thresholds(
+        [0.99, 0.98, 0.97, 0.99, 0.60],
+        [0.001, 0.002, 0.001, 0.050, 0.001],
+        [True, True, True, False, False],
+        target_error=0.0,
+        source="five examples",
+        adapter_digest="d1",
+    )
+    assert policy == Policy(
+        min_probability=0.97,
+        max_variance=0.002,
+        source="five examples",
+        target_error=0.0,
+        n=5,
+        accepted=0.6,
+        error=0.0,
+        adapter_digest="d1",
+    )
+
+
+def test_nothing_qualifies():
+    policy = pick_thresholds([0.9, 0.8], [0.0, 0.0], [False, False], target_error=0.05)
+    assert (policy.min_probability, policy.accepted, policy.error) == (NEVER, 0.0, None)
+    assert "within 0.05" in policy.decide(1.0, 0.0).reason
+
+
+def test_picking_from_many_examples_is_quick_and_keeps_the_target():
+    generator = np.random.default_rng(0)
+    p = generator.uniform(0.5, 1.0, 20_000)
+    v = (1 - p) ** 2 * generator.uniform(0, 1, 20_000)
+    correct = generator.uniform(size=20_000) < p
+    policy = pick_thresholds(p, v, correct, target_error=0.05)
+    accepted = (p >= policy.min_probability) & (v <= policy.max_variance)
+    assert 0.2 < accepted.mean() == policy.accepted
+    assert np.mean(~correct[accepted]) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([], [], []),
+        ([0.9], [0.0, 0.1], [True]),
+        ([[0.9]], [[0.0]], [[True]]),
+        ([math.nan], [0.0], [True]),
+        ([0.9], [math.inf], [True]),
+    ],
+)
+def test_picking_refuses_wrong_arrays(arguments):
+    with pytest.raises(ValueError, match="must be"):
+        pick_thresholds(*arguments, target_error=0.05)
+
+
+def test_picking_refuses_an_impossible_target():
+    with pytest.raises(ValueError, match="target_error"):
+        pick_thresholds([0.9], [0.0], [True], target_error=1.5)
+
+
+def test_a_policy_cannot_be_changed_or_given_unknown_fields():
+    with pytest.raises(ValidationError):
+        POLICY.min_probability = 0.1
+    for wrong in ({"max_varience": 1.0}, {"min_probability": math.nan}, {"min_probability": -0.1}):
+        with pytest.raises(ValidationError):
+            Policy(**{**POLICY.model_dump(), **wrong})
+
+
+def test_save_and_load_are_inverse(tmp_path):
+    policy = pick_thresholds(
+        [0.1 + 0.2, 0.9], [1e-17, 1 / 3], [True, False], target_error=0.0, source="naïve data"
+    )
+    policy.save(tmp_path)
+    assert Policy.load(tmp_path) == policy
+    assert Policy.load(tmp_path / "policy.json") == policy
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
+    assert json.loads((tmp_path / "policy.json").read_text())["min_probability"] == 0.1 + 0.2
+    Policy.never().save(tmp_path)
+    assert Policy.load(tmp_path).never_accepts
+
+
+def test_an_interrupted_save_leaves_the_old_policy(tmp_path, monkeypatch):
+    POLICY.save(tmp_path)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        Policy.never().save(tmp_path)
+    assert Policy.load(tmp_path) == POLICY
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
+
+
+GOOD = POLICY.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "JSON"),
+        ('{"min_probability": 0.9', "JSON"),
+        ("[]", "content"),
+        (json.dumps({**GOOD, "max_novelty": 0.1}), "max_novelty"),
+        (json.dumps({**GOOD, "min_probability": "0.9"}), "min_probability"),
+        (json.dumps({**GOOD, "min_probability": 7.0}), "min_probability"),
+        (json.dumps({**GOOD, "max_variance": -1.0}), "max_variance"),
+        (json.dumps({**GOOD, "max_variance": None}), "max_variance"),
+        (json.dumps({**GOOD, "max_variance": math.nan}), "JSON|max_variance"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "source"}), "source"),
+        ("\x80", "JSON|unicode"),
+    ],
+)
+def test_a_damaged_policy_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "policy.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(AdapterError, match=message) as refusal:
+        Policy.load(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_missing_policy_is_refused(tmp_path):
+    with pytest.raises(AdapterError, match="cannot be read"):
+        Policy.load(tmp_path)

@@ -1,0 +1,495 @@
+import csv
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from dalorra.errors import ConfigError
+from training.tasks import TASKS, Example, Task, load_examples, load_task, split_off, subsample
+
+SELECT = "Select one of the choices that answers the following question: "
+
+TICKETS = {
+    "name": "tickets",
+    "template": "Ticket: {subject} / {body}",
+    "answer_cue": "\nQueue:",
+    "labels": {"billing": " billing", "support": " support"},
+    "columns": {"body": "text"},
+    "label_column": "queue",
+    "label_values": {0: "billing", 1: "support"},
+}
+ROWS = [
+    {"subject": "Invoice", "text": "Twice, on one day", "queue": 0},
+    {"subject": "", "text": 'It says "crash"', "queue": 1},
+]
+EXPECTED = [
+    Example({"subject": "Invoice", "body": "Twice, on one day"}, "billing"),
+    Example({"subject": "", "body": 'It says "crash"'}, "support"),
+]
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def prompt_of(task, example):
+    return task.prompt_format.render(example.input) + task.answer_cue
+
+
+def choice(question, texts, keys, answer, column="question"):
+    return {column: question, "choices": {"text": texts, "label": keys}, "answerKey": answer}
+
+
+# ------------------------------------------------------------------------- built-in tasks
+
+BUILTIN_ROWS = {
+    "sst2": ({"idx": 7, "sentence": "a joy", "label": 1}, "Review: a joy\nSentiment:", "positive"),
+    "rotten_tomatoes": ({"text": "dull", "label": 0}, "Review: dull\nSentiment:", "negative"),
+    "trec": (
+        {"text": "Who ?", "coarse_label": "HUM"},
+        "Question: Who ?\nType:",
+        "person",
+    ),
+    "ag_news": ({"text": "Oil up", "label": 2}, "News: Oil up\nTopic:", "Business"),
+    "winogrande_s": (
+        {"sentence": "Ann beat Bo so _ won.", "option1": "Ann", "option2": "Bo", "answer": "1"},
+        f"{SELECT}Ann beat Bo so _ won. Choices: A. Ann. B. Bo. Answer:",
+        "A",
+    ),
+    "arc_easy": (
+        choice("Hot?", ["ice", "sun", "fog", "sea"], ["A", "B", "C", "D"], "B"),
+        f"{SELECT}Hot? Choices: A. ice. B. sun. C. fog. D. sea. Answer:",
+        "B",
+    ),
+    "openbookqa": (
+        choice("Hot", ["ice", "sun", "fog", "sea"], ["A", "B", "C", "D"], "D", "question_stem"),
+        f"{SELECT}Hot Choices: A. ice. B. sun. C. fog. D. sea. Answer:",
+        "D",
+    ),
+    "mmlu_college_physics": (
+        {"question": "c?", "choices": ["1", "2", "3", "4"], "answer": 2, "subject": "x"},
+        f"{SELECT}c? Choices: A. 1. B. 2. C. 3. D. 4. Answer:",
+        "C",
+    ),
+    "boolq": (
+        {"question": "is it wet", "passage": "It rains", "answer": False},
+        "Answer the question with only True or False: is it wet Context: It rains.",
+        "False",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUILTIN_ROWS)
+def test_a_built_in_task_asks_as_table_4_does(name, tmp_path):
+    row, prompt, label = BUILTIN_ROWS[name]
+    write_rows(tmp_path / name / "validation.jsonl", [row])
+    (example,) = load_examples(name, "validation", tmp_path)
+    assert prompt_of(TASKS[name], example) == prompt
+    assert example.label == label
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("winogrande_m", 2),
+        ("arc_challenge", 5),
+        ("arc_easy", 5),
+        ("openbookqa", 4),
+        ("boolq", 2),
+        ("mmlu_college_chemistry", 4),
+        ("mmlu_college_physics", 4),
+        ("aao", 5),
+        ("wb", 4),
+        ("combined", 7),
+        ("trec", 6),
+        ("ag_news", 4),
+        ("sst2", 2),
+    ],
+)
+def test_label_spaces_are_those_of_table_3(name, labels):
+    assert len(TASKS[name].labels) == labels
+    # One token after a space: every label text starts with one, and no two are alike.
+    texts = list(TASKS[name].labels.values())
+    assert len(set(texts)) == labels
+    assert all(text.startswith(" ") for text in texts)
+
+
+def test_every_built_in_task_says_where_its_data_are():
+    for task in TASKS.values():
+        assert bool(task.hub) != bool(task.members)
+
+
+def test_trec_takes_the_hubs_numbers_and_the_files_names(tmp_path):
+    names = ["ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM"]
+    rows = [{"text": "?", "coarse_label": n} for n in names]
+    by_name = load_examples("trec", "train", write_rows(tmp_path / "a.jsonl", rows))
+    rows = [{"text": "?", "coarse_label": i} for i in range(6)]
+    by_number = load_examples("trec", "train", write_rows(tmp_path / "b.jsonl", rows))
+    assert by_name == by_number
+    assert [e.label for e in by_name] == list(TASKS["trec"].labels)
+
+
+def test_arc_items_with_digits_three_or_five_choices_are_kept(tmp_path):
+    rows = [
+        choice("q", ["a", "b", "c", "d"], ["1", "2", "3", "4"], "4"),
+        choice("q", ["a", "b", "c"], ["A", "B", "C"], "C"),
+        choice("q", ["a", "b", "c", "d", "e"], ["A", "B", "C", "D", "E"], "E"),
+        choice("q", ["a", "b"], [1, 2], 2),
+    ]
+    path = write_rows(tmp_path / "x.json", rows)
+    examples = load_examples("arc_challenge", "test", path)
+    assert [e.label for e in examples] == ["D", "C", "E", "B"]
+    assert examples[1].input["choices"] == "A. a. B. b. C. c."
+    assert examples[2].input["choices"].endswith("E. e.")
+
+
+def test_winogrande_sizes_share_their_validation_file_but_not_their_training_file(tmp_path):
+    row = BUILTIN_ROWS["winogrande_s"][0]
+    for split in ("train", "validation"):
+        write_rows(tmp_path / "winogrande" / f"{split}.jsonl", [row])
+    assert load_examples("winogrande_s", "validation", tmp_path)
+    assert load_examples("winogrande_m", "validation", tmp_path)
+    with pytest.raises(ConfigError, match=r"winogrande_m/train\.jsonl"):
+        load_examples("winogrande_m", "train", tmp_path)
+
+
+def test_a_mixture_asks_as_its_members_do_with_one_cue(tmp_path):
+    for name in ("winogrande_m", "boolq"):
+        row = BUILTIN_ROWS["winogrande_s" if name == "winogrande_m" else name][0]
+        write_rows(tmp_path / name / "validation.jsonl", [row])
+    choices, truth = load_examples("wb", "validation", tmp_path)
+    assert prompt_of(TASKS["wb"], choices) == BUILTIN_ROWS["winogrande_s"][1]
+    assert prompt_of(TASKS["wb"], truth) == BUILTIN_ROWS["boolq"][1] + " Answer:"
+    assert [choices.label, truth.label] == ["A", "False"]
+
+
+def test_combined_has_all_six_members_in_every_split(tmp_path):
+    rows = {
+        "winogrande_s": "winogrande_s",
+        "winogrande_m": "winogrande_s",
+        "boolq": "boolq",
+        "arc_easy": "arc_easy",
+        "arc_challenge": "arc_easy",
+        "openbookqa": "openbookqa",
+    }
+    for name, like in rows.items():
+        write_rows(tmp_path / name / "train.jsonl", [BUILTIN_ROWS[like][0]])
+    examples = load_examples("combined", "train", tmp_path)
+    assert sorted(e.label for e in examples) == ["A", "A", "B", "B", "D", "False"]
+
+
+def test_a_mixture_refuses_one_file(tmp_path):
+    path = write_rows(tmp_path / "x.jsonl", ROWS)
+    with pytest.raises(ConfigError, match="needs a folder"):
+        load_examples("aao", "train", path)
+
+
+# ----------------------------------------------------------------------------- user tasks
+
+
+def test_a_task_written_in_yaml(tmp_path):
+    path = tmp_path / "tickets.yaml"
+    path.write_text(yaml.safe_dump(TICKETS))
+    task = load_task(path)
+    assert task == load_task(TICKETS) == Task.model_validate(TICKETS)
+    assert load_examples(task, "train", write_rows(tmp_path / "rows.jsonl", ROWS)) == EXPECTED
+
+
+def test_yaml_booleans_are_labels_too():
+    task = load_task(
+        yaml.safe_load(
+            "{name: t, template: '{q}', answer_cue: ':', labels: {True: ' True', False: ' False'}}"
+        )
+    )
+    assert list(task.labels) == ["True", "False"]
+    assert task.example({"q": "?", "label": True}, "here").label == "True"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("layout", ["file", "folder", "named folder"])
+def test_every_kind_of_file_and_layout_gives_the_same_examples(tmp_path, suffix, layout):
+    where = {"file": "data", "folder": "train", "named folder": "tickets/train"}[layout]
+    path = write_rows(tmp_path / f"{where}{suffix}", ROWS)
+    source = path if layout == "file" else str(tmp_path)
+    assert load_examples(Task.model_validate(TICKETS), "train", source) == EXPECTED
+
+
+def test_choices_survive_parquet(tmp_path):
+    rows = [BUILTIN_ROWS["arc_easy"][0]]
+    path = write_rows(tmp_path / "x.parquet", rows)
+    assert load_examples("arc_easy", "test", path)[0].label == "B"
+
+
+def test_a_byte_order_mark_and_blank_lines_are_not_data(tmp_path):
+    path = tmp_path / "x.jsonl"
+    lines = [json.dumps(ROWS[0]), "", json.dumps(ROWS[1]), ""]
+    path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    assert load_examples(Task.model_validate(TICKETS), "train", path) == EXPECTED
+
+
+def test_label_values_may_be_left_out(tmp_path):
+    task = Task.model_validate({**TICKETS, "label_values": {}})
+    rows = [{"subject": "s", "text": "b", "queue": "support"}]
+    assert load_examples(task, "train", write_rows(tmp_path / "x.csv", rows))[0].label == "support"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"templat": "x"}, "templat"),
+        ({"template": "no fields"}, "named fields"),
+        ({"labels": {"billing": " billing"}}, "labels"),
+        ({"answer_cue": ""}, "answer_cue"),
+        ({"columns": {"bodi": "text"}}, "'bodi'"),
+        ({"label_values": {0: "sales"}}, "'sales'"),
+        ({"choices_column": "choices"}, "choices"),
+        ({"members": ["sst2", "trec"]}, "{prompt}"),
+        ({"name": "../evil"}, "name"),
+    ],
+)
+def test_a_task_that_does_not_hold_together_is_refused(change, message):
+    with pytest.raises(ConfigError) as refusal:
+        load_task({**TICKETS, **change})
+    assert message in str(refusal.value)
+
+
+def test_unknown_tasks_and_task_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown task 'sst3'.*sst2"):
+        load_task("sst3")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_task(tmp_path / "none.yaml")
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_task(path)
+    path.write_text("- a")
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        load_task(path)
+
+
+# ---------------------------------------------------------------------- messages about data
+
+
+def jsonl(*rows):
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+ROW = ROWS[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.jsonl",
+            jsonl(ROW, {**ROW, "queue": 7}),
+            "row 2: column 'queue' holds '7', expected one of '0', '1'",
+        ),
+        (
+            "x.jsonl",
+            jsonl(ROW, "", {"subject": "s", "queue": 0}),
+            "row 3: no column 'text'; it has 'subject', 'queue'",
+        ),
+        ("x.jsonl", jsonl({**ROW, "text": 3}), "row 1: column 'text' holds 3 (int), expected text"),
+        ("x.jsonl", jsonl({**ROW, "text": None}), "row 1: column 'text' is empty"),
+        ("x.jsonl", jsonl({**ROW, "queue": None}), "row 1: column 'queue' is empty"),
+        ("x.jsonl", jsonl({**ROW, "text": " ", "subject": ""}), "row 1: no text in column"),
+        ("x.jsonl", jsonl(ROW, "{"), "row 2: not JSON"),
+        ("x.jsonl", jsonl("[1]"), "row 1: a list, expected an object"),
+        ("x.jsonl", "\n", "holds no rows"),
+        ("x.json", '{"data": []}', "expected a list of objects"),
+        ("x.json", "[", "not JSON"),
+        ("x.json", json.dumps([ROW, 1]), "row 2: a int, expected an object"),
+        ("x.csv", "subject,text,queue\na,b,0\na,b,c,0\n", "row 2: 4 cells, expected 3"),
+        ("x.csv", "subject,text,queue\na,b\n", "row 1: 2 cells, expected 3"),
+        ("x.csv", "subject,text,text\na,b,c\n", "occurs twice"),
+        ("x.csv", 'subject,text,queue\na,"b"c,0\n', "not CSV"),
+        ("x.csv", "subject,text,queue\n", "holds no rows"),
+        ("x.csv", "", "holds no rows"),
+        ("x.jsonl", b'{"subject": "\xff"}', "is not UTF-8 text"),
+        ("x.parquet", "no", "not a parquet file"),
+        ("x.txt", "no", "must end in one of .jsonl, .json, .csv, .parquet"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as refusal:
+        load_examples(Task.model_validate(TICKETS), "train", path)
+    assert message in str(refusal.value)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (choice("q", ["a", "b"], ["A"], "A"), "equally long lists"),
+        ({"question": "q", "choices": "a b", "answerKey": "A"}, "must be a list of texts"),
+        ({"question": "q", "choices": [1, 2], "answerKey": 0}, "must be a list of texts"),
+        (choice("q", list("abcdef"), list("ABCDEF"), "A"), "has 6 choices, expected between 2"),
+        (choice("q", ["a", "b"], ["A", "B"], "C"), "holds 'C', expected one of 'A', 'B'"),
+        ({"question": "q", "choices": ["a", "b"], "answerKey": 2}, "expected one of '0', '1', 'A'"),
+        ({"question": "q", "answerKey": "A"}, "no column 'choices'"),
+    ],
+)
+def test_a_wrong_choice_is_named(tmp_path, row, message):
+    path = write_rows(tmp_path / "x.jsonl", [BUILTIN_ROWS["arc_easy"][0], row])
+    with pytest.raises(ConfigError) as refusal:
+        load_examples("arc_easy", "test", path)
+    assert message in str(refusal.value)
+    assert "row 2" in str(refusal.value)
+
+
+def test_unlabelled_hub_splits_are_refused(tmp_path):
+    path = write_rows(tmp_path / "x.jsonl", [{"idx": 0, "sentence": "s", "label": -1}])
+    with pytest.raises(ConfigError, match="holds '-1', expected one of '0', '1'"):
+        load_examples("sst2", "test", path)
+
+
+def test_missing_files_say_what_is_there(tmp_path):
+    write_rows(tmp_path / "sst2" / "train.jsonl", [BUILTIN_ROWS["sst2"][0]])
+    with pytest.raises(ConfigError, match=r"no sst2/test\.jsonl.*sst2 holds train\.jsonl"):
+        load_examples("sst2", "test", tmp_path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_examples("sst2", "test", tmp_path / "none.jsonl")
+    write_rows(tmp_path / "sst2" / "train.csv", [BUILTIN_ROWS["sst2"][0]])
+    with pytest.raises(ConfigError, match="keep one of them"):
+        load_examples("sst2", "train", tmp_path)
+
+
+# ------------------------------------------------------------------------------------- hub
+
+
+def test_hub_data_come_through_the_datasets_library(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    write_rows(tmp_path / "repository" / "train.jsonl", ROWS)
+    write_rows(tmp_path / "repository" / "test.jsonl", ROWS[1:])
+    # `datasets` reads a local folder by the same call as a repository on the hub.
+    hub = {"id": str(tmp_path / "repository"), "splits": {"validation": "test"}}
+    task = Task.model_validate({**TICKETS, "hub": hub})
+    assert load_examples(task, "train") == EXPECTED
+    assert load_examples(task, "validation") == EXPECTED[1:]
+    with pytest.raises(ConfigError, match=r"split 'dev' of .* cannot be had"):
+        load_examples(task, "dev")
+
+
+def test_a_task_without_hub_data_needs_a_source():
+    with pytest.raises(ConfigError, match="names no hub data set"):
+        load_examples(Task.model_validate(TICKETS), "train")
+
+
+def test_datasets_is_imported_for_the_hub_only(tmp_path):
+    path = write_rows(tmp_path / "x.jsonl", [BUILTIN_ROWS["sst2"][0]])
+    code = (
+        "import sys; from training.tasks import load_examples;"
+        f"load_examples('sst2', 'train', {str(path)!r}); print('datasets' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+# ---------------------------------------------------------------------- parts of a data set
+
+
+def texts(examples):
+    return [example.input["text"] for example in examples]
+
+
+def numbered(n, distinct=None):
+    return [Example({"text": f"t{i % (distinct or n)}"}, "a") for i in range(n)]
+
+
+@given(st.integers(2, 60), st.integers(1, 59), st.integers(0, 3))
+def test_split_off_takes_exactly_that_many_of_distinct_inputs(n, count, seed):
+    if count >= n:
+        return
+    examples = numbered(n)
+    rest, held = split_off(examples, count, seed)
+    assert len(held) == count
+    assert sorted(texts(rest + held)) == sorted(texts(examples))
+    assert texts(rest) == [t for t in texts(examples) if t in set(texts(rest))]  # order kept
+
+
+@given(st.integers(0, 50))
+def test_split_off_keeps_equal_inputs_on_one_side(seed):
+    examples = numbered(40, distinct=13)
+    rest, held = split_off(examples, 0.25, seed)
+    assert not set(texts(rest)) & set(texts(held))
+    assert len(rest) + len(held) == 40
+    assert 7 < len(held) <= 10
+
+
+def test_split_off_depends_on_the_seed_and_the_inputs_alone():
+    examples = numbered(100)
+    _, first = split_off(examples, 10, seed=1)
+    _, again = split_off(examples[::-1], 0.1, seed=1)
+    _, other = split_off(examples, 10, seed=2)
+    assert set(texts(first)) == set(texts(again)) != set(texts(other))
+    # Pinned: a change of the rule would silently change every published split.
+    assert sorted(texts(first)) == [
+        "t17",
+        "t25",
+        "t37",
+        "t40",
+        "t56",
+        "t60",
+        "t63",
+        "t75",
+        "t8",
+        "t82",
+    ]
+
+
+@pytest.mark.parametrize("size", [0, 10, 11, -1, 0.0, 0.01, 1.0])
+def test_split_off_refuses_an_empty_side(size):
+    with pytest.raises(ConfigError, match="cannot hold out"):
+        split_off(numbered(10), size, seed=0)
+
+
+def test_split_off_refuses_what_repeats_make_impossible():
+    with pytest.raises(ConfigError, match="occurs more often"):
+        split_off(numbered(10, distinct=2), 3, seed=0)
+
+
+@given(st.integers(1, 30), st.integers(0, 3))
+def test_subsample_is_exact_ordered_and_nested(n, seed):
+    examples = [Example({"text": f"t{i % 20}"}, str(i)) for i in range(30)]
+    part = subsample(examples, n, seed)
+    numbers = [int(example.label) for example in part]
+    assert len(set(numbers)) == n
+    assert numbers == sorted(numbers)
+    if n > 1:
+        fewer = {int(e.label) for e in subsample(examples, n - 1, seed)}
+        assert fewer < set(numbers)
+
+
+def test_subsample_depends_on_the_seed():
+    assert subsample(numbered(100), 10, 1) == subsample(numbered(100), 10, 1)
+    assert subsample(numbered(100), 10, 1) != subsample(numbered(100), 10, 2)
+    for n in (0, 101):
+        with pytest.raises(ConfigError, match="cannot take"):
+            subsample(numbered(100), n, 1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_survives_json(name):
+    # An adapter's manifest carries the task that it was trained on.
+    assert load_task(json.loads(TASKS[name].model_dump_json())) == TASKS[name]

@@ -1,0 +1,1 @@
+"""Offline: data, training, evaluation and calibration of adapters."""

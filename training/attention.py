@@ -1,0 +1,47 @@
+"""Lets a transformers model train with attention whose backward is fast on CPUs.
+
+With cue rows alone as queries, the backward of PyTorch's fused CPU kernel takes over half of a
+training step; plain matrix products need a tenth of that.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from dalorra.attention import causal_attention, grouped_attention
+
+NAME: Final = "dalorra_grouped"
+
+
+def _attention(
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if attention_mask is None:
+        out = causal_attention(query, key, value)
+    else:
+        out = grouped_attention(query, key, value, attention_mask, scaling)
+    return out.transpose(1, 2), None  # [B, rows, heads, head_dim]
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+@contextmanager
+def differentiable_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Uses plain products inside the block on CPUs; elsewhere the fused kernels stay."""
+    before = model.config._attn_implementation  # noqa: SLF001 - what the public setter writes
+    if model.device.type == "cpu":
+        model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

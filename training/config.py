@@ -1,0 +1,172 @@
+"""The configuration of a training run: one small YAML file."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dalorra.adapter import WeightDtype
+from dalorra.bank import BankSpec
+from dalorra.base_model import DEFAULT_BASE_MODEL
+from dalorra.errors import ConfigError
+from dalorra.packing import Scope
+from training.tasks import Task, load_task
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """Where the examples are.
+
+    Attributes:
+        source: None for the hub, or a file or folder, see `training.tasks.load_examples`.
+        train_limit: use this many training examples, drawn by seed; None: all.
+        holdout: fraction split off the training set, by seed, for model selection and for the
+            thresholds; never trained on.
+    """
+
+    source: Path | None = None
+    train_limit: int | None = Field(default=None, ge=1)
+    holdout: float = Field(default=0.1, gt=0.0, lt=1.0)
+
+
+class AdapterConfig(_Section):
+    """Shape of the adapter (DALorRA, section 5.1: r = 8, α = 16 on q_proj, v_proj and lm_head).
+
+    Attributes:
+        scope: rows that it acts on.
+        last_layers: adapt only the last K layers, and the head; None: all.
+        max_tokens: limit on prompt and cue.
+        weight_dtype: how A and B are stored.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0.0)
+    modules: tuple[str, ...] = ("q_proj", "v_proj", "lm_head")
+    scope: Scope = "answer_tokens"
+    last_layers: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=300, ge=8)
+    weight_dtype: WeightDtype = "bfloat16"
+
+
+class DalorraConfig(_Section):
+    """The variational posterior over masks. p₀ and τ are not given in the paper.
+
+    Attributes:
+        prior: p₀, prior probability that a rank component is on.
+        temperature: τ of the Gumbel-sigmoid.
+        samples: S, relaxed samples per step.
+        masks_per: `example` draws masks for every example, `batch` for every mini-batch, as
+            Algorithm 1 does.
+        mask_learning_rate: of φ, which has no weight decay.
+    """
+
+    name: Literal["dalorra"] = "dalorra"
+    prior: float = Field(default=0.5, gt=0.0, lt=1.0)
+    temperature: float = Field(default=0.5, gt=0.0)
+    samples: int = Field(default=1, ge=1)
+    masks_per: Literal["example", "batch"] = "example"
+    mask_learning_rate: float = Field(default=1e-2, gt=0.0)
+
+
+class OptimizerConfig(_Section):
+    """AdamW with linear decay (DALorRA, appendix A.3).
+
+    Attributes:
+        steps: gradient steps.
+        batch_size: examples per device and micro-step.
+        accumulation: micro-steps per gradient step.
+        warmup: fraction of the steps.
+    """
+
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    steps: int = Field(default=5000, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    warmup: float = Field(default=0.06, ge=0.0, lt=1.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+
+
+class EvaluationConfig(_Section):
+    """Evaluation on the hold-out during training.
+
+    Attributes:
+        every: gradient steps between evaluations and checkpoints.
+        keep_best: finish with the checkpoint of lowest hold-out NLL instead of the last one.
+        target_error: largest error among accepted answers when the thresholds are picked.
+    """
+
+    every: int = Field(default=500, ge=1)
+    keep_best: bool = True
+    target_error: float = Field(default=0.05, gt=0.0, lt=1.0)
+
+
+class TrainingConfig(_Section):
+    """One run.
+
+    Attributes:
+        task: name of a built-in task, a YAML file that describes one, or the description itself.
+        prompt_cache_gib: memory for the prompts' keys and values, which under `answer_tokens` are
+            the same in every epoch; 0: recompute them.
+        report_to: logging back-ends of `transformers.Trainer`, e.g. `tensorboard`.
+    """
+
+    name: str
+    output_dir: Path
+    task: str | Task
+    base_model: str = DEFAULT_BASE_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 1
+    data: DataConfig = DataConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    method: DalorraConfig = DalorraConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    bank: BankSpec = BankSpec()
+    prompt_cache_gib: float = Field(default=4.0, ge=0.0)
+    report_to: tuple[str, ...] = ()
+
+    def resolved_task(self) -> Task:
+        """The task itself.
+
+        Raises:
+            ConfigError: no task has that name.
+        """
+        return self.task if isinstance(self.task, Task) else load_task(self.task)
+
+
+def read_config(path: Path, overrides: dict[str, str] | None = None) -> TrainingConfig:
+    """Reads a YAML file; `overrides` maps dotted names to YAML values, e.g. `optimizer.steps`.
+
+    Raises:
+        ConfigError: not readable, not YAML, an unknown name or an impossible value.
+    """
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no mapping: write `name: value` lines")
+    for dotted, value in (overrides or {}).items():
+        _set(content, dotted.split("."), yaml.safe_load(value))
+    try:
+        return TrainingConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _set(content: dict[str, Any], names: list[str], value: Any) -> None:
+    for name in names[:-1]:
+        content = content.setdefault(name, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"{'.'.join(names)} is inside {name!r}, which is not a section")
+    content[names[-1]] = value

@@ -1,0 +1,235 @@
+"""Scores an adapter on labelled examples: every one of them, in float64.
+
+The M samples are scored as they are served; the mean mask, one deterministic pass with the
+posterior mean in place of a sample, is scored beside them.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dalorra import metrics
+from dalorra.errors import ConfigError
+from dalorra.policy import Decision, Policy
+from dalorra.predictive import Prediction
+from training.answers import Answers, Evaluable, answer
+from training.environment import hardware, versions
+from training.figures import reliability_figure, risk_coverage_figure
+from training.report import metrics_table
+from training.tasks import Example
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+RELIABILITY_FILE = "reliability.png"
+RISK_COVERAGE_FILE = "risk_coverage.png"
+
+ERROR_LEVELS = (0.01, 0.02, 0.05, 0.10)
+"""Error rates for which the acceptable share is reported."""
+
+DECILES = 10
+
+
+def evaluate(
+    predictor: Evaluable,
+    examples: Sequence[Example],
+    out_dir: Path | None = None,
+    *,
+    task: str | None = None,
+    seeds: Mapping[str, int] | None = None,
+    batch_size: int = 32,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Predicts and scores every example.
+
+    Args:
+        predictor: an adapter on its base model.
+        examples: labelled inputs; none is dropped.
+        out_dir: where to write `metrics.json`, `predictions.jsonl`, `reliability.png` and
+            `risk_coverage.png`; None writes nothing.
+        task: name of the data, for the record.
+        seeds: seeds that the adapter depends on, for the record.
+        batch_size: examples per call of the predictor, of similar length.
+        quiet: whether to leave out the progress bar and the table.
+
+    Returns:
+        What `metrics.json` holds. The scores of the M samples are at the top level, those of the
+        mean mask under `mean_mask`; None is a score that does not exist, such as the AUROC of a
+        set without errors.
+
+    Raises:
+        ConfigError: there are no examples, or one has a label that the adapter cannot answer.
+        InputError: an input does not fit the adapter's template.
+    """
+    _check_labels(predictor.labels, examples)
+    answers = answer(predictor, examples, batch_size=batch_size, quiet=quiet)
+    truth = [example.label for example in examples]
+    result: dict[str, Any] = {
+        "task": task,
+        "n": len(examples),
+        "truncated": sum(answers.truncated),
+        **score(answers.sampled, truth),
+        "mean_mask": score(answers.mean_mask, truth, sampled=False),
+        "decisions": _by_decision(predictor.policy, answers.sampled, truth),
+        "policy": predictor.policy.model_dump(),
+        "model": predictor.model_name,
+        "adapter": predictor.adapter_name,
+        "adapter_digest": predictor.adapter_digest,
+        "method": predictor.method,
+        "scope": predictor.scope,
+        "samples": predictor.samples,
+        "seeds": dict(seeds or {}),
+        "seconds": answers.seconds,
+        "versions": versions(),
+        "hardware": hardware(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    result = _without_nan(result)
+    if out_dir is not None:
+        _write(out_dir, result, answers, examples, predictor.policy)
+    if not quiet:
+        Console().print(metrics_table(result))
+    return result
+
+
+def score(
+    predictions: Sequence[Prediction], truth: Sequence[str], *, sampled: bool = True
+) -> dict[str, Any]:
+    """Scores predictions against label names.
+
+    Args:
+        predictions: one or more, with the same labels.
+        truth: name of the true label of each.
+        sampled: whether the variance means anything; adds the scores that judge it.
+
+    Returns:
+        Always: accuracy, ece, nll (nats), brier, aurc and auroc of the confidence, `acceptance`
+        (largest share with at most that error, by confidence), `reliability` (bins).
+        With `sampled` also: auroc and aurc of the variance, Spearman's ρ of variance and error
+        over examples and over variance deciles, `error_by_variance` (those deciles).
+    """
+    labels = list(predictions[0].probabilities)
+    probabilities = np.array([[p.probabilities[name] for name in labels] for p in predictions])
+    targets = np.array([labels.index(name) for name in truth])
+    confidence = np.clip([p.probability for p in predictions], 0.0, 1.0)
+    correct = np.array([p.label == name for p, name in zip(predictions, truth, strict=True)])
+    result: dict[str, Any] = {
+        "accuracy": float(correct.mean()),
+        "ece": metrics.expected_calibration_error(confidence, correct),
+        "nll": metrics.negative_log_likelihood(probabilities, targets),
+        "brier": metrics.brier_score(probabilities, targets),
+        "auroc_confidence": metrics.auroc(-confidence, correct),
+        "aurc_confidence": metrics.aurc(-confidence, correct),
+        "acceptance": {
+            str(level): metrics.acceptance_at_error(-confidence, correct, level)
+            for level in ERROR_LEVELS
+        },
+        "reliability": [asdict(b) for b in metrics.reliability_bins(confidence, correct)],
+    }
+    if sampled:
+        variance = np.array([p.variance for p in predictions])
+        groups = metrics.error_by_quantile(
+            variance, correct, quantiles=min(DECILES, len(predictions))
+        )
+        result |= {
+            "auroc_variance": metrics.auroc(variance, correct),
+            "aurc_variance": metrics.aurc(variance, correct),
+            "spearman_variance": metrics.spearman(variance, ~correct),
+            "spearman_variance_deciles": metrics.spearman(
+                range(len(groups)), [group.error for group in groups]
+            ),
+            "error_by_variance": [asdict(group) for group in groups],
+        }
+    return result
+
+
+def _check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
+    if not examples:
+        raise ConfigError("there are no examples to evaluate on: give at least one")
+    for number, example in enumerate(examples, start=1):
+        if example.label not in labels:
+            raise ConfigError(
+                f"example {number} has the label {example.label!r}, which the adapter cannot "
+                f"answer: it knows {', '.join(labels)}"
+            )
+
+
+def _by_decision(
+    policy: Policy, predictions: Sequence[Prediction], truth: Sequence[str]
+) -> dict[str, Any]:
+    """How many answers each decision gets, and how many of those are wrong."""
+    wrong: dict[Decision, list[bool]] = {decision: [] for decision in Decision}
+    for prediction, name in zip(predictions, truth, strict=True):
+        decision = policy.decide(prediction.probability, prediction.variance).decision
+        wrong[decision].append(prediction.label != name)
+    return {
+        decision.value: {
+            "n": len(flags),
+            "share": len(flags) / len(truth),
+            "error": sum(flags) / len(flags) if flags else None,
+        }
+        for decision, flags in wrong.items()
+    }
+
+
+def _write(
+    out_dir: Path,
+    result: Mapping[str, Any],
+    answers: Answers,
+    examples: Sequence[Example],
+    policy: Policy,
+) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False)
+    (out_dir / METRICS_FILE).write_text(text + "\n", encoding="utf-8")
+    with (out_dir / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
+        for line in _prediction_lines(answers, examples, policy):
+            file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
+    reliability_figure(
+        {"M samples": result["reliability"], "mean mask": result["mean_mask"]["reliability"]},
+        out_dir / RELIABILITY_FILE,
+    )
+    correct = [p.label == e.label for p, e in zip(answers.sampled, examples, strict=True)]
+    by_confidence = [-p.probability for p in answers.sampled]
+    by_variance = [p.variance for p in answers.sampled]
+    risk_coverage_figure(
+        {
+            "by probability": metrics.risk_coverage_curve(by_confidence, correct),
+            "by variance": metrics.risk_coverage_curve(by_variance, correct),
+        },
+        out_dir / RISK_COVERAGE_FILE,
+    )
+
+
+def _prediction_lines(
+    answers: Answers, examples: Sequence[Example], policy: Policy
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "input": dict(example.input),
+            "true_label": example.label,
+            "correct": sampled.label == example.label,
+            **asdict(sampled),
+            "decision": policy.decide(sampled.probability, sampled.variance).decision.value,
+            "truncated": truncated,
+            "mean_mask": {"label": mean.label, "probabilities": mean.probabilities},
+        }
+        for example, sampled, mean, truncated in zip(
+            examples, answers.sampled, answers.mean_mask, answers.truncated, strict=True
+        )
+    ]
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

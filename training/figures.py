@@ -1,0 +1,122 @@
+"""Figures of an evaluation, as PNG: light background, colours that colour-blind readers tell apart.
+
+Drawn through `Figure` objects, which leave matplotlib's global state and its display alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from dalorra.metrics import FloatArray
+
+# Okabe and Ito's palette; marker and dash repeat what the colour says.
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
+_STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"))
+
+
+def reliability_figure(series: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Accuracy against confidence per bin, above the share of examples in each bin.
+
+    Args:
+        series: name → bins of `dalorra.metrics.reliability_bins` as mappings; two at most. The
+            shares are those of the first.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+    _clean(top)
+    _clean(bottom)
+    top.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect calibration")
+    for (name, bins), (colour, marker, dash) in zip(series.items(), _STYLES, strict=False):
+        filled = [b for b in bins if b["count"]]
+        top.plot(
+            [b["confidence"] for b in filled],
+            [b["accuracy"] for b in filled],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linestyle=dash,
+            linewidth=1.5,
+            label=name,
+        )
+    top.set(ylabel="accuracy", ylim=(-0.02, 1.02), xlim=(0, 1))
+    top.legend(frameon=False, loc="upper left")
+    first = next(iter(series.values()))
+    total = sum(b["count"] for b in first)
+    bottom.bar(
+        [b["lower"] for b in first],
+        [b["count"] / total for b in first],
+        width=[b["upper"] - b["lower"] for b in first],
+        align="edge",
+        color=BLUE,
+        edgecolor="white",
+        linewidth=0.8,
+    )
+    bottom.set(xlabel="confidence (probability of the predicted label)", ylabel="examples")
+    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _save(figure, path)
+
+
+def risk_coverage_figure(curves: Mapping[str, tuple[FloatArray, FloatArray]], path: Path) -> None:
+    """Error rate among the most certain examples against their share.
+
+    Args:
+        curves: name → coverage and risk of `dalorra.metrics.risk_coverage_curve`; two at most.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    _clean(axes)
+    for (name, (coverage, risk)), (colour, _, dash) in zip(curves.items(), _STYLES, strict=False):
+        axes.plot(coverage, risk, color=colour, linestyle=dash, linewidth=1.6, label=name)
+    axes.set(xlabel="share of examples accepted", ylabel="error among accepted", xlim=(0, 1))
+    axes.set_ylim(bottom=0)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(frameon=False, title="most certain first")
+    _save(figure, path)
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+
+
+def training_figure(log: Path, path: Path) -> None:
+    """Loss on the batches, KL, and NLL on the hold-out, over the gradient steps.
+
+    Args:
+        log: `log.jsonl` of a run.
+        path: PNG file to write.
+    """
+    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    series = (
+        (top, "nll", BLUE, "o", "training batches"),
+        (top, "eval_nll", ORANGE, "s", "hold-out, M samples"),
+        (bottom, "kl", BLUE, "o", "KL"),
+    )
+    for axes, key, colour, marker, label in series:
+        points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, color=colour, marker=marker, markersize=4, label=label)
+    for axes in (top, bottom):
+        _clean(axes)
+    top.set(ylabel="NLL (nats per example)")
+    top.legend(frameon=False)
+    bottom.set(xlabel="gradient step", ylabel="KL (nats)")
+    _save(figure, path)

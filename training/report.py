@@ -1,0 +1,184 @@
+"""An evaluation for people: a table for the terminal, and the adapter's model card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from training.figures import reliability_figure
+
+CARD_FILE = "README.md"
+DIAGRAM_FILE = "reliability.png"
+
+_ROWS = (
+    # name, key, whether it is a share
+    ("accuracy", "accuracy", True),
+    ("ECE (15 bins)", "ece", True),
+    ("NLL (nats)", "nll", False),
+    ("Brier score", "brier", False),
+    ("AURC by probability", "aurc_confidence", False),
+    ("AURC by variance", "aurc_variance", False),
+    ("AUROC of 1 − probability for errors", "auroc_confidence", False),
+    ("AUROC of variance for errors", "auroc_variance", False),
+    ("Spearman's ρ, variance and error", "spearman_variance", False),
+    ("the same over variance deciles", "spearman_variance_deciles", False),
+)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """The scores of `training.evaluate.evaluate`, M samples beside the mean mask."""
+    task = metrics.get("task") or "evaluation"
+    cut = metrics.get("truncated", 0)
+    table = Table(
+        title=f"{metrics['adapter']} on {task}: {metrics['n']:,} examples"
+        + (f", {cut:,} of them cut to fit" if cut else "")
+    )
+    table.add_column("score")
+    table.add_column(f"M = {metrics['samples']}", justify="right")
+    table.add_column("mean mask", justify="right")
+    for row in _score_rows(metrics):
+        table.add_row(*row)
+    table.add_section()
+    for row in _acceptance_rows(metrics):
+        table.add_row(*row)
+    table.add_section()
+    for decision, part in metrics["decisions"].items():
+        table.add_row(f"{decision}: share, error", _decision_cell(part), "")
+    return table
+
+
+def write_model_card(
+    adapter_dir: Path, manifest: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> Path:
+    """Writes `README.md` and its reliability diagram into an adapter's directory.
+
+    Args:
+        adapter_dir: the adapter.
+        manifest: content of its `dalorra.json`.
+        metrics: what `training.evaluate.evaluate` returned for it.
+
+    Returns:
+        Path of the card.
+    """
+    reliability_figure(
+        {"M samples": metrics["reliability"], "mean mask": metrics["mean_mask"]["reliability"]},
+        adapter_dir / DIAGRAM_FILE,
+    )
+    card = adapter_dir / CARD_FILE
+    card.write_text("\n".join(_card(manifest, metrics)) + "\n", encoding="utf-8")
+    return card
+
+
+def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    prompt, bank, base = manifest["prompt"], manifest["bank"], manifest["base_model"]
+    parameters = ", ".join(f"{k} {v:g}" for k, v in manifest["method_parameters"].items())
+    fields = {
+        "Base model": f"{base['name']} (weight digest `{base['digest'][:12]}…`)",
+        "Method": manifest["method"] + (f" ({parameters})" if parameters else ""),
+        "Scope": f"`{manifest['scope']}`",
+        "Mask bank": f"M = {bank['samples']}, seed {bank['seed']}, {bank['sampler']}",
+        "Prompt": _code(prompt["template"] + prompt["answer_cue"]),
+        "Answer cue": _code(prompt["answer_cue"]),
+        "Labels": ", ".join(f"{name} ({_code(text)})" for name, text in prompt["labels"].items()),
+        "Longest input": f"{manifest['max_tokens']} tokens, prompt and cue",
+    }
+    return [
+        "---",
+        "library_name: peft",
+        f"base_model: {json.dumps(base['name'], ensure_ascii=False)}",
+        "pipeline_tag: text-classification",
+        "tags: [dalorra, lora, uncertainty]",
+        "---",
+        "",
+        f"# {manifest['name']}",
+        "",
+        "A low-rank adapter with a learned posterior over its rank components. It answers with a",
+        "label, its probability averaged over fixed samples of that posterior, and the variance",
+        "between them.",
+        "",
+        *_table(("", ""), list(fields.items())),
+        "",
+        "## Scores",
+        "",
+        f"On {metrics.get('task') or 'held-out data'}, {metrics['n']:,} examples"
+        + (f", {metrics['truncated']:,} of them cut to fit." if metrics["truncated"] else "."),
+        "",
+        *_table(
+            ("score", f"M = {metrics['samples']}", "mean mask"),
+            [*_score_rows(metrics), *_acceptance_rows(metrics)],
+        ),
+        "",
+        f"![Reliability diagram]({DIAGRAM_FILE})",
+        "",
+        "## Policy",
+        "",
+        *_policy(metrics),
+        "",
+        "## Limits",
+        "",
+        "The scores hold for inputs like those it was scored on. An input that the adapter's",
+        "low-rank update cannot feel has a variance of zero whatever the answer is worth, so a low",
+        "variance alone is no proof that an input belongs to the task.",
+    ]
+
+
+def _policy(metrics: Mapping[str, Any]) -> list[str]:
+    policy = metrics["policy"]
+    if policy["min_probability"] > 1.0:
+        return [f"Nothing is accepted ({policy['source']})."]
+    target = policy["target_error"]
+    promise = f", for at most {_share(target)} error among accepted" if target is not None else ""
+    rows = [
+        (name, _share(part["share"]), _share(part["error"]))
+        for name, part in metrics["decisions"].items()
+    ]
+    return [
+        f"Accept when the probability is at least {policy['min_probability']:.4g} and the variance",
+        f"at most {policy['max_variance']:.4g}; escalate when the variance is higher; otherwise",
+        "clarify.",
+        f"Picked on {policy['source']}{promise}. On the examples above:",
+        "",
+        *_table(("decision", "share", "error"), rows),
+    ]
+
+
+def _score_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    mean = metrics["mean_mask"]
+    rows = []
+    for name, key, share in _ROWS:
+        show = _share if share else _number
+        rows.append((name, show(metrics[key]), show(mean[key]) if key in mean else ""))
+    return rows
+
+
+def _acceptance_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    mean = metrics["mean_mask"]["acceptance"]
+    return [
+        (f"acceptable at {_share(float(level), 0)} error", _share(share), _share(mean[level]))
+        for level, share in metrics["acceptance"].items()
+    ]
+
+
+def _decision_cell(part: Mapping[str, Any]) -> str:
+    return f"{_share(part['share'])}, {_share(part['error'])}"
+
+
+def _share(value: float | None, decimals: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{decimals}f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _code(text: str) -> str:
+    """Text in backticks with its line breaks visible."""
+    escaped = text.replace("\n", "\\n").replace("|", "\\|")
+    return f"`` {escaped} ``" if "`" in escaped else f"`{escaped}`"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

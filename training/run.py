@@ -1,0 +1,268 @@
+"""One training run, from a configuration to an adapter with thresholds and a model card."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+
+from dalorra.adapter import (
+    BaseReference,
+    Manifest,
+    library_versions,
+    round_adapter,
+    save_adapter,
+)
+from dalorra.bank import MaskBank
+from dalorra.base_model import BaseModel, load_base_model
+from dalorra.errors import ConfigError
+from dalorra.policy import Policy, pick_thresholds
+from dalorra.predictor import Predictor
+from dalorra.prompts import PromptEncoder
+from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
+from training.answers import answer
+from training.config import TrainingConfig, read_config
+from training.environment import hardware, versions
+from training.evaluate import evaluate, score
+from training.figures import training_figure
+from training.objective import ElboObjective
+from training.prompt_cache import PromptCache
+from training.report import write_model_card
+from training.tasks import TASKS, Example, Task, load_examples, split_off, subsample
+from training.trainer import ElboTrainer, TrainablePeftModel
+
+RUN_FILE = "run.json"
+LOG_FILE = "log.jsonl"
+ADAPTER_FOLDER = "adapter"
+EVALUATION_FOLDER = "evaluation"
+CHECKPOINT_FOLDER = "checkpoints"
+HOLDOUT_METRICS = ("nll", "accuracy", "ece", "brier")
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Examples of one run; the hold-out is never trained on, the test set never selected on."""
+
+    train: list[Example]
+    holdout: list[Example]
+    test: list[Example]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the training examples, in order."""
+        content = json.dumps([[dict(e.input), e.label] for e in self.train], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def train(config_path: Path, *, resume: bool = False, overrides: dict[str, str]) -> Path:
+    """Trains an adapter as a YAML file says, see `TrainingConfig`.
+
+    Writes into the configuration's `output_dir`: `run.json`, `log.jsonl`, `training.png`,
+    `checkpoints/`, `adapter/` and, scored on the task's published evaluation split,
+    `evaluation/`.
+
+    Args:
+        config_path: YAML file.
+        resume: continue from the last checkpoint; the result is that of an unbroken run.
+        overrides: dotted names to YAML values.
+
+    Returns:
+        The adapter's directory.
+
+    Raises:
+        ConfigError: impossible configuration, or an `output_dir` that holds another run.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+    """
+    config = read_config(config_path, overrides)
+    checkpoint = _prepare_output(config, resume)
+    return Run(config).execute(checkpoint)
+
+
+class Run:
+    """Base model, data and adapter of one run."""
+
+    def __init__(self, config: TrainingConfig, base: BaseModel | None = None) -> None:
+        self.config = config
+        self.task = config.resolved_task()
+        self.data = _load_data(config, self.task)
+        self.base = base or load_base_model(
+            config.base_model, device=config.device, dtype=config.dtype
+        )
+        adapter = config.adapter
+        self.encoder = PromptEncoder(
+            self.base.tokenizer, self.task.prompt_format, adapter.max_tokens
+        )
+        torch.manual_seed(config.seed)  # PEFT initialises A from the global generator
+        layers = self.base.model.config.num_hidden_layers
+        if adapter.last_layers is not None and adapter.last_layers > layers:
+            raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
+        last = range(layers - adapter.last_layers, layers) if adapter.last_layers else None
+        lora = lora_config(adapter.rank, adapter.alpha, adapter.modules, self.base.name, last)
+        self.model = cast(
+            TrainablePeftModel,
+            attach(self.base.model, lora, config.method.prior, TrainablePeftModel),
+        )
+        self.model.objective = ElboObjective(
+            config.method,
+            torch.tensor(self.encoder.label_ids, device=self.model.device),
+            adapter.scope,
+            len(self.data.train),
+            PromptCache(round(config.prompt_cache_gib * 2**30)),
+        )
+
+    def execute(self, checkpoint: str | None) -> Path:
+        """Trains, saves, picks thresholds on the hold-out and scores the evaluation split."""
+        output = self.config.output_dir
+        _write_json(output / RUN_FILE, self._record())
+        trainer = ElboTrainer(
+            self.config,
+            self.model,
+            self._encoded(self.data.train),
+            self.holdout_metrics,
+            output / CHECKPOINT_FOLDER,
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        training_figure(output / LOG_FILE, output / "training.png")
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if not trainer.is_world_process_zero():
+            return output / ADAPTER_FOLDER
+        return self._finish(output)
+
+    def holdout_metrics(self) -> dict[str, float]:
+        """Scores of the model as it would be served, M samples of its posterior."""
+        self.model.eval()
+        predictor = self._predictor("")
+        answers = answer(predictor, self.data.holdout, mean_mask=False)
+        scores = score(answers.sampled, [example.label for example in self.data.holdout])
+        return {name: scores[name] for name in HOLDOUT_METRICS}
+
+    def _finish(self, output: Path) -> Path:
+        round_adapter(self.model, self.config.adapter.weight_dtype)
+        folder = output / ADAPTER_FOLDER
+        manifest = self._manifest(self.holdout_metrics())
+        digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
+        predictor = self._predictor(digest)
+        predictor.policy = self._policy(predictor)
+        predictor.policy.save(folder)
+        metrics = evaluate(
+            predictor,
+            self.data.test,
+            output / EVALUATION_FOLDER,
+            task=f"{self.task.name} {self.task.evaluation_split}",
+            seeds={"training": self.config.seed, "bank": self.config.bank.seed},
+        )
+        write_model_card(folder, manifest.model_dump(), metrics)
+        return folder
+
+    def _policy(self, predictor: Predictor) -> Policy:
+        answers = answer(predictor, self.data.holdout, mean_mask=False).sampled
+        truth = [example.label for example in self.data.holdout]
+        return pick_thresholds(
+            [a.probability for a in answers],
+            [a.variance for a in answers],
+            [a.label == label for a, label in zip(answers, truth, strict=True)],
+            target_error=self.config.evaluation.target_error,
+            source=f"{len(truth)} examples held out of the {self.task.name} training set",
+            adapter_digest=predictor.adapter_digest,
+        )
+
+    def _predictor(self, digest: str) -> Predictor:
+        bank = MaskBank.draw(mask_logits(self.model).detach(), self.config.bank)
+        return Predictor(
+            self.model,
+            self.encoder,
+            bank,
+            self.config.adapter.scope,
+            policy=Policy.never(),
+            model_name=self.base.name,
+            adapter_name=self.config.name,
+            adapter_digest=digest,
+            method=self.config.method.name,
+        )
+
+    def _encoded(self, examples: Sequence[Example]) -> list[Any]:
+        names = list(self.task.labels)
+        return [(self.encoder.encode(e.input), names.index(e.label)) for e in examples]
+
+    def _manifest(self, holdout: dict[str, float]) -> Manifest:
+        method = self.config.method.model_dump(exclude={"name", "masks_per"})
+        return Manifest(
+            name=self.config.name,
+            method=self.config.method.name,
+            method_parameters=method,
+            scope=self.config.adapter.scope,
+            last_layers=self.config.adapter.last_layers,
+            base_model=BaseReference(name=self.base.name, digest=self.base.digest),
+            prompt=self.task.prompt_format,
+            cue_tokens=list(self.encoder.cue_ids),
+            label_tokens=dict(zip(self.task.labels, self.encoder.label_ids, strict=True)),
+            modules=list(stochastic_layers(self.model)),
+            max_tokens=self.config.adapter.max_tokens,
+            bank=self.config.bank,
+            training={
+                "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
+                "examples": len(self.data.train),
+                "data_digest": self.data.digest,
+                "config": _portable(self.config),
+                "holdout": holdout,
+            },
+            versions=library_versions(),
+        )
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "config": _portable(self.config),
+            "examples": {
+                "train": len(self.data.train),
+                "holdout": len(self.data.holdout),
+                "test": len(self.data.test),
+            },
+            "data_digest": self.data.digest,
+            "base_model": {"name": self.base.name, "digest": self.base.digest},
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+
+
+def _load_data(config: TrainingConfig, task: Task) -> Data:
+    examples = load_examples(task, "train", config.data.source)
+    remaining, holdout = split_off(examples, config.data.holdout, config.seed)
+    if config.data.train_limit is not None:
+        remaining = subsample(remaining, config.data.train_limit, config.seed)
+    return Data(remaining, holdout, load_examples(task, task.evaluation_split, config.data.source))
+
+
+def _prepare_output(config: TrainingConfig, resume: bool) -> str | None:
+    """Creates the folder, or finds the checkpoint to go on from and cuts the log to it."""
+    output = config.output_dir
+    record = output / RUN_FILE
+    if not record.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        return None
+    if not resume:
+        raise ConfigError(f"{output} holds a run already: pass --resume, or another output_dir")
+    if json.loads(record.read_text(encoding="utf-8"))["config"] != _portable(config):
+        raise ConfigError(f"{output} holds a run with another configuration: resume with that one")
+    checkpoints = output / CHECKPOINT_FOLDER
+    checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    log = output / LOG_FILE
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    return checkpoint
+
+
+def _portable(config: TrainingConfig) -> dict[str, Any]:
+    """The configuration without the folders of this machine."""
+    return config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

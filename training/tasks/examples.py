@@ -1,0 +1,170 @@
+"""Loading a task's examples, and taking parts of them reproducibly."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dalorra.errors import ConfigError
+from training.tasks.builtin import TASKS
+from training.tasks.sources import Row, find_file, read_file, read_hub
+from training.tasks.task import Example, Task
+
+
+def load_task(reference: str | Path | Mapping[str, Any]) -> Task:
+    """A built-in task by name, or one of the user's from a YAML file or a mapping.
+
+    Raises:
+        ConfigError: no such task or file, or a description that does not hold together.
+    """
+    if isinstance(reference, Mapping):
+        return _validated(reference, "task")
+    if str(reference) in TASKS:
+        return TASKS[str(reference)]
+    path = Path(reference)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"unknown task {str(reference)!r}: give a YAML file or one of {', '.join(TASKS)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"task file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"task file {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"task file {path} must hold a mapping such as 'template: …'")
+    return _validated(content, f"task file {path}")
+
+
+def load_examples(task: Task | str, split: str, source: str | Path | None = None) -> list[Example]:
+    """Every example of one split, in the order of the data. No row is dropped.
+
+    Args:
+        task: a task, or the name of a built-in one.
+        split: e.g. `train`, `validation`, `test`.
+        source: a folder that holds `<task>/<split>.jsonl` (or `.json`, `.csv`, `.parquet`); one
+            such file, read whole whatever the split's name; or None for the hub.
+
+    Raises:
+        ConfigError: the data cannot be had, or a row does not fit the task; the message names
+            the file, the row, the column, and what was expected.
+    """
+    task = load_task(task) if isinstance(task, str) else task
+    if task.members:
+        return [
+            example
+            for name in task.members
+            for example in _as_member(task, load_task(name), split, source)
+        ]
+    return [task.example(row.values, row.where) for row in _rows(task, split, source)]
+
+
+def split_off(
+    examples: Sequence[Example], size: int | float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Holds out part of a training set, for model selection.
+
+    Which examples are held out depends on their inputs and the seed only, not on their order.
+    Equal inputs stay on one side, so nothing held out has been trained on; when that makes the
+    exact size impossible the held-out part is smaller by the least possible.
+
+    Args:
+        examples: the training set.
+        size: how many, or which fraction (0 to 1, exclusive) to hold out.
+        seed: another seed holds out others.
+
+    Returns:
+        what remains and what is held out, each in the original order.
+
+    Raises:
+        ConfigError: `size` leaves one side empty.
+    """
+    n = len(examples)
+    count = round(size * n) if isinstance(size, float) else size
+    if not 0 < count < n:
+        raise ConfigError(f"cannot hold out {size} of {n} examples: both sides need one at least")
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        groups[_rank(example, "split_off", seed)].append(index)
+    held: set[int] = set()
+    for _, members in sorted(groups.items()):
+        if len(held) + len(members) <= count:
+            held.update(members)
+    if not held:
+        raise ConfigError(
+            f"cannot hold out {count} of {n} examples: every input occurs more often than that"
+        )
+    return (
+        [example for index, example in enumerate(examples) if index not in held],
+        [example for index, example in enumerate(examples) if index in held],
+    )
+
+
+def subsample(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
+    """`n` of the examples, in the original order; a smaller n takes a subset of a larger one's.
+
+    Raises:
+        ConfigError: n is not between 1 and the number of examples.
+    """
+    if not 1 <= n <= len(examples):
+        raise ConfigError(f"cannot take {n} of {len(examples)} examples")
+    seen: Counter[bytes] = Counter()
+    ranks: list[tuple[bytes, int]] = []
+    for index, example in enumerate(examples):
+        key = _rank(example, "subsample", seed)
+        # Repeats of an input are ranked apart, as if they were different.
+        ranks.append((hashlib.sha256(key + str(seen[key]).encode()).digest(), index))
+        seen[key] += 1
+    return [examples[index] for index in sorted(index for _, index in sorted(ranks)[:n])]
+
+
+def _rank(example: Example, purpose: str, seed: int) -> bytes:
+    """A pseudo-random key of the input: stable across Python versions and machines."""
+    content = json.dumps([purpose, seed, sorted(example.input.items())])
+    return hashlib.sha256(content.encode()).digest()
+
+
+def _rows(task: Task, split: str, source: str | Path | None) -> list[Row]:
+    if source is None:
+        return read_hub(task, split)
+    path = Path(source)
+    if path.is_dir():
+        return read_file(find_file(path, task, split))
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist: give a file, a folder, or nothing for the hub")
+    return read_file(path)
+
+
+def _as_member(mixture: Task, member: Task, split: str, source: str | Path | None) -> list[Example]:
+    """A member's examples with its whole prompt as the mixture's one field.
+
+    A cue of its own that differs from the mixture's stays part of that prompt.
+    """
+    if source is not None and Path(source).is_file():
+        raise ConfigError(f"the mixture {mixture.name!r} needs a folder or the hub, not one file")
+    if stray := set(member.labels) - set(mixture.labels):
+        raise ConfigError(
+            f"the mixture {mixture.name!r} lacks {member.name}'s label {min(stray)!r}"
+        )
+    tail = member.answer_cue if member.answer_cue != mixture.answer_cue else ""
+    return [
+        Example({"prompt": member.prompt_format.render(example.input) + tail}, example.label)
+        for example in load_examples(member, split, source)
+    ]
+
+
+def _validated(content: Mapping[str, Any], where: str) -> Task:
+    try:
+        return Task.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{where}: {field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from error

@@ -1,0 +1,216 @@
+"""The description of a task, and the step from a row of its data to an example."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from dalorra.errors import ConfigError
+from dalorra.prompts import PromptFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled input.
+
+    Attributes:
+        input: the template's fields.
+        label: name of the true label.
+    """
+
+    input: Mapping[str, str]
+    label: str
+
+
+def _text_keys(value: Any) -> Any:
+    """YAML reads the keys `0:` and `True:` as a number and a boolean; both mean their text."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+TextKeyed = Annotated[dict[str, str], BeforeValidator(_text_keys)]
+
+
+class HubData(BaseModel):
+    """A data set on the Hugging Face hub.
+
+    Attributes:
+        id: e.g. `stanfordnlp/sst2`.
+        config: its configuration, where it has several.
+        revision: branch, tag or commit.
+        splits: our split name → the hub's, where they differ.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1)
+    config: str | None = None
+    revision: str | None = None
+    splits: TextKeyed = Field(default_factory=dict)
+
+
+class Task(BaseModel):
+    """A classification task: how it is asked, what may be answered, where its data are.
+
+    Attributes:
+        name: also the folder that holds its local files.
+        description: one line.
+        template: prompt with named fields, without its constant tail.
+        answer_cue: that constant tail.
+        labels: label name → text of its token, in order.
+        columns: field → column of the data, where they differ.
+        label_column: column of the true label.
+        label_values: value in that column, as text → label name. Empty: the column holds names.
+        choices_column: column of a multiple-choice question's choices, rendered into the field
+            `choices` as `A. first. B. second.` with the labels as letters. It is a list of
+            texts, and the label column then holds an index from 0 or a letter; or an object
+            `{"text": […], "label": […]}`, and the label column then holds one of its labels.
+        hub: the data set on the hub.
+        files: split → path, without suffix, in a local folder, tried after `<name>/<split>`.
+        evaluation_split: the published split that test results are reported on.
+        members: names of the built-in tasks that a mixture is made of. A mixture has the one
+            field `prompt`: each member's full prompt.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    description: str = ""
+    template: str
+    answer_cue: str
+    labels: TextKeyed
+    columns: TextKeyed = Field(default_factory=dict)
+    label_column: str = "label"
+    label_values: TextKeyed = Field(default_factory=dict)
+    choices_column: str | None = None
+    hub: HubData | None = None
+    files: TextKeyed = Field(default_factory=dict)
+    evaluation_split: str = "validation"
+    members: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        fields = self.prompt_format.fields
+        if self.members and fields != ("prompt",):
+            raise ValueError("a mixture's template has exactly one field, {prompt}")
+        if self.choices_column is not None and "choices" not in fields:
+            raise ValueError("choices_column needs the field {choices} in the template")
+        if stray := set(self.columns) - set(fields):
+            raise ValueError(f"columns names {min(stray)!r}, which the template does not have")
+        if stray := set(self.label_values.values()) - set(self.labels):
+            raise ValueError(f"label_values names {min(stray)!r}, which labels does not have")
+        return self
+
+    @cached_property
+    def prompt_format(self) -> PromptFormat:
+        """Template, cue and labels, as an adapter stores them."""
+        return PromptFormat(template=self.template, answer_cue=self.answer_cue, labels=self.labels)
+
+    def example(self, row: Mapping[str, object], where: str) -> Example:
+        """Reads one row of the task's data.
+
+        Args:
+            row: column → value.
+            where: file and row number, for messages.
+
+        Raises:
+            ConfigError: a column is missing or holds something else than it should.
+        """
+        if self.choices_column is None:
+            fields = {
+                name: _text(row, self.columns.get(name, name), where)
+                for name in self.prompt_format.fields
+            }
+            label = self._label(row, where)
+        else:
+            fields = {
+                name: _text(row, self.columns.get(name, name), where)
+                for name in self.prompt_format.fields
+                if name != "choices"
+            }
+            fields["choices"], label = self._choices(row, self.choices_column, where)
+        if not any(text.strip() for text in fields.values()):
+            columns = ", ".join(repr(self.columns.get(name, name)) for name in fields)
+            raise ConfigError(f"{where}: no text in column {columns}: fill it or remove the row")
+        return Example(fields, label)
+
+    def _label(self, row: Mapping[str, object], where: str) -> str:
+        known = self.label_values or {name: name for name in self.labels}
+        value = _canonical(_cell(row, self.label_column, where))
+        if value not in known:
+            raise ConfigError(
+                f"{where}: column {self.label_column!r} holds {value!r}, "
+                f"expected one of {_listed(known)}"
+            )
+        return known[value]
+
+    def _choices(self, row: Mapping[str, object], column: str, where: str) -> tuple[str, str]:
+        """The rendered choices, and the letter of the right one."""
+        cell = _cell(row, column, where)
+        letters = tuple(self.labels)
+        texts, keys = _texts_and_keys(cell)
+        if texts is None:
+            raise ConfigError(
+                f"{where}: column {column!r} must be a list of texts, or an object with equally "
+                "long lists 'text' and 'label'"
+            )
+        if not 2 <= len(texts) <= len(letters):
+            raise ConfigError(
+                f"{where}: column {column!r} has {len(texts)} choices, "
+                f"expected between 2 and {len(letters)} (labels {_listed(letters)})"
+            )
+        answer = _canonical(_cell(row, self.label_column, where))
+        positions = (
+            {key: index for index, key in enumerate(keys)}
+            if keys
+            else {str(i): i for i in range(len(texts))}
+            | {letter: i for i, letter in enumerate(letters[: len(texts)])}
+        )
+        if answer not in positions:
+            raise ConfigError(
+                f"{where}: column {self.label_column!r} holds {answer!r}, "
+                f"expected one of {_listed(positions)}"
+            )
+        rendered = " ".join(f"{a}. {text}." for a, text in zip(letters, texts, strict=False))
+        return rendered, letters[positions[answer]]
+
+
+def _texts_and_keys(cell: object) -> tuple[list[str] | None, list[str]]:
+    """Texts of the choices and the data's own labels for them; None when the cell is neither."""
+    texts, keys = cell, None
+    if isinstance(cell, Mapping):
+        texts, keys = cell.get("text"), cell.get("label")
+        if not isinstance(keys, list) or not isinstance(texts, list) or len(keys) != len(texts):
+            return None, []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return None, []
+    return texts, [_canonical(key) for key in keys or []]
+
+
+def _cell(row: Mapping[str, object], column: str, where: str) -> object:
+    if column not in row:
+        raise ConfigError(f"{where}: no column {column!r}; it has {_listed(row)}")
+    if row[column] is None:
+        raise ConfigError(f"{where}: column {column!r} is empty, expected a value")
+    return row[column]
+
+
+def _text(row: Mapping[str, object], column: str, where: str) -> str:
+    value = _cell(row, column, where)
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"{where}: column {column!r} holds {value!r} ({type(value).__name__}), expected text"
+        )
+    return value
+
+
+def _canonical(value: object) -> str:
+    """A label as text: 1, 1.0, "1" are one label, and so are true and "True"."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _listed(names: Mapping[str, object] | tuple[str, ...]) -> str:
+    return ", ".join(repr(name) for name in names)

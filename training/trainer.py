@@ -1,0 +1,196 @@
+"""`transformers.Trainer` on the ELBO: resume, accumulation and multi-GPU come from there."""
+
+import json
+import math
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dalorra.prompts import Prompt
+from dalorra.stochastic_lora import StochasticPeftModel
+from training.config import TrainingConfig
+from training.objective import ElboObjective
+
+Evaluate = Callable[[], dict[str, float]]
+Example = tuple[Prompt, int]
+
+
+class TrainablePeftModel(StochasticPeftModel):
+    """Its forward is the objective, so that distributed wrappers see every parameter used."""
+
+    objective: ElboObjective
+
+    def forward(self, prompts: Sequence[Prompt], labels: Tensor, draw: int) -> dict[str, Tensor]:
+        """The loss of one mini-batch; `draw` seeds its masks."""
+        generator = torch.Generator().manual_seed(draw)
+        loss = self.objective(self, prompts, labels, generator)
+        return {"loss": loss.total, "nll": loss.nll, "kl": loss.kl}
+
+
+class ElboTrainer(Trainer):
+    """Adds the optimiser's two learning rates, masks seeded by step, and our evaluation.
+
+    Args:
+        config: the run.
+        model: its adapter is trained, the base stays frozen.
+        examples: tokenised training examples.
+        evaluate: metrics of the model as it would be served, by name.
+        report_to: logging back-ends.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: TrainablePeftModel,
+        examples: Sequence[Example],
+        evaluate: Evaluate,
+        checkpoints: Path,
+    ) -> None:
+        self._run_config = config
+        self._score_holdout = evaluate
+        self._parts: dict[str, list[float]] = {"nll": [], "kl": []}
+        self._draws = 0
+        self._stop = StopAtInterrupt()
+        super().__init__(
+            model=model,
+            args=training_arguments(config, checkpoints),
+            train_dataset=cast(Any, list(examples)),
+            eval_dataset=cast(Any, [None]),  # `evaluate` below knows its own examples
+            data_collator=_collate,
+            callbacks=[self._stop],
+        )
+        self.model_accepts_loss_kwargs = False  # our loss is a mean: divide it by accumulation
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the training."""
+        return self._stop.interrupted
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The objective, with masks that depend on seed, step and process alone."""
+        accumulation = self._run_config.optimizer.accumulation
+        micro_step = self.state.global_step * accumulation + self._draws % accumulation
+        self._draws += 1
+        draw = (self._run_config.seed << 32) + micro_step * self.args.world_size
+        outputs = model(**inputs, draw=draw + self.args.process_index)
+        for name, values in self._parts.items():
+            values.append(outputs[name].item())
+        return cast(Tensor, outputs["loss"])
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; φ has a learning rate of its own and no weight decay."""
+        if self.optimizer is None:
+            groups = parameter_groups(cast(nn.Module, self.model), self._run_config)
+            self.optimizer = torch.optim.AdamW(groups)
+        return self.optimizer
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Metrics on the hold-out, under the names that `metric_for_best_model` reads."""
+        model = cast(nn.Module, self.model)
+        was_training = model.training
+        metrics = {f"eval_{name}": value for name, value in self._score_holdout().items()}
+        model.train(was_training)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Splits the logged loss into its two parts, and appends to `log.jsonl`."""
+        if "loss" in logs:
+            for name, values in self._parts.items():
+                logs[name] = math.fsum(values) / max(len(values), 1)
+                values.clear()
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            with (self._run_config.output_dir / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """A and B with the run's rate and decay; φ with its own rate and none (decay pulls p to ½)."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return [
+        {
+            "params": [p for name, p in named if "lora_mask_logits" not in name],
+            "lr": config.optimizer.learning_rate,
+            "weight_decay": config.optimizer.weight_decay,
+        },
+        {
+            "params": [p for name, p in named if "lora_mask_logits" in name],
+            "lr": config.method.mask_learning_rate,
+            "weight_decay": 0.0,
+        },
+    ]
+
+
+def training_arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
+    """Our configuration in the Trainer's words."""
+    optimizer, every = config.optimizer, min(config.evaluation.every, config.optimizer.steps)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=optimizer.steps,
+        per_device_train_batch_size=optimizer.batch_size,
+        gradient_accumulation_steps=optimizer.accumulation,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(optimizer.warmup * optimizer.steps),
+        max_grad_norm=optimizer.max_grad_norm,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=config.evaluation.keep_best,
+        metric_for_best_model="nll",
+        greater_is_better=False,
+        logging_steps=max(every // 10, 1),
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=config.device == "cpu",
+        remove_unused_columns=False,
+        dataloader_drop_last=False,
+        dataloader_pin_memory=False,
+        report_to=list(config.report_to) or "none",
+    )
+
+
+class StopAtInterrupt(TrainerCallback):
+    """The first Ctrl-C ends training after the current step, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._before)  # a second Ctrl-C stops at once
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+
+def _collate(examples: Sequence[Example]) -> dict[str, Any]:
+    return {
+        "prompts": [prompt for prompt, _ in examples],
+        "labels": torch.tensor([label for _, label in examples]),
+    }
