@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup fetch serve test test-all lint format bench clean
+.PHONY: help setup fetch serve test test-all system-deps lint format generate bench clean
 
 help: ## List the targets
 	@echo "make serve      start the server on http://localhost:8000 with the bundled adapter"
@@ -23,6 +23,7 @@ help: ## List the targets
 	@echo "make test       check everything: ruff, mypy, import-linter, pytest"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make lint       the checks without the tests"
+	@echo "make generate   write the Grafana dashboards and the Prometheus operator's rules"
 	@echo "make format     put the code in the form that lint asks for"
 	@echo "make bench      run the benchmarks (BENCH_ARGS=...)"
 	@echo "make setup      only make $(VENV), install, and fetch the base model"
@@ -60,8 +61,23 @@ format: $(STAMP)
 test: setup lint ## All checks
 	"$(BIN)/python" -m pytest $(PYTEST_ARGS)
 
-test-all: setup lint ## All checks, slow tests included
+test-all: setup system-deps lint ## All checks, slow tests included
 	"$(BIN)/python" -m pytest -m '' $(PYTEST_ARGS)
+
+# Only the two programs, without root: the package would also start a Prometheus on this machine.
+system-deps: $(STAMP) ## Prometheus and promtool, which the slow tests run
+	@PATH="$(abspath $(BIN)):$$PATH"; \
+	{ command -v prometheus && command -v promtool; } >/dev/null && exit; \
+	folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
+	if command -v apt-get >/dev/null && (cd "$$folder" && apt-get -qq download prometheus && \
+		dpkg -x prometheus_*.deb .) && \
+		cp "$$folder/usr/bin/prometheus" "$$folder/usr/bin/promtool" "$(BIN)"; then exit; fi; \
+	echo "error: prometheus and promtool were not found; put both on PATH (prometheus.io/download)," >&2; \
+	echo "       or, on Debian and Ubuntu, run 'apt-get update' as root and try again" >&2; exit 1
+
+generate: $(STAMP) ## The files under deploy/ that are written by others there
+	"$(BIN)/python" -m deploy.grafana.dashboards
+	"$(BIN)/python" -m deploy.prometheus.as_resource
 
 bench: setup ## The benchmarks
 	"$(BIN)/python" -m benchmarks $(BENCH_ARGS)

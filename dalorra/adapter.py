@@ -99,7 +99,8 @@ class Adapter:
 
     Attributes:
         tensors: A, B and φ by PEFT's names.
-        policy: None when the directory has none.
+        policy: None when the directory has none; one that never accepts, and says why, when it was
+            made for another adapter or bank.
         digest: sha256 over the three files that decide a prediction.
     """
 
@@ -159,11 +160,8 @@ def read_adapter(path: Path) -> Adapter:
     policy_path = path / POLICY_FILE
     policy = Policy.load(policy_path) if policy_path.exists() else None
     digest = adapter_digest(path)
-    if policy and policy.adapter_digest not in (None, digest):
-        raise AdapterError(
-            f"{policy_path} was made for another adapter ({policy.adapter_digest[:12]}…, this is "
-            f"{digest[:12]}…): calibrate again"
-        )
+    if policy:
+        policy = policy.held_to(digest, manifest.bank.model_dump())
     return Adapter(path, manifest, config, tensors, policy, digest)
 
 

@@ -23,6 +23,8 @@ class BankSpec(BaseModel):
         samples: M.
         seed: of the CPU generator.
         sampler: `stratified` or `iid`, see `hard_masks`.
+        head: whether the output projection's mask is `sampled` with the rest or `integrated`
+            exactly, see `dalorra.label_head`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +32,7 @@ class BankSpec(BaseModel):
     samples: int = Field(default=10, ge=1)
     seed: int = 0
     sampler: Literal["stratified", "iid"] = "stratified"
+    head: Literal["sampled", "integrated"] = "sampled"
 
 
 class NoiseBank(Protocol):
@@ -38,6 +41,11 @@ class NoiseBank(Protocol):
     @property
     def samples(self) -> int:
         """M."""
+        ...
+
+    @property
+    def head_probabilities(self) -> Tensor | None:
+        """`[r]`, q(z = 1) of an output projection to be integrated; None: it is sampled."""
         ...
 
     def noise(self, sample_index: Tensor) -> Sequence[RankNoise]:
@@ -55,17 +63,20 @@ class MaskBank:
 
     Attributes:
         masks: `[M, modules, r]` float32 in [0, 1].
+        head_probabilities: σ(φ) of the last module `[r]`, when it is integrated.
     """
 
     masks: Tensor
+    head_probabilities: Tensor | None = None
 
     @classmethod
     def draw(cls, mask_logits: Tensor, spec: BankSpec) -> "MaskBank":
         """Hard samples of Bernoulli(σ(φ)); `mask_logits` φ is `[modules, r]`."""
         sampler: Sampler = spec.sampler
         generator = torch.Generator().manual_seed(spec.seed)
-        masks = hard_masks(torch.sigmoid(mask_logits.double()), spec.samples, generator, sampler)
-        return cls(masks.to(mask_logits.device))
+        on = torch.sigmoid(mask_logits.double())
+        masks = hard_masks(on, spec.samples, generator, sampler).to(mask_logits.device)
+        return cls(masks, on[-1].float() if spec.head == "integrated" else None)
 
     @classmethod
     def mean(cls, mask_logits: Tensor) -> "MaskBank":

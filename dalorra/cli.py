@@ -4,20 +4,34 @@ Every command imports what it needs when it runs, so that `--help` does not wait
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from dalorra.cli_options import (
+    AdapterDir,
+    BaseModelOption,
+    DataSource,
+    Device,
+    Dtype,
+    Split,
+    TaskReference,
+    assignments,
+    numbers,
+)
 from dalorra.errors import ConfigError, DalorraError
 
+if TYPE_CHECKING:
+    from training.tasks import Example
+
 EXIT_REFUSED = 2
+EXIT_NOTHING_QUALIFIES = 3
 
 
 class ExportForm(StrEnum):
@@ -51,19 +65,6 @@ app = typer.Typer(
     help="Decisions of a frozen Llama with an honest probability and a measure of doubt.",
 )
 
-AdapterDir = Annotated[
-    Path | None, typer.Option("--adapter", help="Adapter folder.", show_default="bundled sentiment")
-]
-BaseModelOption = Annotated[
-    str | None,
-    typer.Option(
-        help="smollm2-135m-instruct, a folder, a .gguf file, or a hub id.",
-        show_default="the adapter's own",
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
-
 
 def _refuse(sentence: str) -> None:
     console = Console(stderr=True, soft_wrap=True)
@@ -83,14 +84,18 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _assignments(pairs: Iterable[str], option: str) -> dict[str, str]:
-    assigned = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise ConfigError(f"{option} {pair!r} is no assignment; write {option} name=value")
-        assigned[name] = value
-    return assigned
+def _labelled(
+    adapter: Path, trained_on: Any, data: Path | None, task: str | None, split: str | None
+) -> tuple[str, str, "list[Example]"]:
+    """Name of the task, split and examples, by default those that the adapter was trained for."""
+    from training.tasks import load_examples, load_task
+
+    reference = task or trained_on
+    if reference is None:
+        raise ConfigError(f"{adapter} does not say what it was trained on; name a task with --task")
+    described = load_task(reference)
+    split = split or described.evaluation_split
+    return described.name, split, load_examples(described, split, data)
 
 
 @app.callback()
@@ -127,7 +132,7 @@ def predict(
     from dalorra.predictor import Predictor
 
     predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
-    prompt = predictor.encode(text if text is not None else _assignments(field or (), "--field"))
+    prompt = predictor.encode(text if text is not None else assignments(field or (), "--field"))
     (prediction,) = predictor.predict([prompt])
     verdict = predictor.policy.decide(prediction.probability, prediction.variance)
     _print_json(
@@ -152,7 +157,7 @@ def serve(
     ] = None,
 ) -> None:
     """Start the server. Flags win over DALORRA_... variables, those over the file."""
-    overrides: dict[str, Any] = dict(_assignments(others or (), "--set"))
+    overrides: dict[str, Any] = dict(assignments(others or (), "--set"))
     flags = {
         "host": host,
         "port": port,
@@ -191,7 +196,7 @@ def train(
     ] = None,
 ) -> None:
     """Train an adapter as CONFIG says and print its folder."""
-    assigned = _assignments(overrides or (), "--set")
+    assigned = assignments(overrides or (), "--set")
     from training.run import train as run_training
 
     typer.echo(run_training(config, resume=resume, overrides=assigned))
@@ -200,17 +205,9 @@ def train(
 @app.command()
 def evaluate(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="JSONL, JSON, CSV or Parquet file, or a folder.", show_default="the hub"),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Built-in task or YAML file.", show_default="what it was trained on"),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split of the data.", show_default="the task's own")
-    ] = None,
+    data: DataSource = None,
+    task: TaskReference = None,
+    split: Split = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics, predictions and diagrams.")
     ] = None,
@@ -222,16 +219,81 @@ def evaluate(
     from dalorra.adapter import read_adapter
     from dalorra.predictor import Predictor
     from training.evaluate import evaluate as score
-    from training.tasks import load_examples, load_task
 
-    reference = task or read_adapter(adapter).manifest.training.get("task")
-    if reference is None:
-        raise ConfigError(f"{adapter} does not say what it was trained on; name a task with --task")
-    described = load_task(reference)
-    split = split or described.evaluation_split
-    examples = load_examples(described, split, data)
+    trained_on = read_adapter(adapter).manifest.training.get("task")
+    name, split, examples = _labelled(adapter, trained_on, data, task, split)
     predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
-    score(predictor, examples, out, task=f"{described.name} {split}")
+    score(predictor, examples, out, task=f"{name} {split}")
+
+
+@app.command()
+def calibrate(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    target_error: Annotated[
+        float, typer.Option(help="Largest error rate (with costs: mean cost) among accepted.")
+    ],
+    confidence: Annotated[
+        float, typer.Option(help="Probability, over the draw of the data, that it is kept.")
+    ] = 0.95,
+    data: DataSource = None,
+    task: TaskReference = None,
+    split: Split = None,
+    class_target: Annotated[
+        list[str] | None,
+        typer.Option(help="label=rate, largest error rate where that label is accepted."),
+    ] = None,
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(help="label=cost or true:label=cost of a false accept; others cost 1."),
+    ] = None,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Fit one for the label logits, too.")
+    ] = False,
+    split_fraction: Annotated[
+        float, typer.Option(help="Share that declares what is tested, and is not tested on.")
+    ] = 0.2,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write.", show_default="the adapter's policy.json")
+    ] = None,
+    base_model: BaseModelOption = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Choose thresholds whose error among accepted answers stays within a target.
+
+    Needs labelled data that the adapter was neither trained nor selected on. Exits with code 3,
+    and writes a policy that accepts nothing, when no thresholds keep the target.
+    """
+    from dalorra.adapter import read_adapter
+    from dalorra.predictor import Predictor
+    from training.calibrate import calibrate as run_calibration
+    from training.promise import Promise, promise_in_words
+
+    promise = Promise(
+        target_error,
+        confidence,
+        numbers(class_target or (), "--class-target"),
+        numbers(cost or (), "--cost"),
+    )
+    manifest = read_adapter(adapter).manifest
+    name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
+    if data is None and split == "train" and manifest.training.get("task") == name:
+        raise ConfigError("the adapter was trained on that split: name another one with --split")
+    policy = run_calibration(
+        Predictor.load(adapter, base_model, device=device, dtype=dtype),
+        examples,
+        promise,
+        source=f"{name} {split}",
+        bank=manifest.bank.model_dump(),
+        temperature=temperature,
+        pilot_fraction=split_fraction,
+        quiet=False,
+    )
+    policy.save(out or adapter)
+    if policy.never_accepts:
+        _refuse(promise_in_words(policy))
+        raise typer.Exit(EXIT_NOTHING_QUALIFIES)
+    typer.echo(promise_in_words(policy))
 
 
 @app.command()

@@ -23,14 +23,13 @@ from dalorra.attention import causal_attention, masked_attention
 from dalorra.bank import NoiseBank
 from dalorra.bound_noise import BoundNoise, Noise
 from dalorra.cue_layout import CueLayout, lay_out_cues, right_padded
+from dalorra.label_head import LabelHead
 from dalorra.packing import Scope
 from dalorra.prefix_cache import PrefixCache
 from dalorra.projection import FusedProjection, can_prepack
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import (
-    StochasticLoraLinear,
     StochasticPeftModel,
-    rank_noise,
     stochastic_layers,
 )
 
@@ -71,7 +70,7 @@ class PackedLlama:
         causal_lm = cast(Any, model.get_base_model())
         config = causal_lm.config
         self._trunk = causal_lm.model
-        self._head = causal_lm.lm_head
+        self.head = LabelHead(causal_lm.lm_head, label_ids)
         self._label_ids = label_ids
         self._prefix_cache = prefix_cache
         self._eps = float(config.rms_norm_eps)
@@ -95,18 +94,16 @@ class PackedLlama:
     def label_logits(
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> Tensor:
-        """Logits of the label tokens at the end of the cue, for every prompt and sample.
+        """Logits of the label tokens, `[B, M, K]` float32, every module under one sample."""
+        return self.head.logits(self.answers(prompts, members, bank, scope), members, bank)
 
-        Returns:
-            `[B, M, K]` float32.
-        """
+    @torch.inference_mode()
+    def answers(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> Tensor:
+        """Hidden states at the end of the cue after the final norm: `[B, M, d]`."""
         run = self._answer_tokens if scope == "answer_tokens" else self._all_tokens
-        answers = self._norm(run(prompts, members, bank), self._trunk.norm.weight)  # [B, M, d]
-        if not isinstance(self._head, StochasticLoraLinear):
-            return F.linear(answers.float(), self._head.weight[self._label_ids].float())
-        index = torch.tensor([list(members)], device=answers.device)
-        with rank_noise([self._head], bank.noise(index)[-1:]):
-            return self._head.rows(answers, self._label_ids)
+        return self._norm(run(prompts, members, bank), self._trunk.norm.weight)
 
     def _answer_tokens(self, prompts: Sequence[Prompt], members: range, bank: NoiseBank) -> Tensor:
         """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`."""

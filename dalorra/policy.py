@@ -10,16 +10,17 @@ The rule of BayesLoRA (section 4), for an answer with mean probability p and var
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, InputError
 
 POLICY_FILE = "policy.json"
 """Name of the policy inside an adapter directory."""
@@ -44,29 +45,67 @@ class Verdict:
     reason: str
 
 
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CalibratedPoint(BaseModel):
+    """The thresholds of one target error, with the names of `Policy`."""
+
+    model_config = _STRICT
+
+    target_error: float = Field(ge=0.0, le=1.0)
+    min_probability: float = Field(ge=0.0, le=1.0)
+    max_variance: float = Field(ge=0.0)
+    accepted: float = Field(ge=0.0, le=1.0)
+    error: float = Field(ge=0.0)
+    upper_bound: float = Field(ge=0.0)
+
+
 class Policy(BaseModel):
     """Thresholds of one adapter, where they came from and what they promise.
+
+    Where `costs` are given, the three errors are mean costs of an accepted answer.
 
     Attributes:
         min_probability: τ_p; above 1 (`NEVER`) for a policy that accepts nothing.
         max_variance: τ_v; a variance of a probability is at most 0.25.
         source: what the thresholds were picked on, in words.
         target_error: the error rate among accepted answers that they were picked for.
-        n: number of labelled examples that they were picked on.
+        confidence: probability, over the draw of the labelled examples, that the target is kept;
+            None for thresholds that promise nothing.
+        n: number of labelled examples that they were picked on, or tested on with a confidence.
         accepted: share of those that the policy accepts.
         error: error rate among those accepted; None when none is.
-        adapter_digest: the adapter that the thresholds hold for.
+        upper_bound: upper confidence limit of that error rate, never above the target. The
+            promise is the target: the pair was chosen among several, this limit is of one alone.
+        class_targets: label → largest error rate among accepted answers with that label.
+        costs: label, or true:predicted pair of labels → cost of a false accept; others cost 1.
+        temperature: divides the label logits of every sample before the softmax.
+        path: thresholds for stricter targets, see `at`.
+        date: when they were picked, ISO 8601.
+        data_digest: of the labelled examples.
+        bank: the mask bank that they hold for, as in `dalorra.json`.
+        adapter_digest: the adapter that they hold for.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = _STRICT
 
     min_probability: float = Field(ge=0.0, le=NEVER)
     max_variance: float = Field(ge=0.0)
     source: str = Field(min_length=1)
     target_error: float | None = Field(default=None, ge=0.0, le=1.0)
+    confidence: float | None = Field(default=None, gt=0.0, lt=1.0)
     n: int | None = Field(default=None, ge=1)
     accepted: float | None = Field(default=None, ge=0.0, le=1.0)
-    error: float | None = Field(default=None, ge=0.0, le=1.0)
+    error: float | None = Field(default=None, ge=0.0)
+    upper_bound: float | None = Field(default=None, ge=0.0)
+    class_targets: dict[str, float] = Field(default_factory=dict)
+    costs: dict[str, float] = Field(default_factory=dict)
+    temperature: float = Field(default=1.0, gt=0.0)
+    path: tuple[CalibratedPoint, ...] = ()
+    date: str | None = None
+    data_digest: str | None = None
+    bank: dict[str, int | str] | None = None
     adapter_digest: str | None = None
 
     @property
@@ -75,14 +114,77 @@ class Policy(BaseModel):
         return self.min_probability > 1.0
 
     @classmethod
-    def never(cls, adapter_digest: str | None = None) -> Self:
-        """The policy of an adapter without picked thresholds: nothing is accepted."""
+    def never(
+        cls, adapter_digest: str | None = None, why: str = "no thresholds have been picked"
+    ) -> Self:
+        """The policy of an adapter without valid thresholds: nothing is accepted."""
         return cls(
-            min_probability=NEVER,
-            max_variance=0.0,
-            source="no thresholds have been picked",
-            adapter_digest=adapter_digest,
+            min_probability=NEVER, max_variance=0.0, source=why, adapter_digest=adapter_digest
         )
+
+    def held_to(self, adapter_digest: str, bank: Mapping[str, int | str]) -> Self:
+        """This policy if it was made for that adapter and bank, else one that never accepts.
+
+        Thresholds promise nothing about probabilities that another adapter or other samples
+        average to, so they are void; the reason of every answer then says so.
+        """
+        if self.bank is not None and self.bank != dict(bank):
+            made, now = (
+                ", ".join(f"{name} {value}" for name, value in described.items())
+                for described in (self.bank, bank)
+            )
+            return self.never(
+                adapter_digest, f"its policy was made for another mask bank ({made}; now {now})"
+            )
+        if self.adapter_digest not in (None, adapter_digest):
+            return self.never(
+                adapter_digest,
+                f"its policy was made for another adapter ({str(self.adapter_digest)[:12]}…, "
+                f"this is {adapter_digest[:12]}…)",
+            )
+        return self
+
+    def at(self, target_error: float) -> Self:
+        """The policy for a stricter target error, from the calibrated path.
+
+        It holds with the same confidence for each target by itself, never accepts what this one
+        does not, and accepts nothing when the target is stricter than any that was reached.
+
+        Raises:
+            InputError: the target is looser than this policy's, no probability, or the policy was
+                not calibrated and so has no error rate to promise.
+        """
+        if not 0.0 < target_error <= 1.0:
+            raise InputError(f"target_error {target_error:g} is not between 0 and 1")
+        if self.target_error is not None and target_error > self.target_error:
+            raise InputError(
+                f"target_error {target_error:g} is looser than the {self.target_error:g} that the "
+                "adapter was calibrated for: ask for that or less"
+            )
+        if self.never_accepts:
+            return self
+        if self.target_error is None or self.confidence is None:
+            raise InputError(
+                "target_error cannot be chosen, because the adapter's policy promises none: "
+                "leave it out, or calibrate the adapter"
+            )
+        if target_error == self.target_error:
+            return self
+        reached = [point for point in self.path if point.target_error <= target_error]
+        if not reached:
+            changes: dict[str, Any] = {
+                "min_probability": NEVER,
+                "target_error": target_error,
+                "accepted": 0.0,
+                "error": None,
+                "upper_bound": None,
+                "path": (),
+            }
+        else:
+            point = max(reached, key=lambda point: point.target_error)
+            stricter = tuple(p for p in reached if p.target_error < point.target_error)
+            changes = {**dict(point), "path": stricter}
+        return self.model_copy(update=changes)
 
     def decide(self, probability: float, variance: float) -> Verdict:
         """Applies the rule to one answer. A number that is not finite is never accepted.
@@ -123,7 +225,8 @@ class Policy(BaseModel):
     def _why_never(self) -> str:
         if self.target_error is None:
             return self.source
-        return f"no thresholds kept the error among accepted within {self.target_error:.3g}"
+        sure = f" with {100 * self.confidence:.6g} % confidence" if self.confidence else ""
+        return f"no thresholds kept the error among accepted within {self.target_error:.3g}{sure}"
 
     def save(self, path: Path) -> None:
         """Writes JSON to `path`, or to `policy.json` in it when it is a directory, atomically."""

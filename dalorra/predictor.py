@@ -13,7 +13,8 @@ from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, packed_row_count
 from dalorra.policy import Policy
-from dalorra.predictive import Prediction, summarise
+from dalorra.predictive import PosteriorSamples, Prediction, summarise
+from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
 from dalorra.stochastic_lora import StochasticPeftModel, mask_logits
 
@@ -31,6 +32,7 @@ class Predictor:
         policy: thresholds; one that never accepts when the adapter has none.
         model_name, adapter_name, adapter_digest, method: what the answers carry.
         row_budget: most packed rows of one forward; a longer prompt is split along M.
+        prefix_cache_bytes: memory for the keys and values of prompt prefixes; 0 turns it off.
 
     One caller at a time: the model thread of the service.
     """
@@ -48,6 +50,7 @@ class Predictor:
         adapter_digest: str,
         method: str,
         row_budget: int = DEFAULT_ROW_BUDGET,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         self.model = model
         self.encoder = encoder
@@ -59,7 +62,9 @@ class Predictor:
         self.adapter_digest = adapter_digest
         self.method = method
         self.row_budget = row_budget
-        self._network = PackedLlama(model, torch.tensor(encoder.label_ids, device=model.device))
+        label_ids = torch.tensor(encoder.label_ids, device=model.device)
+        self.prefix_cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+        self._network = PackedLlama(model, label_ids, self.prefix_cache)
         self._mean_bank = MaskBank.mean(mask_logits(model))
 
     @classmethod
@@ -72,6 +77,7 @@ class Predictor:
         dtype: str = "auto",
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
+        prefix_cache_bytes: int = 0,
     ) -> "Predictor":
         """Loads an adapter (the bundled one by default) and the base model it was trained on.
 
@@ -82,7 +88,13 @@ class Predictor:
         adapter = read_adapter(adapter_dir or bundled_adapter())
         reference = base_model or adapter.manifest.base_model.name or DEFAULT_BASE_MODEL
         base = load_base_model(reference, device=device, dtype=dtype)
-        return cls.from_adapter(adapter, base, on_overflow=on_overflow, row_budget=row_budget)
+        return cls.from_adapter(
+            adapter,
+            base,
+            on_overflow=on_overflow,
+            row_budget=row_budget,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
 
     @classmethod
     def from_adapter(
@@ -92,6 +104,7 @@ class Predictor:
         *,
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
+        prefix_cache_bytes: int = 0,
     ) -> "Predictor":
         """Attaches `adapter` to `base` and draws its bank."""
         manifest = adapter.manifest
@@ -109,6 +122,7 @@ class Predictor:
             adapter_digest=adapter.digest,
             method=manifest.method,
             row_budget=row_budget,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
 
     @property
@@ -145,33 +159,37 @@ class Predictor:
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """Predictive moments of each prompt, order kept."""
-        return summarise(self.sample_probabilities(prompts), self.labels)
+        return summarise(self.posterior_samples(prompts), self.labels)
 
     def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """The same with the posterior mean mask σ(φ): one deterministic pass, variance 0."""
-        return summarise(self.sample_probabilities(prompts, self._mean_bank), self.labels)
+        return summarise(self.posterior_samples(prompts, self._mean_bank), self.labels)
 
-    def sample_probabilities(
+    def sample_probabilities(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Softmax over the label tokens under each of the M samples, `[B, M, K]` float32."""
+        return self.posterior_samples(prompts).by_member
+
+    @torch.inference_mode()
+    def posterior_samples(
         self, prompts: Sequence[Prompt], bank: NoiseBank | None = None
-    ) -> Tensor:
-        """Softmax over the label tokens under each member of the bank.
+    ) -> PosteriorSamples:
+        """Distributions over the label tokens under each member of the bank, on the CPU.
 
-        Returns:
-            `[B, M, K]` float32 on the CPU.
+        The policy's temperature divides the label logits of each of them.
         """
         bank = bank or self.bank
-        parts = [
-            torch.cat(
-                [
-                    self._network.label_logits(group, members, bank, self.scope)
-                    for members in member_groups
-                ],
-                dim=1,
-            )
-            for group, member_groups in self._plan(prompts, bank.samples)
-        ]
-        logits = torch.cat(parts) if parts else torch.empty(0, bank.samples, len(self.labels))
-        return logits.softmax(dim=-1).cpu()
+        parts, weights = [], torch.ones(1)
+        for group, member_groups in self._plan(prompts, bank.samples):
+            by_members = []
+            for members in member_groups:
+                answers = self._network.answers(group, members, bank, self.scope)
+                part, weights = self._network.head.probabilities(answers, members, bank)
+                by_members.append(part)
+            parts.append(torch.cat(by_members, dim=1))
+        if not parts:
+            parts.append(torch.empty(0, bank.samples, 1, len(self.labels)))
+        samples = PosteriorSamples(torch.cat(parts).cpu(), weights.cpu())
+        return samples.tempered(self.policy.temperature)
 
     def warm_up(self) -> None:
         """Runs the smallest and the largest input once, so that the first request is not slow."""

@@ -207,6 +207,7 @@ def attach(
         ValueError: `prior` outside (0, 1), or a target module the base does not have (PEFT).
     """
     initial_logit = prior_logit(prior)
+    _require_modules(model, config)
     # PEFT documents this name as its extension point, underscore and all.
     config._register_custom_module({nn.Linear: StochasticLoraLinear})  # noqa: SLF001
     with warnings.catch_warnings():
@@ -216,6 +217,14 @@ def attach(
     for layer in stochastic_layers(peft_model).values():
         nn.init.constant_(layer.mask_logits, initial_logit)
     return peft_model
+
+
+def _require_modules(model: PreTrainedModel, config: LoraConfig) -> None:
+    """PEFT is content with one match; a misspelt second module would be left out silently."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in sorted(config.target_modules or ()):
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            raise ValueError(f"the base model has no linear module {target!r}")
 
 
 def detach(peft_model: PeftModel) -> PreTrainedModel:

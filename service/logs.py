@@ -36,10 +36,10 @@ def configure_logging(level: str, log_format: Literal["json", "console"]) -> Non
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
-    # What these say at info, our own events say better.
-    for noisy in ("httpx", "httpcore", "uvicorn.error", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    ours = logging.getLogger("dalorra")
+    ours.setLevel(level.upper())
+    root.setLevel(max(logging.WARNING, ours.level))  # what libraries say below, we say better
+    logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -50,3 +50,10 @@ def configure_logging(level: str, log_format: Literal["json", "console"]) -> Non
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def adopt_logger(name: str) -> None:
+    """Takes a library's logger back that installed a handler of its own when it was imported."""
+    logger = logging.getLogger(name)
+    logger.handlers.clear()
+    logger.propagate = True

@@ -9,13 +9,15 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app
+from service.app import create_app, load_adapter
+from service.engine import Predictor
 from service.lifecycle import Lifecycle
-from service.logs import configure_logging
+from service.logs import adopt_logger, configure_logging
 from service.settings import Settings, load_settings
 
 _log = structlog.get_logger("dalorra.service")
 
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _CLOSE_SECONDS = 5  # for the last answers to be read, once all are written
 _KEEP_ALIVE_SECONDS = 75  # above the idle time of common balancers: they close first, not we
 
@@ -32,9 +34,11 @@ def serve(config: Path | None = None, **overrides: Any) -> None:
         DalorraError: the model could not be loaded.
     """
     settings = load_settings(config, **overrides)
-    app = create_app(settings)
+    app = create_app(settings, _load)
     configure_logging(settings.log_level, settings.log_format)
     _log.info("starting", **settings.redacted())
+    if not settings.secrets() and settings.host not in _LOOPBACK:
+        _log.warning("open", reason="no api_keys: whoever reaches the address may ask")
     serve_app(app, settings)
 
 
@@ -60,6 +64,15 @@ def serve_app(app: FastAPI, settings: Settings) -> None:
     Server(config, lifecycle).run()
     if lifecycle.failure is not None:
         raise lifecycle.failure
+
+
+def _load(settings: Settings) -> Predictor:
+    import huggingface_hub
+    import transformers
+
+    for library in (huggingface_hub, transformers):
+        adopt_logger(library.__name__)
+    return load_adapter(settings)
 
 
 class Server(uvicorn.Server):

@@ -4,14 +4,22 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from dalorra.errors import InputError
 from dalorra.policy import Policy
 from dalorra.predictive import Prediction
 from dalorra.prompts import InputFields, Prompt
+from service.engine import Limits
 
 POISON = ord("☠")
 CUE = (1, 2)
+
+
+def limits(**changes: float) -> Limits:
+    """Limits that are in nobody's way, apart from `changes`."""
+    roomy = Limits(queue_requests=512, queue_rows=65_536, batch_rows=2_048, stall_seconds=300)
+    return replace(roomy, **changes)  # type: ignore[arg-type]
 
 
 class FakePredictor:

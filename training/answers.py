@@ -87,7 +87,7 @@ def answer(
     Raises:
         InputError: an input does not fit the template; the message names the example.
     """
-    prompts = [_encode(predictor, example, n) for n, example in enumerate(examples, start=1)]
+    prompts = [encode_example(predictor, example, n) for n, example in enumerate(examples, start=1)]
     # Longest first: a batch that does not fit in memory fails at once and not at the end.
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].tokens)
     sampled: dict[int, Prediction] = {}
@@ -116,7 +116,8 @@ def answer(
     )
 
 
-def _encode(predictor: Evaluable, example: Example, number: int) -> Prompt:
+def encode_example(predictor: Evaluable, example: Example, number: int) -> Prompt:
+    """Tokenises the input of the `number`-th example, which an `InputError` names."""
     values = list(example.input.values())
     # Where both have one field its name does not matter: any text can be asked of any template.
     single = len(values) == 1 and len(predictor.fields) == 1

@@ -150,16 +150,20 @@ def read_config(path: Path, overrides: dict[str, str] | None = None) -> Training
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no mapping: write `name: value` lines")
     for dotted, value in (overrides or {}).items():
-        _set(content, dotted.split("."), yaml.safe_load(value))
+        try:
+            _set(content, dotted.split("."), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{dotted}: {value!r} is not a YAML value") from error
     try:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A task in place is tried as a name first; what is wrong with it lies deepest.
+        first = sorted(error.errors(), key=lambda found: len(found["loc"]))[-1]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from error
 

@@ -67,7 +67,7 @@ def evaluate(
         ConfigError: there are no examples, or one has a label that the adapter cannot answer.
         InputError: an input does not fit the adapter's template.
     """
-    _check_labels(predictor.labels, examples)
+    check_labels(predictor.labels, examples)
     answers = answer(predictor, examples, batch_size=batch_size, quiet=quiet)
     truth = [example.label for example in examples]
     result: dict[str, Any] = {
@@ -77,7 +77,7 @@ def evaluate(
         **score(answers.sampled, truth),
         "mean_mask": score(answers.mean_mask, truth, sampled=False),
         "decisions": _by_decision(predictor.policy, answers.sampled, truth),
-        "policy": predictor.policy.model_dump(),
+        "policy": predictor.policy.model_dump(mode="json"),
         "model": predictor.model_name,
         "adapter": predictor.adapter_name,
         "adapter_digest": predictor.adapter_digest,
@@ -149,9 +149,10 @@ def score(
     return result
 
 
-def _check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
+def check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
+    """Refuses, with `ConfigError`, no examples, and one whose label the adapter cannot answer."""
     if not examples:
-        raise ConfigError("there are no examples to evaluate on: give at least one")
+        raise ConfigError("there are no examples: give at least one")
     for number, example in enumerate(examples, start=1):
         if example.label not in labels:
             raise ConfigError(

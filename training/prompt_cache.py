@@ -36,8 +36,8 @@ class PromptCache:
 
     def past(self, model: StochasticPeftModel, prompts: Sequence[Prompt]) -> DynamicCache:
         """Keys and values of the prompts, padded on the left to the longest, ready to extend."""
-        missing = {p.prompt_ids: p for p in prompts if p.prompt_ids not in self._store}
-        fresh = self._compute(model, list(missing.values())) if missing else {}
+        missing = dict.fromkeys(p.prompt_ids for p in prompts if p.prompt_ids not in self._store)
+        fresh = {prompt_ids: self._compute(model, prompt_ids) for prompt_ids in missing}
         entries = [
             fresh[p.prompt_ids] if p.prompt_ids in fresh else self._store[p.prompt_ids]
             for p in prompts
@@ -57,26 +57,18 @@ class PromptCache:
         return cache
 
     @torch.no_grad()
-    def _compute(
-        self, model: StochasticPeftModel, prompts: Sequence[Prompt]
-    ) -> dict[tuple[int, ...], Tensor]:
-        """One causal pass of the frozen base over right-padded prompts."""
-        lengths = [len(prompt.prompt_ids) for prompt in prompts]
-        input_ids = torch.zeros((len(prompts), max(lengths)), dtype=torch.long)
-        for row, prompt in zip(input_ids, prompts, strict=True):
-            row[: len(prompt.prompt_ids)] = torch.tensor(prompt.prompt_ids)
+    def _compute(self, model: StochasticPeftModel, prompt_ids: tuple[int, ...]) -> Tensor:
+        """One causal pass of the frozen base over one prompt.
+
+        Alone, for in a batch its last digits would depend on the others, and a resumed run, which
+        computes it in another batch, would no longer be the unbroken one.
+        """
         layers = list(stochastic_layers(model).values())
         trunk = cast(Any, model.get_base_model()).model
         with rank_noise(layers, [base_only] * len(layers)):
-            # Right padding is never seen by an earlier row, so plain causal attention is exact.
-            past = trunk(input_ids.to(model.device), use_cache=True).past_key_values
-        stacked = torch.stack(
-            [torch.stack([layer.keys, layer.values]) for layer in past.layers]
-        )  # [layers, 2, B, kv_heads, P, head_dim]
-        return {
-            prompt.prompt_ids: stacked[:, :, b, :, :length].cpu().clone()
-            for b, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
-        }
+            input_ids = torch.tensor([prompt_ids], device=model.device)
+            past = trunk(input_ids, use_cache=True).past_key_values
+        return torch.stack([torch.cat([layer.keys, layer.values]) for layer in past.layers]).cpu()
 
     def _keep(self, fresh: dict[tuple[int, ...], Tensor], used: Sequence[Prompt]) -> None:
         for prompt in used:

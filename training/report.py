@@ -130,6 +130,8 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
         return [f"Nothing is accepted ({policy['source']})."]
     target = policy["target_error"]
     promise = f", for at most {_share(target)} error among accepted" if target is not None else ""
+    if policy["confidence"] is not None:
+        promise += f" with {100 * policy['confidence']:.6g} % confidence"
     rows = [
         (name, _share(part["share"]), _share(part["error"]))
         for name, part in metrics["decisions"].items()

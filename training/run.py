@@ -102,10 +102,11 @@ class Run:
             raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
         last = range(layers - adapter.last_layers, layers) if adapter.last_layers else None
         lora = lora_config(adapter.rank, adapter.alpha, adapter.modules, self.base.name, last)
-        self.model = cast(
-            TrainablePeftModel,
-            attach(self.base.model, lora, config.method.prior, TrainablePeftModel),
-        )
+        try:
+            model = attach(self.base.model, lora, config.method.prior, TrainablePeftModel)
+        except ValueError as error:
+            raise ConfigError(f"adapter.modules: {error}") from error
+        self.model = cast(TrainablePeftModel, model)
         self.model.objective = ElboObjective(
             config.method,
             torch.tensor(self.encoder.label_ids, device=self.model.device),
@@ -208,7 +209,7 @@ class Run:
                 "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
                 "examples": len(self.data.train),
                 "data_digest": self.data.digest,
-                "config": _portable(self.config),
+                "config": _portable(self.config, "base_model", "task"),
                 "holdout": holdout,
             },
             versions=library_versions(),
@@ -259,9 +260,10 @@ def _prepare_output(config: TrainingConfig, resume: bool) -> str | None:
     return checkpoint
 
 
-def _portable(config: TrainingConfig) -> dict[str, Any]:
-    """The configuration without the folders of this machine."""
-    return config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
+def _portable(config: TrainingConfig, *left_out: str) -> dict[str, Any]:
+    """The configuration without the run's folders, and without what may name others."""
+    exclude: dict[str, Any] = {"output_dir": True, "data": {"source"}}
+    return config.model_dump(mode="json", exclude=exclude | dict.fromkeys(left_out, True))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

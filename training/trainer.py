@@ -3,7 +3,8 @@
 import json
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -55,7 +56,7 @@ class ElboTrainer(Trainer):
         self._run_config = config
         self._score_holdout = evaluate
         self._parts: dict[str, list[float]] = {"nll": [], "kl": []}
-        self._draws = 0
+        self._step = self._micro_step = -1
         self._stop = StopAtInterrupt()
         super().__init__(
             model=model,
@@ -72,13 +73,20 @@ class ElboTrainer(Trainer):
         """Whether Ctrl-C ended the training."""
         return self._stop.interrupted
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class, stopping at Ctrl-C."""
+        with self._stop.listening():
+            return super().train(*args, **kwargs)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """The objective, with masks that depend on seed, step and process alone."""
-        accumulation = self._run_config.optimizer.accumulation
-        micro_step = self.state.global_step * accumulation + self._draws % accumulation
-        self._draws += 1
+        step = self.state.global_step
+        # Counted within the step: the last one of an epoch may have fewer micro-steps.
+        self._micro_step = 0 if step != self._step else self._micro_step + 1
+        self._step = step
+        micro_step = step * self._run_config.optimizer.accumulation + self._micro_step
         draw = (self._run_config.seed << 32) + micro_step * self.args.world_size
         outputs = model(**inputs, draw=draw + self.args.process_index)
         for name, values in self._parts.items():
@@ -170,12 +178,20 @@ class StopAtInterrupt(TrainerCallback):
     def __init__(self) -> None:
         self.interrupted = False
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes Ctrl-C over inside the block; a second one stops at once."""
+        before = signal.getsignal(signal.SIGINT)
 
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self.interrupted = True
-        signal.signal(signal.SIGINT, self._before)  # a second Ctrl-C stops at once
+        def interrupt(_signum: int, _frame: FrameType | None) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -184,9 +200,6 @@ class StopAtInterrupt(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGINT, self._before)
 
 
 def _collate(examples: Sequence[Example]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Limits:
         stall_seconds: a batch that runs for longer counts as hung.
     """
 
-    queue_requests: int = 512
-    queue_rows: int = 65_536
-    batch_rows: int = 2_048
-    stall_seconds: float = 300.0
+    queue_requests: int
+    queue_rows: int
+    batch_rows: int
+    stall_seconds: float

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from dalorra.cli import app
 from dalorra.errors import BaseModelError, DalorraError
 
-COMMANDS = ("fetch", "serve", "train", "evaluate", "export", "info", "predict")
+COMMANDS = ("calibrate", "fetch", "serve", "train", "evaluate", "export", "info", "predict")
 
 
 @pytest.fixture

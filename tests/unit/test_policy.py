@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dalorra.errors import AdapterError
-from dalorra.policy import NEVER, Decision, Policy, pick_thresholds
+from dalorra.errors import AdapterError, InputError
+from dalorra.policy import NEVER, CalibratedPoint, Decision, Policy, pick_thresholds
 
 POLICY = Policy(min_probability=0.9, max_variance=0.012, source="a test")
 
@@ -223,3 +223,102 @@ def test_a_damaged_policy_is_refused_by_name(tmp_path, content, message):
 def test_a_missing_policy_is_refused(tmp_path):
     with pytest.raises(AdapterError, match="cannot be read"):
         Policy.load(tmp_path)
+
+
+def point(target, probability, variance):
+    return CalibratedPoint(
+        target_error=target,
+        min_probability=probability,
+        max_variance=variance,
+        accepted=0.3,
+        error=target / 3,
+        upper_bound=target / 2,
+    )
+
+
+CALIBRATED = Policy(
+    min_probability=0.8,
+    max_variance=0.02,
+    source="a test",
+    target_error=0.05,
+    confidence=0.95,
+    n=400,
+    accepted=0.6,
+    error=0.02,
+    upper_bound=0.045,
+    path=(point(0.03, 0.9, 0.01), point(0.01, 0.97, 0.001)),
+    class_targets={"positive": 0.03},
+    bank={"samples": 10, "seed": 0, "sampler": "stratified"},
+    adapter_digest="d1",
+)
+
+
+def test_a_stricter_target_takes_the_thresholds_that_were_calibrated_for_it():
+    at = CALIBRATED.at(0.02)
+    assert (at.target_error, at.min_probability, at.max_variance) == (0.01, 0.97, 0.001)
+    assert (at.upper_bound, at.confidence, at.class_targets) == (0.005, 0.95, {"positive": 0.03})
+    assert CALIBRATED.at(0.05) is CALIBRATED
+    assert CALIBRATED.at(0.03).min_probability == CALIBRATED.at(0.0499).min_probability == 0.9
+    assert CALIBRATED.at(0.03).at(0.01) == CALIBRATED.at(0.01)
+    assert Policy.model_validate(at.model_dump(), strict=False) == at, "it is a policy like any"
+
+
+def test_a_target_that_was_never_reached_accepts_nothing():
+    at = CALIBRATED.at(0.001)
+    assert at.never_accepts
+    assert at.decide(1.0, 0.0).reason.startswith(
+        "nothing is accepted, because no thresholds kept the error among accepted within 0.001 "
+        "with 95 % confidence"
+    )
+    assert at.decide(0.9, 0.015).decision is Decision.CLARIFY, "the variance is as it was"
+
+
+@pytest.mark.parametrize(
+    ("policy", "target", "message"),
+    [
+        (CALIBRATED, 0.06, "0.06 is looser than the 0.05"),
+        (CALIBRATED.at(0.01), 0.03, "0.03 is looser than the 0.01"),
+        (CALIBRATED.at(0.001), 0.01, "looser"),
+        (POLICY, 0.05, "promises none"),
+        (pick_thresholds([0.9], [0.0], [True], target_error=0.1), 0.05, "promises none"),
+        (CALIBRATED, 0.0, "not between 0 and 1"),
+        (CALIBRATED, -0.1, "not between 0 and 1"),
+        (CALIBRATED, math.nan, "not between 0 and 1"),
+    ],
+)
+def test_a_target_that_cannot_be_promised_is_refused(policy, target, message):
+    with pytest.raises(InputError, match=message):
+        policy.at(target)
+
+
+def test_what_never_accepts_keeps_every_target():
+    void = CALIBRATED.held_to("d2", CALIBRATED.bank)
+    assert void.at(0.2) is void
+
+
+@given(st.floats(0.0001, 0.05), st.floats(0.0001, 0.05), st.floats(0.0, 1.0), st.floats(0.0, 0.25))
+def test_a_stricter_target_never_accepts_more(one, other, probability, variance):
+    strict, loose = sorted((one, other))
+    if CALIBRATED.at(strict).decide(probability, variance).decision is Decision.ACCEPT:
+        assert CALIBRATED.at(loose).decide(probability, variance).decision is Decision.ACCEPT
+
+
+def test_a_policy_is_void_for_another_adapter_or_bank():
+    bank = CALIBRATED.bank
+    assert CALIBRATED.held_to("d1", bank) is CALIBRATED
+    assert POLICY.held_to("d1", bank) is POLICY, "what names neither holds for any"
+    for digest, other in (
+        ("d2", bank),
+        ("d1", {**bank, "samples": 20}),
+        ("d1", {**bank, "seed": 1}),
+    ):
+        void = CALIBRATED.held_to(digest, other)
+        assert void.never_accepts
+        assert void.adapter_digest == digest
+        assert void.confidence is None
+        assert "was made for another" in void.decide(1.0, 0.0).reason
+
+
+def test_a_calibrated_policy_survives_its_file(tmp_path):
+    CALIBRATED.save(tmp_path)
+    assert Policy.load(tmp_path) == CALIBRATED

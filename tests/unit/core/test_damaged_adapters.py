@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dalorra.adapter import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, load_adapter, read_adapter
 from dalorra.base_model import BaseModel
 from dalorra.errors import AdapterError
-from dalorra.policy import POLICY_FILE, Policy
+from dalorra.policy import POLICY_FILE, Decision, Policy
 from dalorra.predictor import Predictor
 from tests.tiny import save_tiny_adapter, tiny_base, tiny_llama
 
@@ -64,10 +64,6 @@ def remove(name: str) -> Damage:
     return lambda path: (path / name).unlink()
 
 
-def foreign_policy(path: Path) -> None:
-    Policy.never("0" * 64).save(path)
-
-
 def spoil(name: str, value: float) -> Damage:
     return weights(lambda tensors: tensors[name].view(-1)[1].fill_(value))
 
@@ -109,7 +105,6 @@ UNREADABLE: dict[str, tuple[Damage, str]] = {
         config(task_type="CAUSAL_LM", alora_invocation_tokens=[1]),
         "can serve: task_type is",
     ),
-    "foreign policy": (foreign_policy, r"policy\.json was made for another adapter \(000000000000"),
     "a policy that is none": (write(POLICY_FILE, b"{}"), r"policy .*policy\.json is not valid"),
 }
 
@@ -187,6 +182,52 @@ def test_attaching_refuses_and_leaves_the_base_as_it_was(adapter, base, damage, 
     with pytest.raises(AdapterError, match=message):
         Predictor.from_adapter(read_adapter(adapter), base)
     assert fingerprint(base) == before
+
+
+POLICY = Policy(min_probability=0.5, max_variance=0.25, source="a test", temperature=2.0)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "reason"),
+    [
+        ({"adapter_digest": "0" * 64}, "made for another adapter (000000000000…, this is "),
+        (
+            {"bank": {"samples": 9, "seed": 3, "sampler": "stratified"}},
+            "made for another mask bank (samples 9, seed 3, sampler stratified; now samples 5, ",
+        ),
+    ],
+)
+def test_a_policy_made_for_something_else_is_void_and_every_answer_says_so(
+    adapter, made_for, reason
+):
+    POLICY.model_copy(update=made_for).save(adapter)
+    found = read_adapter(adapter)
+    assert found.policy.never_accepts
+    assert found.policy.adapter_digest == found.digest
+    assert found.policy.temperature == 1.0, "what was fitted for other samples is not applied"
+    assert reason in found.policy.source
+    verdict = Predictor.from_adapter(found, tiny_base()).policy.decide(1.0, 0.0)
+    assert verdict.decision is not Decision.ACCEPT
+    assert reason in verdict.reason
+
+
+def test_a_policy_made_for_this_adapter_and_bank_holds(adapter):
+    found = read_adapter(adapter)
+    bank = found.manifest.bank.model_dump()
+    policy = POLICY.model_copy(update={"adapter_digest": found.digest, "bank": bank})
+    policy.save(adapter)
+    assert read_adapter(adapter).policy == policy
+
+
+def test_a_policy_s_temperature_divides_the_label_logits(adapter):
+    plain = Predictor.from_adapter(read_adapter(adapter), tiny_base())
+    POLICY.save(adapter)
+    served = Predictor.from_adapter(read_adapter(adapter), tiny_base())
+    prompts = [plain.encode("good"), plain.encode("So bad that it is fun again")]
+    before, after = plain.sample_probabilities(prompts), served.sample_probabilities(prompts)
+    softened = (before.log() / 2.0).softmax(dim=-1)
+    torch.testing.assert_close(after, softened)
+    assert (after - before).abs().max() > 0.01
 
 
 def test_messages_tell_the_damages_apart(adapter):

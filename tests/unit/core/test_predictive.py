@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalorra.predictive import summarise
+from dalorra.masks import hard_masks
+from dalorra.predictive import PosteriorSamples, summarise
 
 LABELS = ("negative", "positive")
 
@@ -65,3 +66,54 @@ def test_bounds_hold_for_any_samples(logits):
     assert 0.0 <= found.variance <= found.probability * (1 - found.probability) + 1e-6
     assert 0.0 <= found.mutual_information <= found.entropy <= math.log(3) + 1e-6
     assert found.samples == len(logits)
+
+
+def test_the_standard_error_worked_out_by_hand():
+    # 0.9, 0.6, 0.3: unbiased variance 0.09, over 3 passes
+    p = torch.tensor([[[0.1, 0.9], [0.4, 0.6], [0.7, 0.3]]], dtype=torch.float64)
+    assert summarise(p, LABELS)[0].standard_error == pytest.approx(math.sqrt(0.09 / 3))
+    assert summarise(p[:, :1], LABELS)[0].standard_error is None
+
+
+def test_what_is_integrated_within_a_pass_adds_no_standard_error():
+    # Two passes that agree on average, each under two masks of the head that disagree.
+    p = torch.tensor([[[[0.1, 0.9], [0.5, 0.5]], [[0.1, 0.9], [0.5, 0.5]]]])
+    (found,) = summarise(PosteriorSamples(p, torch.tensor([0.5, 0.5])), LABELS)
+    assert found.variance == pytest.approx(0.04)
+    assert found.standard_error == pytest.approx(0.0)
+
+
+def bank_errors(sampler, samples, repetitions=3000):
+    """True error of p̄ and the estimate of it, over banks for a made-up adapter of 6 mask bits."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.tensor([1.5, -1.0, 0.8, 0.5, -0.4, 2.0])
+    on = torch.tensor([0.9, 0.3, 0.5, 0.7, 0.2, 0.6])
+    masks = torch.stack(
+        [hard_masks(on[None], samples, generator, sampler)[:, 0] for _ in range(repetitions)]
+    )  # [repetitions, M, 6]
+    # Bits that interact, so that stratifying each of them does not remove all of the error.
+    yes = torch.sigmoid(2.0 + masks @ weight - 1.5 * masks[..., 0] * masks[..., 5])
+    found = summarise(torch.stack([1 - yes, yes], dim=-1), LABELS)
+    assert {prediction.label for prediction in found} == {"positive"}
+    probability = torch.tensor([prediction.probability for prediction in found])
+    estimate = torch.tensor([prediction.standard_error for prediction in found])
+    return probability.var().item(), estimate.square().mean().item()
+
+
+@pytest.mark.parametrize("samples", [2, 10])
+def test_the_squared_standard_error_is_unbiased_for_independent_samples(samples):
+    true, estimated = bank_errors("iid", samples)
+    assert estimated == pytest.approx(true, rel=0.1)
+
+
+@pytest.mark.parametrize(("samples", "share"), [(2, 0.7), (10, 0.5)])
+def test_the_standard_error_of_a_stratified_bank_is_an_upper_estimate(samples, share):
+    true, estimated = bank_errors("stratified", samples)
+    assert true < share * estimated
+
+
+def test_tempering_divides_the_logits_of_every_sample():
+    logits = torch.tensor([[[[3.0, 0.0, -200.0], [1.0, 1.0, 0.0]]]])
+    samples = PosteriorSamples(logits.softmax(-1), torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(samples.tempered(2.0).probabilities, (logits / 2.0).softmax(-1))
+    assert samples.tempered(1.0) is samples

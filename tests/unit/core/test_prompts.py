@@ -125,7 +125,7 @@ def test_label_tokens_are_those_that_follow_the_cue():
 @pytest.mark.parametrize("text", [" superb", "", " positive negative", "positive"])
 def test_a_label_must_be_one_token(text):
     labels = {"good": text, "bad": " negative"}
-    with pytest.raises(AdapterError, match="label 'good' .* is not exactly one token after"):
+    with pytest.raises(AdapterError, match=r"label 'good' .* is not exactly one token after"):
         PromptEncoder(TOKENIZER, format_with(labels=labels))
 
 

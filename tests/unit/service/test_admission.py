@@ -3,12 +3,12 @@
 import pytest
 
 from service.engine.admission import Admission
-from service.engine.interfaces import Limits
 from service.errors import QueueFullError
+from tests.fakes import limits
 
 
 def admission(requests: int = 4, rows: int = 1_000, jitter: float = 0.0) -> Admission:
-    return Admission(Limits(queue_requests=requests, queue_rows=rows), jitter=lambda: jitter)
+    return Admission(limits(queue_requests=requests, queue_rows=rows), jitter=lambda: jitter)
 
 
 def test_a_batch_gets_all_its_places_or_none():

@@ -17,7 +17,7 @@ from service.errors import (
     QueueFullError,
     UnavailableError,
 )
-from tests.fakes import FakePredictor, expected_prediction
+from tests.fakes import FakePredictor, expected_prediction, limits
 from tests.virtual_time import VirtualLoop, VirtualThread, run
 
 
@@ -50,7 +50,7 @@ class Bench:
         self,
         loop: VirtualLoop,
         *,
-        limits: Limits | None = None,
+        limited: Limits | None = None,
         tokenize: float = 0.0,
         forward: float = 10.0,
         fields: Sequence[str] = ("sentence",),
@@ -62,7 +62,7 @@ class Bench:
             self.predictor,
             model=VirtualThread(loop, lambda prompts: forward),
             tokenizer=VirtualThread(loop, lambda entries: tokenize),
-            limits=limits or Limits(),
+            limits=limited or limits(),
             observer=self.record,
         )
         self.engine.start()
@@ -187,7 +187,7 @@ async def test_the_order_of_fields_makes_no_difference(bench: Bench):
     assert bench.ran == [["ab"]]
 
 
-@on_bench(limits=Limits(queue_requests=2))
+@on_bench(limited=limits(queue_requests=2))
 async def test_a_coalesced_input_needs_no_place(bench: Bench):
     running = bench.ask("a")
     await bench.at(1)
@@ -215,7 +215,7 @@ async def test_a_shared_entry_outlives_the_caller_who_brought_it(bench: Bench):
     bench.assert_empty()
 
 
-@on_bench(limits=Limits(queue_requests=3))
+@on_bench(limited=limits(queue_requests=3))
 async def test_a_full_queue_refuses_before_it_spends_anything(bench: Bench):
     running = bench.ask("a")
     await bench.at(1)
@@ -235,7 +235,7 @@ async def test_a_full_queue_refuses_before_it_spends_anything(bench: Bench):
     bench.assert_empty()
 
 
-@on_bench(limits=Limits(queue_rows=100))
+@on_bench(limited=limits(queue_rows=100))
 async def test_a_full_queue_in_rows_refuses(bench: Bench):
     running = bench.ask("a" * 10)
     await bench.at(1)
@@ -248,7 +248,7 @@ async def test_a_full_queue_in_rows_refuses(bench: Bench):
     bench.assert_empty()
 
 
-@on_bench(limits=Limits(batch_rows=50, queue_rows=50))
+@on_bench(limited=limits(batch_rows=50, queue_rows=50))
 async def test_an_input_larger_than_every_limit_is_answered_alone(bench: Bench):
     running = bench.ask("a")
     await bench.at(1)
@@ -260,7 +260,7 @@ async def test_an_input_larger_than_every_limit_is_answered_alone(bench: Bench):
     assert [len(batch) for batch in bench.ran] == [1, 1]
 
 
-@on_bench(limits=Limits(queue_requests=1))
+@on_bench(limited=limits(queue_requests=1))
 async def test_a_disconnect_frees_the_place(bench: Bench):
     running = bench.ask("a")
     await bench.at(1)
@@ -320,13 +320,29 @@ async def test_a_deadline_during_the_forward_wastes_nobody_elses(bench: Bench):
 async def test_an_entry_whose_time_is_up_is_skipped_though_its_timer_is_late(bench: Bench):
     running = bench.ask("a")
     await bench.at(1)
-    late = bench.ask("b", within=5)
+    late = bench.ask("b")
     await bench.at(2)
-    bench.loop.now = 10  # the loop was busy: the forward's end and the timer come together
+    [_, entry] = bench.engine._in_flight.values()
+    entry.deadline = 5  # as if the loop had been too busy to tell the caller
 
     assert isinstance(await outcome(late), DeadlineError)
+    assert bench.loop.now == 10
     await running
     assert bench.ran == [["a"]]
+    bench.assert_empty()
+
+
+@on_bench()
+async def test_an_entry_lives_as_long_as_the_most_patient_of_its_callers(bench: Bench):
+    running = bench.ask("a")
+    await bench.at(1)
+    hasty, patient = bench.ask("b", within=5), bench.ask("b", within=500)
+
+    assert isinstance(await outcome(hasty), DeadlineError)
+    await asyncio.gather(running, patient)
+
+    assert bench.loop.now == 20
+    assert bench.ran == [["a"], ["b"]]
     bench.assert_empty()
 
 
@@ -390,7 +406,7 @@ async def test_a_broken_device_fails_everyone_and_liveness(bench: Bench):
     await bench.engine.drain(5)  # and it can still be shut down
 
 
-@on_bench(forward=1_000.0, limits=Limits(stall_seconds=60))
+@on_bench(forward=1_000.0, limited=limits(stall_seconds=60))
 async def test_a_forward_that_hangs_fails_liveness(bench: Bench):
     hung = bench.ask("a", within=5_000)
     await bench.at(60)
@@ -453,7 +469,7 @@ def test_errors_of_one_refusal_are_not_shared_between_requests():
 @pytest.mark.parametrize("count", [1, 32])
 def test_a_full_batch_budget_is_used(count: int):
     async def main(loop: VirtualLoop) -> None:
-        bench = Bench(loop, limits=Limits(batch_rows=22 * count))
+        bench = Bench(loop, limited=limits(batch_rows=22 * count))
         running = bench.ask("x")
         await bench.at(1)
         await asyncio.gather(running, *(bench.ask(f"{n:02d}") for n in range(64)))

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalorra.errors import InputError
-from service.engine import Engine, Limits
+from service.engine import Engine
 from service.errors import DeadlineError, DrainingError, InferenceError, QueueFullError
-from tests.fakes import FakePredictor, expected_prediction
+from tests.fakes import FakePredictor, expected_prediction, limits
 from tests.unit.service.test_engine import Record, text_of
 from tests.virtual_time import VirtualLoop, VirtualThread, run
 
@@ -79,7 +79,9 @@ def test_every_client_gets_exactly_one_honest_end(
             predictor,
             model=VirtualThread(loop, lambda prompts: 1 + len(prompts) / 10),
             tokenizer=VirtualThread(loop, lambda entries: len(entries) / 20),
-            limits=Limits(queue_requests, queue_rows, batch_rows),
+            limits=limits(
+                queue_requests=queue_requests, queue_rows=queue_rows, batch_rows=batch_rows
+            ),
             observer=record,
         )
         engine.start()
@@ -122,7 +124,7 @@ def test_with_room_and_time_for_all_everyone_is_answered_in_bounded_time(
             predictor,
             model=VirtualThread(loop, lambda prompts: forward),
             tokenizer=VirtualThread(loop, lambda entries: 0.0),
-            limits=Limits(batch_rows=600),
+            limits=limits(batch_rows=600),
             observer=Record(),
         )
         engine.start()

@@ -1,0 +1,1 @@
+"""What we measure, against what users would run instead. Each module is a program of its own."""

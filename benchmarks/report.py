@@ -1,0 +1,76 @@
+"""What every benchmark shares: the record of the machine, the JSON, the table, the figure."""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from training.environment import hardware, versions
+
+
+def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """A list of measurements, each with the hardware and versions it was taken with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    context = {"hardware": hardware(), "versions": versions()}
+    lines = [{**result, **context} for result in results]
+    path.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_table(title: str, results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """The chosen columns of the measurements on the terminal."""
+    machine = hardware()
+    name = machine.get("gpu", machine["processor"])
+    table = Table(title=f"{title} ({name}, {machine['threads']} threads)")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for result in results:
+        table.add_row(*(_cell(result.get(column)) for column in columns))
+    Console().print(table)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """PNG on white."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2
+) -> dict[str, dict[str, float]]:
+    """Times contenders in turn, A B C A B C …, so that a drift of the machine hits all alike.
+
+    Returns:
+        name → median, quartiles and ratio to the first contender (median of the ratios round by
+        round); times in milliseconds.
+    """
+    for run in contenders.values():
+        for _ in range(warm_up):
+            run()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            started = perf_counter()
+            run()
+            times[name].append(1e3 * (perf_counter() - started))
+    first = next(iter(times.values()))
+    summary = {}
+    for name, taken in times.items():
+        low, median, high = statistics.quantiles(taken, n=4)
+        ratios = [own / reference for own, reference in zip(taken, first, strict=True)]
+        summary[name] = {
+            "median_ms": median,
+            "quartile_low_ms": low,
+            "quartile_high_ms": high,
+            "ratio_to_single": statistics.median(ratios),
+        }
+    return summary
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,55 @@
+"""Options that several commands of `dalorra.cli` take."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dalorra.errors import ConfigError
+
+AdapterDir = Annotated[
+    Path | None, typer.Option("--adapter", help="Adapter folder.", show_default="bundled sentiment")
+]
+BaseModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="smollm2-135m-instruct, a folder, a .gguf file, or a hub id.",
+        show_default="the adapter's own",
+    ),
+]
+DataSource = Annotated[
+    Path | None,
+    typer.Option(help="JSONL, JSON, CSV or Parquet file, or a folder.", show_default="the hub"),
+]
+TaskReference = Annotated[
+    str | None,
+    typer.Option(help="Built-in task or YAML file.", show_default="what it was trained on"),
+]
+Split = Annotated[
+    str | None, typer.Option(help="Split of the data.", show_default="the task's own")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+
+
+def assignments(pairs: Iterable[str], option: str) -> dict[str, str]:
+    """What `option` assigns by `name=value`; refuses anything else with `ConfigError`."""
+    assigned = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"{option} {pair!r} is no assignment; write {option} name=value")
+        assigned[name] = value
+    return assigned
+
+
+def numbers(pairs: Iterable[str], option: str) -> dict[str, float]:
+    """The same where the values are numbers."""
+    assigned = {}
+    for name, value in assignments(pairs, option).items():
+        try:
+            assigned[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"{option} {name}={value} is no number") from None
+    return assigned

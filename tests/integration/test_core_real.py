@@ -1,0 +1,141 @@
+"""The packed forwards on the real base model, and how far bfloat16 is from float32.
+
+Measured on the answers of a random adapter whose samples disagree far more than a trained one's
+do, so that its digits are exposed: see `BFLOAT16_*` for what two batches of one bfloat16 model may
+differ by, and what bfloat16 and float32 may.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from dalorra.bank import BankSpec, MaskBank
+from dalorra.base_model import BaseModel, load_base_model
+from dalorra.forward import answer_logits
+from dalorra.packing import Scope, pack
+from dalorra.policy import Policy
+from dalorra.predictor import Predictor
+from dalorra.prompts import PromptEncoder
+from dalorra.stochastic_lora import (
+    StochasticPeftModel,
+    attach,
+    detach,
+    lora_config,
+    mask_logits,
+    stochastic_layers,
+)
+from tests.reference import PlainLora
+from training.tasks import TASKS
+
+pytestmark = pytest.mark.integration
+
+FORMAT = TASKS["sst2"].prompt_format
+SENTENCES = (
+    "This movie was fantastic!",
+    "The plot was hard to follow.",
+    "I've seen better films",
+    "The quarterly earnings exceeded expectations.",
+    "florgle wumpus theory extrapolates",
+    "a gorgeous, witty, seductive movie",
+    "it 's a charming and often affecting journey",
+    "unflinchingly bleak and desperate",
+)
+BATCH = [
+    " ".join((SENTENCES[i % 8], *(SENTENCES[(i + j) % 8] for j in range(1, 1 + i // 8))))
+    for i in range(32)
+]
+BFLOAT16_BATCH_NOISE = 0.02
+BFLOAT16_NOISE = 0.1
+
+
+@contextmanager
+def adapted(base: BaseModel) -> Iterator[StochasticPeftModel]:
+    """A random adapter, φ different everywhere; the base is given back."""
+    model = attach(base.model, lora_config(8, 16.0, ("q_proj", "v_proj", "lm_head"), base.name))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in stochastic_layers(model).values():
+            width = layer.down.shape[1]
+            layer.down.copy_(torch.randn(layer.down.shape, generator=generator) / width**0.5)
+            layer.up.copy_(0.15 * torch.randn(layer.up.shape, generator=generator))
+            layer.mask_logits.copy_(torch.randn(layer.mask_logits.shape, generator=generator))
+    try:
+        yield model.eval()
+    finally:
+        detach(model)
+
+
+def predictor_of(
+    model: StochasticPeftModel, base: BaseModel, scope: Scope, samples: int
+) -> Predictor:
+    return Predictor(
+        model,
+        PromptEncoder(base.tokenizer, FORMAT),
+        MaskBank.draw(mask_logits(model).detach(), BankSpec(samples=samples)),
+        scope,
+        policy=Policy.never(),
+        model_name=base.name,
+        adapter_name="random",
+        adapter_digest="",
+        method="dalorra",
+        row_budget=10**6,
+    )
+
+
+def batch_and_singles(predictor: Predictor, singles: range) -> tuple[Tensor, Tensor]:
+    """Sample probabilities `[singles, M, K]` out of a batch of 32, and of each alone."""
+    prompts = [predictor.encode(sentence) for sentence in BATCH]
+    together = predictor.sample_probabilities(prompts)[list(singles)]
+    alone = torch.cat([predictor.sample_probabilities([prompts[i]]) for i in singles])
+    return together, alone
+
+
+@pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
+def test_packed_equals_plain_lora_one_by_one(base_model, scope):
+    plain = copy.deepcopy(base_model.model)
+    with adapted(base_model) as model:
+        predictor = predictor_of(model, base_model, scope, samples=3)
+        prompts = [predictor.encode(sentence) for sentence in SENTENCES[:4]]
+        assert len({prompt.tokens for prompt in prompts}) > 1, "ragged"
+        label_ids = predictor.encoder.label_ids
+        assert isinstance(predictor.bank, MaskBank)
+        expected = PlainLora(plain, model, scope).bank_logits(
+            prompts, predictor.bank.masks, label_ids
+        )
+        with torch.inference_mode():
+            packed = answer_logits(
+                model, pack(prompts, range(3), scope), predictor.bank, torch.tensor(label_ids)
+            )
+        found = predictor.sample_probabilities(prompts)
+    torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-3)  # logits of about 15
+    torch.testing.assert_close(found, expected.softmax(-1), rtol=0, atol=1e-4)
+    assert expected.softmax(-1).std(dim=1).max() > 0.05, "the samples differ"
+
+
+@pytest.mark.parametrize(("scope", "samples"), [("answer_tokens", 10), ("all_tokens", 2)])
+def test_alone_or_in_a_batch_of_32_the_answer_is_the_same_in_float32(base_model, scope, samples):
+    with adapted(base_model) as model:
+        predictor = predictor_of(model, base_model, scope, samples)
+        together, alone = batch_and_singles(predictor, range(0, 32, 5))
+    assert (together - alone).abs().max() < 1e-5
+
+
+def test_bfloat16_answers_differ_by_no_more_than_the_documented_noise(base_model):
+    half = load_base_model(device="cpu", dtype="bfloat16")
+    with adapted(half) as model:
+        together, alone = batch_and_singles(
+            predictor_of(model, half, "answer_tokens", 10), range(0, 32, 5)
+        )
+    with adapted(base_model) as model:
+        _, exact = batch_and_singles(
+            predictor_of(model, base_model, "answer_tokens", 10), range(0, 32, 5)
+        )
+    between_batches = (together.mean(1) - alone.mean(1)).abs().max().item()
+    from_float32 = (alone.mean(1) - exact.mean(1)).abs().max().item()
+    print(between_batches, from_float32, (together - alone).abs().max().item(), (alone-exact).abs().max().item(), (together.var(1,correction=0)-alone.var(1,correction=0)).abs().max().item(), alone.var(1,correction=0).max().item())
+    assert between_batches < BFLOAT16_BATCH_NOISE
+    assert from_float32 < BFLOAT16_NOISE

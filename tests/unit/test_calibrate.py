@@ -1,0 +1,330 @@
+import types
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dalorra.cli import app
+from dalorra.errors import ConfigError
+from dalorra.policy import Decision, Policy
+from dalorra.predictive import PosteriorSamples, summarise
+from dalorra.prompts import Prompt
+from training.calibrate import calibrate, data_digest, fit_temperature
+from training.promise import Promise, cost_matrix, promise_in_words, scored_examples
+from training.tasks import Example
+
+LABELS = ("no", "perhaps", "yes")
+
+
+class FakePredictor:
+    """Answers the i-th input with the i-th row of `logits`, at the policy's temperature."""
+
+    model_name = "tiny"
+    adapter_name = "fake"
+    adapter_digest = "d" * 64
+    method = "dalorra"
+    scope = "answer_tokens"
+    labels = LABELS
+    fields = ("sentence",)
+    samples = 5
+
+    def __init__(self, logits):
+        self.logits = logits  # [n, M, K]
+        self.policy = Policy(
+            min_probability=0.0, max_variance=0.25, source="an old one", temperature=9.0
+        )
+
+    def encode(self, value):
+        return Prompt((int(value),), (1,))
+
+    def posterior_samples(self, prompts):
+        rows = self.logits[[prompt.prompt_ids[0] for prompt in prompts]]
+        samples = PosteriorSamples(rows.softmax(-1)[:, :, None], torch.ones(1))
+        return samples.tempered(self.policy.temperature)
+
+    def predict(self, prompts):
+        return summarise(self.posterior_samples(prompts), LABELS)
+
+    def predict_mean(self, prompts):
+        pytest.fail("calibration has no use for the mean mask")
+
+
+def world(n, *, seed=0, sharpness=1.0, reliable=("no", "perhaps", "yes")):
+    """Inputs with true labels drawn from known distributions; other classes are hard to tell."""
+    generator = np.random.default_rng(seed)
+    favourite = generator.integers(0, 3, n)
+    logits = generator.normal(0.0, 0.4, (n, 3))
+    strength = generator.uniform(0.5, 7.0, n)
+    told = np.isin(np.array(LABELS)[favourite], reliable)
+    logits[np.arange(n), favourite] += np.where(told, strength, 0.6 * strength)
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    label = (generator.random(n)[:, None] > true.cumsum(axis=1)).sum(axis=1)
+    shown = np.where(told[:, None], logits, logits * strength[:, None])
+    samples = sharpness * shown[:, None] + 0.2 * generator.normal(size=(n, 5, 3))
+    examples = [Example({"sentence": str(i)}, LABELS[k]) for i, k in enumerate(label)]
+    return FakePredictor(torch.tensor(samples)), examples
+
+
+def run(predictor, examples, promise, **options):
+    return calibrate(predictor, examples, promise, source="toy", **options)
+
+
+def accepted(predictor, examples):
+    """Predictions that the predictor's policy accepts, with the true labels."""
+    found = predictor.predict([predictor.encode(e.input["sentence"]) for e in examples])
+    return [
+        (p, e.label)
+        for p, e in zip(found, examples, strict=True)
+        if predictor.policy.decide(p.probability, p.variance).decision is Decision.ACCEPT
+    ]
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    predictor, examples = world(3000)
+    bank = {"samples": 5, "seed": 0, "sampler": "iid"}
+    return run(predictor, examples, Promise(0.05), bank=bank), predictor, examples
+
+
+def test_the_policy_says_what_it_promises_and_of_what(calibrated):
+    policy, predictor, examples = calibrated
+    assert predictor.policy is policy
+    assert (policy.target_error, policy.confidence, policy.temperature) == (0.05, 0.95, 1.0)
+    assert policy.n == 2400
+    assert policy.source == "toy: 600 examples to declare the thresholds, 2400 to test"
+    assert policy.error < policy.upper_bound <= 0.05
+    assert policy.data_digest == data_digest(examples) != data_digest(examples[::-1])
+    assert policy.bank == {"samples": 5, "seed": 0, "sampler": "iid"}
+    assert policy.adapter_digest == "d" * 64
+    assert policy.date.endswith("+00:00")
+
+
+def test_the_accepted_share_and_error_are_those_of_the_tested_examples(calibrated):
+    policy, _, _ = calibrated
+    fresh, examples = world(20_000, seed=1)
+    fresh.policy = policy
+    taken = accepted(fresh, examples)
+    assert policy.accepted > 0.3
+    assert len(taken) / len(examples) == pytest.approx(policy.accepted, abs=0.03)
+    assert np.mean([p.label != label for p, label in taken]) <= 0.05
+
+
+def test_stricter_targets_are_kept_too_and_nested(calibrated):
+    policy = calibrated[0]
+    targets = [point.target_error for point in policy.path]
+    assert targets[:4] == [0.0375, 0.025, 0.02, 0.015]
+    shares = [policy.accepted, *(point.accepted for point in policy.path)]
+    assert shares == sorted(shares, reverse=True)
+    assert all(point.upper_bound <= point.target_error for point in policy.path)
+    assert policy.at(0.03).min_probability > policy.min_probability
+    assert policy.at(0.03).max_variance <= policy.max_variance
+
+
+def test_a_second_run_chooses_the_same(calibrated):
+    policy, _, examples = calibrated
+    again = run(world(3000)[0], examples, Promise(0.05), bank=policy.bank)
+    assert again == policy.model_copy(update={"date": again.date})
+
+
+def test_nothing_is_accepted_when_nothing_qualifies():
+    predictor, examples = world(60)
+    policy = run(predictor, examples, Promise(0.01))
+    assert policy.never_accepts
+    assert (policy.accepted, policy.error, policy.upper_bound, policy.path) == (0.0, None, None, ())
+    assert not accepted(predictor, examples)
+    assert "within 0.01 with 95 % confidence" in policy.decide(1.0, 0.0).reason
+    assert promise_in_words(policy).startswith("NOTHING IS ACCEPTED")
+
+
+def test_a_class_target_holds_for_the_answers_with_that_label():
+    hard = ("no", "yes")  # "perhaps" is often wrong, however sure it looks
+    predictor, examples = world(6000, reliable=hard)
+    loose = run(predictor, examples, Promise(0.15))
+    fresh, new = world(20_000, seed=1, reliable=hard)
+
+    def error(policy, label):
+        fresh.policy = policy
+        wrong = [p.label != truth for p, truth in accepted(fresh, new) if p.label == label]
+        return np.mean(wrong)
+
+    assert error(loose, "perhaps") > 0.17, "or the next lines show nothing"
+    policy = run(predictor, examples, Promise(0.15, class_targets={"perhaps": 0.15}))
+    assert error(policy, "perhaps") <= 0.15
+    assert 0.0 < policy.accepted < loose.accepted
+    assert policy.class_targets == {"perhaps": 0.15}
+    assert "within 0.15 where the answer is perhaps" in promise_in_words(policy)
+
+
+def test_a_class_that_never_answers_cannot_keep_its_target():
+    predictor, examples = world(2000)
+    predictor.logits[:, :, 1] -= 50.0
+    assert not run(predictor, examples, Promise(0.4)).never_accepts
+    assert run(predictor, examples, Promise(0.4, class_targets={"perhaps": 0.4})).never_accepts
+
+
+def test_costs_bound_the_mean_cost_of_an_accepted_answer():
+    predictor, examples = world(6000)
+    plain = run(predictor, examples, Promise(0.1))
+    policy = run(predictor, examples, Promise(0.1, costs={"yes": 5.0}))
+    assert policy.costs == {"yes": 5.0}
+    assert 0.0 < policy.accepted < plain.accepted
+    assert policy.error < policy.upper_bound <= 0.1
+    fresh, new = world(20_000, seed=1)
+    fresh.policy = policy
+    paid = [
+        (p.label != truth) * (5.0 if p.label == "yes" else 1.0) for p, truth in accepted(fresh, new)
+    ]
+    assert np.mean(paid) <= 0.1
+    assert np.mean(paid) == pytest.approx(policy.error, abs=0.02)
+    assert "mean cost of an accepted answer ≤ 0.1" in promise_in_words(policy)
+
+
+def test_costs_of_one_are_the_error_rate():
+    predictor, examples = world(2000)
+    plain = run(predictor, examples, Promise(0.1))
+    same = run(predictor, examples, Promise(0.1, costs={"yes": 1.0, "no:yes": 1.0}))
+    assert same.min_probability == plain.min_probability
+    assert same.upper_bound == plain.upper_bound
+    doubled = run(predictor, examples, Promise(0.2, costs=dict.fromkeys(LABELS, 2.0)))
+    assert doubled.min_probability == plain.min_probability
+    assert doubled.upper_bound == pytest.approx(2 * plain.upper_bound)
+
+
+def test_the_cost_matrix():
+    found = cost_matrix(LABELS, {"no:yes": 7.0, "yes": 5.0, "no": 0.0})
+    assert found.tolist() == [[0, 1, 7], [0, 0, 5], [0, 1, 0]]
+    assert cost_matrix(("a", "a:b", "b"), {"a:b": 3.0})[:, 1].tolist() == [3, 0, 3], "a label first"
+
+
+def test_losses_are_on_the_scale_of_the_largest_cost():
+    predictor, _ = world(4)
+    found = predictor.predict([Prompt((i,), (1,)) for i in range(4)])
+    truth = ["no" if p.label != "no" else "yes" for p in found]
+    promise = Promise(0.1, costs={"no": 4.0}, class_targets={"no": 0.3})
+    data = scored_examples(found, truth, promise)
+    cost, only_no = data.risks
+    assert cost.loss.tolist() == [1.0 if p.label == "no" else 0.25 for p in found]
+    assert (cost.target, cost.binary) == (0.025, False)
+    assert only_no.counted.tolist() == [p.label == "no" for p in found]
+    assert (only_no.target, only_no.binary, only_no.loss.tolist()) == (0.3, True, [1.0] * 4)
+
+
+def test_temperature_undoes_overconfidence_and_is_served():
+    predictor, examples = world(4000, sharpness=3.0)
+    policy = run(predictor, examples, Promise(0.05), temperature=True)
+    assert policy.temperature == pytest.approx(3.0, rel=0.1)
+    assert f"divided by {policy.temperature:.4g}" in promise_in_words(policy)
+    answers = predictor.predict([predictor.encode(e.input["sentence"]) for e in examples])
+    right = np.mean([p.label == e.label for p, e in zip(answers, examples, strict=True)])
+    assert np.mean([p.probability for p in answers]) == pytest.approx(right, abs=0.02)
+
+
+def test_temperature_is_fitted_on_the_pilot_alone():
+    predictor, examples = world(1000, sharpness=3.0)
+    asked = []
+    plain = predictor.posterior_samples
+    predictor.posterior_samples = lambda prompts: asked.append(len(prompts)) or plain(prompts)
+    run(predictor, examples, Promise(0.2), temperature=True, pilot_fraction=0.3)
+    assert asked[0] == 300
+    assert sum(asked[1:]) == 1000
+
+
+def test_the_best_temperature_of_a_case_worked_out_by_hand():
+    # One sample, logits ±1, right 3 times of 4: σ(2 / T) = 3/4, so T = 2 / log 3.
+    p = torch.tensor([[[[1.0, -1.0]]]]).softmax(-1).repeat(4, 1, 1, 1)
+    found = fit_temperature(PosteriorSamples(p, torch.ones(1)), [0, 0, 0, 1])
+    assert found == pytest.approx(2 / np.log(3), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("promise", "message"),
+    [
+        ({"target_error": 0.0}, "target_error 0 is not between"),
+        ({"target_error": 0.05, "confidence": 1.0}, "confidence 1 is not between"),
+        ({"target_error": 0.05, "class_targets": {"no": 2.0}}, "class target 'no' 2 is not"),
+        ({"target_error": 0.05, "class_targets": {"maybe": 0.1}}, "'maybe' is not a label"),
+        ({"target_error": 0.05, "costs": {"maybe": 2.0}}, "'maybe' is not a label"),
+        ({"target_error": 0.05, "costs": {"no:maybe": 2.0}}, "'no:maybe' is not a label"),
+        ({"target_error": 0.05, "costs": {"no": -1.0}}, "must be finite and not negative"),
+        ({"target_error": 0.05, "costs": {"no": float("nan")}}, "must be finite"),
+        ({"target_error": 0.05, "costs": dict.fromkeys(LABELS, 0.0)}, "is free"),
+    ],
+)
+def test_an_impossible_promise_is_refused_before_anything_is_predicted(promise, message):
+    predictor, examples = world(20)
+    predictor.predict = lambda _: pytest.fail("it predicts")
+    with pytest.raises(ConfigError, match=message):
+        run(predictor, examples, Promise(**promise))
+
+
+def test_data_that_cannot_be_used_are_refused():
+    predictor, examples = world(20)
+    with pytest.raises(ConfigError, match="no examples"):
+        run(predictor, [], Promise(0.1))
+    with pytest.raises(ConfigError, match="'maybe'"):
+        run(predictor, [*examples, Example({"sentence": "0"}, "maybe")], Promise(0.1))
+    with pytest.raises(ConfigError, match="cannot hold out"):
+        run(predictor, examples, Promise(0.1), pilot_fraction=0.001)
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """`dalorra calibrate` on a fake adapter that was trained on sst2, with n labelled rows."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    bank = {"samples": 5, "seed": 0, "sampler": "iid"}
+
+    def run_command(n, *arguments):
+        predictor, examples = world(n)
+        manifest = types.SimpleNamespace(
+            training={"task": "sst2"}, bank=types.SimpleNamespace(model_dump=lambda: bank)
+        )
+        read = types.SimpleNamespace(manifest=manifest)
+        monkeypatch.setattr("dalorra.adapter.read_adapter", lambda _: read)
+        monkeypatch.setattr("dalorra.predictor.Predictor.load", lambda *_, **__: predictor)
+        monkeypatch.setattr("training.tasks.load_examples", lambda *_: examples)
+        return CliRunner().invoke(app, ["calibrate", str(adapter), *arguments])
+
+    run_command.adapter = adapter
+    return run_command
+
+
+def test_the_command_writes_the_policy_and_prints_the_promise(command):
+    result = command(3000, "--target-error", "0.05", "--class-target", "yes=0.06", "--temperature")
+    assert result.exit_code == 0, result.output
+    policy = Policy.load(command.adapter)
+    assert not policy.never_accepts
+    assert policy.class_targets == {"yes": 0.06}
+    assert policy.bank == {"samples": 5, "seed": 0, "sampler": "iid"}
+    assert policy.temperature != 1.0
+    assert policy.source.startswith("sst2 validation: ")
+    assert result.stdout.startswith(
+        "error among accepted answers ≤ 0.05 with 95 % confidence over the draw of 2,400 test"
+    )
+
+
+def test_the_command_exits_with_3_when_nothing_qualifies(command, tmp_path):
+    out = tmp_path / "policy.json"
+    result = command(60, "--target-error", "0.01", "--out", str(out), "--confidence", "0.9")
+    assert result.exit_code == 3
+    assert "NOTHING IS ACCEPTED" in result.stderr
+    assert not result.stdout
+    assert Policy.load(out).never_accepts
+    assert not (command.adapter / "policy.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target-error", "0.05", "--cost", "yes=much"), "--cost yes=much is no number"),
+        (("--target-error", "0.05", "--class-target", "yes"), "write --class-target name=value"),
+        (("--target-error", "5"), "target_error 5 is not between 0 and 1"),
+        (("--target-error", "0.05", "--split", "train"), "was trained on that split"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(command, arguments, message):
+    result = command(60, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (command.adapter / "policy.json").exists()

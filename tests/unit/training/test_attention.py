@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from dalorra.bank import MaskBank
+from dalorra.forward import answer_logits
+from dalorra.packing import pack
+from dalorra.stochastic_lora import mask_logits, stochastic_layers
+from tests.tiny import tiny_adapter, tiny_base, tiny_prompts
+from training.attention import NAME, differentiable_attention
+
+
+@pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
+def test_logits_and_gradients_are_those_of_the_fused_kernel(scope):
+    base = tiny_base()
+    model = tiny_adapter(base)
+    rows = pack(tiny_prompts(base), range(2), scope)
+    bank = MaskBank(torch.rand((2, 5, 4), generator=torch.Generator().manual_seed(0)))
+    label_ids = torch.tensor([270, 271])
+    layers = stochastic_layers(model).values()
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        logits = answer_logits(model, rows, bank, label_ids)
+        logits.square().sum().backward()
+        parts = [part.grad.clone() for layer in layers for part in (layer.down, layer.up)]
+        return logits.detach(), parts
+
+    fused = run()
+    with differentiable_attention(base.model):
+        assert base.model.config._attn_implementation == NAME
+        plain = run()
+    torch.testing.assert_close(plain[0], fused[0], rtol=1e-5, atol=1e-5)
+    for found, expected in zip(plain[1], fused[1], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert mask_logits(model).shape == (5, 4)
+
+
+def test_the_models_own_attention_is_back_after_the_block_and_after_a_failure():
+    model = tiny_base().model
+    with differentiable_attention(model):
+        pass
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(KeyError), differentiable_attention(model):
+        {}["inside"]
+    assert model.config._attn_implementation == "sdpa"

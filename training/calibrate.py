@@ -1,0 +1,198 @@
+"""Thresholds with a promise: P(error | accepted) stays within a target, with a stated confidence.
+
+`training.risk_control` has the mathematics; here are the data, the costs and the policy.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy import optimize
+
+from dalorra.policy import NEVER, CalibratedPoint, Policy
+from dalorra.predictive import PosteriorSamples
+from dalorra.prompts import Prompt
+from training.answers import Evaluable, answer, encode_example
+from training.evaluate import check_labels
+from training.promise import Promise, cost_matrix, scored_examples
+from training.risk_control import (
+    Scored,
+    ThresholdPath,
+    choose_steps,
+    declare_path,
+    upper_limit,
+)
+from training.tasks import Example, split_off
+
+PILOT_FRACTION = 0.2
+"""Share of the examples that declares the path: enough for its shape, most is left to test with."""
+
+STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+"""Stricter targets to calibrate too, as fractions of the one that is asked for."""
+
+_SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
+_TEMPERATURES = (0.05, 20.0)
+
+
+class Calibratable(Evaluable, Protocol):
+    """What is calibrated: the part of `dalorra.predictor.Predictor` that calibration needs."""
+
+    def posterior_samples(self, prompts: Sequence[Prompt], /) -> PosteriorSamples:
+        """Distributions over the labels under every sample."""
+        ...
+
+
+def calibrate(
+    predictor: Calibratable,
+    examples: Sequence[Example],
+    promise: Promise,
+    *,
+    source: str,
+    bank: Mapping[str, int | str] | None = None,
+    temperature: bool = False,
+    pilot_fraction: float = PILOT_FRACTION,
+    quiet: bool = True,
+) -> Policy:
+    """Chooses the thresholds that accept the most and keep a promise, by Learn then Test.
+
+    A fixed share of the examples, by a hash of their inputs, fits the temperature and declares
+    which pairs are tested in which order; the others test them. The promise is over the draw of
+    these examples, for inputs that come from where they came from. They must not have been used
+    to train or to select the adapter.
+
+    Args:
+        predictor: an adapter on its base model; it carries the new policy afterwards.
+        examples: labelled inputs.
+        promise: what must hold.
+        source: what the examples are, for the policy's record.
+        bank: how the predictor's samples were drawn, for the policy's record.
+        temperature: whether to divide all label logits by the temperature that makes the pilot's
+            labels most likely. It changes the probabilities that are served.
+        pilot_fraction: share of the examples that is not tested on.
+        quiet: whether to leave out the progress bar.
+
+    Returns:
+        The policy, with thresholds for stricter targets; one that never accepts when no pair of
+        thresholds keeps the promise.
+
+    Raises:
+        ConfigError: no examples, an unknown label, or a share that leaves nothing.
+        InputError: an input does not fit the adapter's template.
+    """
+    check_labels(predictor.labels, examples)
+    promise.check_labels(predictor.labels)
+    scale = float(cost_matrix(predictor.labels, promise.costs).max())
+    tested, pilot = split_off(examples, float(pilot_fraction), _SPLIT_SEED)
+    predictor.policy = Policy.never(predictor.adapter_digest)
+    if temperature:
+        fitted = _fit_on(predictor, pilot)
+        predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
+    scored = [
+        scored_examples(
+            answer(predictor, part, mean_mask=False, quiet=quiet).sampled,
+            [example.label for example in part],
+            promise,
+        )
+        for part in (pilot, tested)
+    ]
+    points = calibrated_points(scored[0], scored[1], promise, scale=scale)
+    main = points[0] if points else None
+    predictor.policy = Policy(
+        min_probability=main.min_probability if main else NEVER,
+        max_variance=main.max_variance if main else 0.0,
+        source=f"{source}: {len(pilot)} examples to declare the thresholds, {len(tested)} to test",
+        target_error=promise.target_error,
+        confidence=promise.confidence,
+        n=len(tested),
+        accepted=main.accepted if main else 0.0,
+        error=main.error if main else None,
+        upper_bound=main.upper_bound if main else None,
+        class_targets=dict(promise.class_targets),
+        costs=dict(promise.costs),
+        temperature=predictor.policy.temperature,
+        path=tuple(points[1:]),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        data_digest=data_digest(examples),
+        bank=None if bank is None else dict(bank),
+        adapter_digest=predictor.adapter_digest,
+    )
+    return predictor.policy
+
+
+def calibrated_points(
+    pilot: Scored, tested: Scored, promise: Promise, *, scale: float = 1.0
+) -> list[CalibratedPoint]:
+    """Thresholds for the promise and for stricter targets that are reached too, strictest last.
+
+    Empty when the promise itself cannot be kept.
+
+    Args:
+        pilot: declares the path.
+        tested: tests it.
+        promise: gives target and confidence.
+        scale: the cost that a loss of 1 stands for.
+    """
+    path = declare_path(pilot)
+    stricter = [float(f"{promise.target_error * part:.6g}") for part in STRICTER]
+    targets = [promise.target_error, *stricter]
+    steps = choose_steps(path, pilot, tested, [t / scale for t in targets], promise.confidence)
+    return [
+        _point(path, step, tested, target, promise.confidence, scale)
+        for target, step in zip(targets, steps, strict=True)
+        if step is not None
+    ]
+
+
+def _point(
+    path: ThresholdPath, step: int, tested: Scored, target: float, confidence: float, scale: float
+) -> CalibratedPoint:
+    risk = tested.risks[0]
+    counts, losses = path.totals(tested, risk)
+    count, loss = int(counts[step]), float(losses[step])
+    limit = upper_limit(loss, count, confidence, binary=risk.binary)
+    return CalibratedPoint(
+        target_error=target,
+        min_probability=float(path.min_probability[step]),
+        max_variance=float(path.max_variance[step]),
+        accepted=count / len(tested.probability),
+        error=scale * loss / count,
+        upper_bound=min(scale * limit, target),  # rounding must not make it exceed the target
+    )
+
+
+def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
+    """The temperature of all label logits that makes the true labels most likely.
+
+    Minimises the NLL of the mean over the samples, each softened or sharpened before it is
+    averaged, which is how it is served (Guo et al., 2017, with a posterior).
+
+    Args:
+        samples: of n inputs.
+        targets: `[n]` index of the true label.
+    """
+    chosen = torch.tensor(targets)[:, None]
+
+    def loss(log_temperature: float) -> float:
+        mean = samples.tempered(float(np.exp(log_temperature))).by_member.double().mean(dim=1)
+        tiny = torch.finfo(torch.float64).tiny
+        return float(-mean.gather(1, chosen).clamp_min(tiny).log().mean())
+
+    bounds = tuple(np.log(_TEMPERATURES))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def _fit_on(predictor: Calibratable, pilot: Sequence[Example]) -> float:
+    prompts = [encode_example(predictor, example, n) for n, example in enumerate(pilot, start=1)]
+    order = sorted(range(len(pilot)), key=lambda i: -prompts[i].tokens)
+    samples = predictor.posterior_samples([prompts[i] for i in order])
+    return fit_temperature(samples, [predictor.labels.index(pilot[i].label) for i in order])
+
+
+def data_digest(examples: Sequence[Example]) -> str:
+    """sha256 over inputs and labels, in order."""
+    content = json.dumps([[dict(e.input), e.label] for e in examples], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

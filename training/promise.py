@@ -1,0 +1,142 @@
+"""What accepted answers must keep: an error rate, or a mean cost, and rates for single labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dalorra.errors import ConfigError
+from dalorra.policy import Policy
+from dalorra.predictive import Prediction
+from training.risk_control import FloatArray, Risk, Scored
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the accepted answers must keep.
+
+    Attributes:
+        target_error: largest error rate among accepted answers, in (0, 1); with `costs` the
+            largest mean cost of an accepted answer.
+        confidence: probability over the draw of the labelled examples that it is kept.
+        class_targets: label → largest error rate among accepted answers with that label. Such a
+            label must be accepted often enough to show it, or nothing is.
+        costs: predicted label, or `true:predicted`, → cost of that false accept; others cost 1.
+    """
+
+    target_error: float
+    confidence: float = 0.95
+    class_targets: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rates = {"target_error": self.target_error, "confidence": self.confidence}
+        rates |= {f"class target {name!r}": rate for name, rate in self.class_targets.items()}
+        for name, rate in rates.items():
+            if not 0.0 < rate < 1.0:
+                raise ConfigError(f"{name} {rate:g} is not between 0 and 1")
+        for name, cost in self.costs.items():
+            if not 0.0 <= cost < np.inf:
+                raise ConfigError(f"cost {name!r} is {cost:g}, but must be finite and not negative")
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Refuses, with `ConfigError`, names that are no label, and false accepts that are free."""
+        if unknown := sorted(self.class_targets.keys() - set(labels)):
+            raise ConfigError(_no_label(unknown[0], labels))
+        cost_matrix(labels, self.costs)
+
+
+def cost_matrix(labels: Sequence[str], costs: Mapping[str, float]) -> FloatArray:
+    """Cost of accepting a predicted label, `[K true, K predicted]`: 0 if right, else 1 or as given.
+
+    Args:
+        labels: K names.
+        costs: predicted label → cost whatever the true one; `true:predicted` → cost of that pair,
+            which wins.
+
+    Raises:
+        ConfigError: a name that is no label, or all false accepts are free.
+    """
+    matrix = np.ones((len(labels), len(labels)))
+    index = {name: i for i, name in enumerate(labels)}
+    pairs = {f"{true}:{name}": (index[true], index[name]) for true in labels for name in labels}
+    for name, cost in costs.items():
+        if name in index:
+            matrix[:, index[name]] = cost
+        elif name not in pairs:
+            raise ConfigError(_no_label(name, labels))
+    for name, cost in costs.items():
+        if name not in index:
+            matrix[pairs[name]] = cost
+    np.fill_diagonal(matrix, 0.0)
+    if matrix.max() == 0.0:
+        raise ConfigError("every false accept is free: give one of them a cost")
+    return matrix
+
+
+def scored_examples(
+    predictions: Sequence[Prediction], truth: Sequence[str], promise: Promise
+) -> Scored:
+    """Predictions and the names of their true labels as the tests need them.
+
+    Args:
+        predictions: one or more.
+        truth: name of the true label of each.
+        promise: gives the targets and the costs; losses are in units of the largest cost.
+    """
+    labels = list(predictions[0].probabilities)
+    costs = cost_matrix(labels, promise.costs)
+    predicted = np.array([labels.index(p.label) for p in predictions])
+    true = np.array([labels.index(name) for name in truth])
+    largest = float(costs.max())
+    wrong = predicted != true
+    risks = [
+        Risk(
+            costs[true, predicted] / largest,
+            np.ones(len(true), dtype=np.bool_),
+            promise.target_error / largest,
+            # Known before the data: are there other losses than none and the largest?
+            binary=set(np.unique(costs)) <= {0.0, largest},
+        )
+    ]
+    for name, target in promise.class_targets.items():
+        risks.append(Risk(wrong.astype(np.float64), predicted == labels.index(name), target))
+    return Scored(
+        np.array([p.probability for p in predictions]),
+        np.array([p.variance for p in predictions]),
+        tuple(risks),
+    )
+
+
+def promise_in_words(policy: Policy) -> str:
+    """What a calibrated policy promises, line by line."""
+    sure = f"{100 * (policy.confidence or 0.0):.6g} % confidence"
+    what = "mean cost of an accepted answer" if policy.costs else "error among accepted answers"
+    if policy.never_accepts:
+        return (
+            f"NOTHING IS ACCEPTED: on {policy.n:,} test examples no thresholds keep the {what} "
+            f"within {policy.target_error:g} with {sure}. Use more examples, a looser target or a "
+            "better adapter."
+        )
+    tau_p, tau_v = policy.min_probability, policy.max_variance
+    seen = f"{policy.accepted:.1%} accepted, {policy.error:.4g} observed"
+    lines = [
+        f"{what} ≤ {policy.target_error:g} with {sure} over the draw of {policy.n:,} test examples",
+        f"  accept: probability ≥ {tau_p:.6g} and variance ≤ {tau_v:.6g}",
+        f"  on these: {seen}, upper bound {policy.upper_bound:.4g}",
+    ]
+    lines += [
+        f"  within {target:g} where the answer is {name}"
+        for name, target in policy.class_targets.items()
+    ]
+    if policy.temperature != 1.0:
+        lines.append(f"  label logits are divided by {policy.temperature:.4g}")
+    lines += [
+        f"  stricter, ≤ {point.target_error:g}: {point.accepted:.1%} accepted"
+        for point in policy.path
+    ]
+    return "\n".join(lines)
+
+
+def _no_label(name: str, labels: Sequence[str]) -> str:
+    return f"{name!r} is not a label of the adapter: it knows {', '.join(labels)}"
