@@ -80,7 +80,9 @@ def main() -> None:
     _figure(results, options.json.with_suffix(".png"))
 
 
-def _moments(predictor: Predictor, prompts: Sequence[Prompt], spec: dict[str, object]) -> np.ndarray:
+def _moments(
+    predictor: Predictor, prompts: Sequence[Prompt], spec: dict[str, object]
+) -> np.ndarray:
     """Probability of the second label and variance of the answer, `[2, examples]`."""
     logits = mask_logits(predictor.model).detach()
     bank = MaskBank.draw(logits, BankSpec.model_validate(spec))

@@ -268,6 +268,7 @@ def save_adapter(
         save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
         (staging / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
         staging.chmod(0o755)
+        (staging / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it private
         if path.exists():
             shutil.rmtree(path)
         staging.replace(path)

@@ -96,7 +96,7 @@ def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list
     variance = (weight[:, 0] * deviation.square()).sum(dim=1)
     # The head's masks are integrated, not sampled: only what the passes differ by is uncertain.
     by_pass = (weight[:, 0] * passes * chosen).unflatten(1, (passes, -1)).sum(dim=2)  # [B, M]
-    between = by_pass.var(dim=1, correction=0)
+    between = (by_pass - mean.gather(1, best[:, None])).square().mean(dim=1)
     entropy = torch.special.entr(mean).sum(dim=-1)
     expected_entropy = (weight * torch.special.entr(p)).sum(dim=(1, 2))
     # Jensen makes the difference non-negative; rounding may not.

@@ -79,6 +79,7 @@ def load_adapter(settings: Settings) -> Predictor:
         dtype=settings.dtype,
         on_overflow=settings.on_overflow,
         row_budget=settings.batch_rows,
+        prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
     )
 
 

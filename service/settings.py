@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     max_queue_requests: int = Field(512, ge=1, description="Inputs that may wait.")
     max_queue_rows: int = Field(65_536, ge=1, description="Packed rows that may wait.")
     batch_rows: int = Field(2_048, ge=1, description="Packed rows of one forward.")
+    prefix_cache_mib: int = Field(
+        256,
+        ge=0,
+        description="Memory for keys and values of prompts that start alike; 0 turns it off.",
+    )
     max_batch_inputs: int = Field(128, ge=1, description="Inputs of one /predict/batch request.")
     max_body_bytes: int = Field(2_000_000, ge=1, description="Longest request body.")
     request_timeout_seconds: float = Field(60.0, gt=0, description="Then 504.")

@@ -4,8 +4,9 @@ Base units, bounded labels only, and every label value exists from the start: a 
 appears with its first failure has no rate when the alert needs one.
 """
 
+import math
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,10 +16,14 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Info,
+    Metric,
     ProcessCollector,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from dalorra.policy import Decision
+from dalorra.prefix_cache import PrefixCache
 from service.engine import Answer, Predictor
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -64,6 +69,11 @@ class Telemetry:
         self._queue_requests = self._gauge("queue_requests", "Inputs that wait for the model.")
         self._queue_rows = self._gauge("queue_rows", "Packed rows that wait for the model.")
         self._ready = self._gauge("ready", "1 while the server takes requests.")
+        self._calibrated = self._gauge(
+            "calibrated_acceptance_ratio",
+            "Share of answers that the policy accepted when it was picked; NaN if it is unknown.",
+        )
+        self._calibrated.set(math.nan)
         self._request_seconds = self._histogram(
             "request_duration_seconds", "Prediction request, first byte to last.", SECONDS
         )
@@ -117,8 +127,12 @@ class Telemetry:
                 "samples": str(predictor.samples),
             }
         )
+        accepted = predictor.policy.accepted
+        self._calibrated.set(math.nan if accepted is None else accepted)
         for label in predictor.labels:
             self._labels.labels(label)
+        if predictor.prefix_cache is not None:
+            self.registry.register(_PrefixCacheCollector(predictor.prefix_cache))
 
     def request_started(self) -> None:
         """One prediction request arrived."""
@@ -168,6 +182,28 @@ class Telemetry:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, namespace="dalorra", registry=self.registry, buckets=buckets)
+
+
+class _PrefixCacheCollector(Collector):
+    """Reads the cache's own counts at scrape time."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        """Prompt tokens by whether their keys and values were known, and the memory they take."""
+        tokens = CounterMetricFamily(
+            "dalorra_prefix_cache_tokens",
+            "Prompt tokens whose keys and values were known (hit) or computed (miss).",
+            labels=["result"],
+        )
+        found = self._cache.tokens_found
+        tokens.add_metric(["hit"], found)
+        tokens.add_metric(["miss"], self._cache.tokens_looked_up - found)
+        yield tokens
+        yield GaugeMetricFamily(
+            "dalorra_prefix_cache_bytes", "Memory of the prefix cache.", self._cache.bytes
+        )
 
 
 def package_version() -> str:

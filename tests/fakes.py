@@ -1,6 +1,7 @@
 """A predictor without weights: deterministic, and as slow or as broken as a test asks."""
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ class FakePredictor:
         on_warm_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.fields = tuple(fields)
+        self.prefix_cache = None
         self.policy = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
         self.seconds = seconds
         self.gate = threading.Event()
@@ -99,6 +101,7 @@ def expected_prediction(prompt: Prompt) -> Prediction:
     digest = hashlib.sha256(repr(prompt.prompt_ids).encode()).digest()
     positive = 0.5 + digest[0] / 512
     variance = digest[1] / 256 * 0.04
+    spread = math.sqrt(variance)  # half of the samples on either side
     return Prediction(
         label="positive",
         probability=positive,
@@ -107,4 +110,5 @@ def expected_prediction(prompt: Prompt) -> Prediction:
         entropy=0.5,
         mutual_information=0.1,
         samples=10,
+        sample_probabilities=(positive - spread, positive + spread) * 5,
     )

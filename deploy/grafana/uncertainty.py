@@ -1,7 +1,7 @@
 """The dashboard *Uncertainty*: what is decided, and how sure the adapter is."""
 
 from grafana_foundation_sdk.builders import dashboard as board
-from grafana_foundation_sdk.models.dashboard import Dashboard, VariableOption
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.grafana.panels import (
     SELECTED,
@@ -28,12 +28,6 @@ def uncertainty() -> Dashboard:
         "DALorRA: Uncertainty",
         "dalorra-uncertainty",
         "What is accepted, escalated and sent back for clarification, and how sure the adapter is.",
-    ).with_variable(
-        board.TextBoxVariable("calibrated_acceptance")
-        .label("Calibrated acceptance")
-        .description("policy.accepted of GET /info, between 0 and 1; NaN draws no line.")
-        .default_value("NaN")
-        .current(VariableOption(text="NaN", value="NaN"))
     )
     _add_overview(dashboard)
     _add_decisions(dashboard)
@@ -103,7 +97,10 @@ def _add_decisions(dashboard: board.Dashboard) -> None:
             "percentunit",
             [
                 Query(_of_decisions(ACCEPT, "1h"), "accepted, last hour"),
-                Query("vector($calibrated_acceptance)", "accepted when calibrated"),
+                Query(
+                    f"max (dalorra_calibrated_acceptance_ratio{{{SELECTED}}})",
+                    "accepted when calibrated",
+                ),
             ],
             top=1,
         )

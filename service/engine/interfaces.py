@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from dalorra.policy import Policy
     from dalorra.predictive import Prediction
+    from dalorra.prefix_cache import PrefixCache
     from dalorra.prompts import InputFields, Prompt
 
 
@@ -20,6 +21,7 @@ class Predictor(Protocol):
     adapter_digest: str
     method: str
     policy: Policy
+    prefix_cache: PrefixCache | None
 
     @property
     def labels(self) -> tuple[str, ...]:

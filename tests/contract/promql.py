@@ -20,7 +20,6 @@ VARIABLES = {
     "$__rate_interval": "1m",
     "$job": "dalorra",
     "$instance": ".*",
-    "$calibrated_acceptance": "NaN",
 }
 """What Grafana puts in the place of each."""
 

@@ -1,9 +1,4 @@
-"""The packed forwards on the real base model, and how far bfloat16 is from float32.
-
-Measured on the answers of a random adapter whose samples disagree far more than a trained one's
-do, so that its digits are exposed: see `BFLOAT16_*` for what two batches of one bfloat16 model may
-differ by, and what bfloat16 and float32 may.
-"""
+"""The packed forwards on the real base model, and how far bfloat16 is from float32."""
 
 import copy
 from collections.abc import Iterator
@@ -48,8 +43,11 @@ BATCH = [
     " ".join((SENTENCES[i % 8], *(SENTENCES[(i + j) % 8] for j in range(1, 1 + i // 8))))
     for i in range(32)
 ]
-BFLOAT16_BATCH_NOISE = 0.02
-BFLOAT16_NOISE = 0.1
+# Largest difference of probability and of variance. Measured with a trained sentiment adapter on 96
+# sentences, M = 10: 2.6e-3 and 4.3e-4 alone against a batch of 32, 2.9e-2 and 2.6e-3 against
+# float32; no label changed. In float32, alone against a batch: 4.7e-7 and 1.3e-7.
+BFLOAT16_BETWEEN_BATCHES = (0.01, 0.002)
+BFLOAT16_FROM_FLOAT32 = (0.05, 0.01)
 
 
 @contextmanager
@@ -128,14 +126,20 @@ def test_bfloat16_answers_differ_by_no_more_than_the_documented_noise(base_model
     half = load_base_model(device="cpu", dtype="bfloat16")
     with adapted(half) as model:
         together, alone = batch_and_singles(
-            predictor_of(model, half, "answer_tokens", 10), range(0, 32, 5)
+            predictor_of(model, half, "answer_tokens", 10), range(32)
         )
     with adapted(base_model) as model:
-        _, exact = batch_and_singles(
-            predictor_of(model, base_model, "answer_tokens", 10), range(0, 32, 5)
+        exact, _ = batch_and_singles(
+            predictor_of(model, base_model, "answer_tokens", 10), range(32)
         )
-    between_batches = (together.mean(1) - alone.mean(1)).abs().max().item()
-    from_float32 = (alone.mean(1) - exact.mean(1)).abs().max().item()
-    print(between_batches, from_float32, (together - alone).abs().max().item(), (alone-exact).abs().max().item(), (together.var(1,correction=0)-alone.var(1,correction=0)).abs().max().item(), alone.var(1,correction=0).max().item())
-    assert between_batches < BFLOAT16_BATCH_NOISE
-    assert from_float32 < BFLOAT16_NOISE
+    for found, expected, probability, variance in (
+        (together, alone, *BFLOAT16_BETWEEN_BATCHES),
+        (alone, exact, *BFLOAT16_FROM_FLOAT32),
+    ):
+        assert (found.mean(1) - expected.mean(1)).abs().max() <= probability
+        assert (moment(found) - moment(expected)).abs().max() <= variance
+    assert (alone - exact).abs().max() > 1e-4, "this is bfloat16"
+
+
+def moment(samples: Tensor) -> Tensor:
+    return samples.var(dim=1, correction=0)

@@ -23,6 +23,7 @@ def test_moments_of_a_case_worked_out_by_hand():
     # − Σ p log p of the samples: 0.325083, 0.673012, 0.610864
     assert found.mutual_information == pytest.approx(0.1366920, abs=1e-6)
     assert found.samples == 3
+    assert found.sample_probabilities == pytest.approx((0.9, 0.6, 0.3))
 
 
 def test_the_label_is_that_of_the_mean_and_not_of_the_majority():
@@ -81,6 +82,7 @@ def test_what_is_integrated_within_a_pass_adds_no_standard_error():
     (found,) = summarise(PosteriorSamples(p, torch.tensor([0.5, 0.5])), LABELS)
     assert found.variance == pytest.approx(0.04)
     assert found.standard_error == pytest.approx(0.0)
+    assert found.sample_probabilities == pytest.approx((0.7, 0.7))
 
 
 def bank_errors(sampler, samples, repetitions=3000):

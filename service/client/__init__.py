@@ -1,0 +1,64 @@
+"""The Python client: typed answers, typed errors, patient with a busy server.
+
+```python
+from service.client import Client, QueueFullError
+
+with Client("http://localhost:8000", api_key="…") as client:
+    prediction = client.predict("This movie was fantastic!")
+    if prediction.decision == "accept":
+        print(prediction.label)
+```
+
+Needs httpx and pydantic only, as `pip install dalorra-service` without an extra brings them.
+"""
+
+from service.client._answers import Decision, Health, Info, Input, Limits, Policy, Prediction
+from service.client._client import AsyncClient, Client
+from service.client._errors import (
+    BusyError,
+    ClientError,
+    DeadlineExceededError,
+    InferenceFailedError,
+    InvalidInputError,
+    MalformedRequestError,
+    NotFoundError,
+    NotReadyError,
+    QueueFullError,
+    RequestError,
+    ServerError,
+    TimedOutError,
+    TooLargeError,
+    TransportError,
+    UnauthorizedError,
+    UnexpectedAnswerError,
+)
+from service.client._retries import Retries
+
+__all__ = [
+    "AsyncClient",
+    "BusyError",
+    "Client",
+    "ClientError",
+    "DeadlineExceededError",
+    "Decision",
+    "Health",
+    "InferenceFailedError",
+    "Info",
+    "Input",
+    "InvalidInputError",
+    "Limits",
+    "MalformedRequestError",
+    "NotFoundError",
+    "NotReadyError",
+    "Policy",
+    "Prediction",
+    "QueueFullError",
+    "RequestError",
+    "Retries",
+    "ServerError",
+    "TimedOutError",
+    "TooLargeError",
+    "TransportError",
+    "UnauthorizedError",
+    "UnexpectedAnswerError",
+]

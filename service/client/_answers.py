@@ -1,0 +1,133 @@
+"""What the server answers. Fields that a newer server adds are kept, and dumped with the rest."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Input = str | Mapping[str, str]
+"""Text, for a template with one field; else the template's fields by name."""
+
+Decision = Literal["accept", "escalate", "clarify"]
+"""accept: believe it. escalate: the model does not know. clarify: the input is ambiguous."""
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Prediction(_Answer):
+    """One answer: what, how sure, and what to do with it.
+
+    Attributes:
+        label: the most probable label.
+        probability: its mean probability over the samples.
+        variance: variance of that probability over the samples, at most 0.25.
+        decision: what to do with the answer.
+        reason: the decision, explained in one sentence.
+        probabilities: mean probability of each label; they sum to 1.
+        entropy: total uncertainty, in nats.
+        mutual_information: its epistemic part, in nats.
+        samples: posterior samples that were averaged.
+        truncated: whether the input was cut to fit.
+        model: the base model.
+        adapter: the adapter.
+        request_id: names the request in the server's log.
+        sample_probabilities: the label's probability in each sample, where it was asked for.
+    """
+
+    label: str
+    probability: float
+    variance: float
+    decision: Decision
+    reason: str
+    probabilities: dict[str, float]
+    entropy: float
+    mutual_information: float
+    samples: int
+    truncated: bool
+    model: str
+    adapter: str
+    request_id: str
+    sample_probabilities: tuple[float, ...] | None = None
+
+
+class Predictions(_Answer):
+    """The answers to a batch, in the order of its inputs."""
+
+    predictions: list[Prediction]
+
+
+class Policy(_Answer):
+    """The thresholds, where they come from and what they promise.
+
+    Attributes:
+        min_probability: τ_p, the least probability that is accepted; above 1 nothing is.
+        max_variance: τ_v, the largest variance that is accepted.
+        source: what the thresholds were picked on.
+        target_error: the error rate among accepted answers that they were picked for.
+        confidence: probability that the target is kept; None for a policy that promises nothing.
+    """
+
+    min_probability: float
+    max_variance: float
+    source: str
+    target_error: float | None = None
+    confidence: float | None = None
+
+
+class Limits(_Answer):
+    """What the server takes at most."""
+
+    max_tokens: int
+    max_batch_inputs: int
+    max_body_bytes: int
+    max_queue_requests: int
+    max_queue_rows: int
+    request_timeout_seconds: float
+
+
+class Info(_Answer):
+    """What is served.
+
+    Attributes:
+        version: of the server's software.
+        model: the base model.
+        adapter: the adapter.
+        adapter_digest: changes with anything that changes an answer.
+        method: how the adapter is stochastic.
+        scope: rows that the adapter acts on.
+        samples: M.
+        labels: names of the labels.
+        fields: the template's fields, for inputs that are objects.
+        on_overflow: what happens to an over-long input, `truncate` or `reject`.
+        policy: when an answer is accepted.
+        limits: what the server takes at most.
+    """
+
+    version: str
+    model: str
+    adapter: str
+    adapter_digest: str
+    method: str
+    scope: str
+    samples: int
+    labels: tuple[str, ...]
+    fields: tuple[str, ...]
+    on_overflow: str
+    policy: Policy
+    limits: Limits
+
+
+class Health(_Answer):
+    """Whether the server takes requests now, and if not, why.
+
+    Attributes:
+        ready: it does.
+        error_type: `loading`, `draining` or `unavailable` when it does not.
+        reason: the same in a sentence.
+    """
+
+    ready: bool
+    error_type: str | None = None
+    reason: str | None = None

@@ -1,0 +1,211 @@
+"""The two clients: one blocks, one awaits. All they decide is in `Exchanges`."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from service.client._answers import Health, Info, Input, Prediction
+from service.client._exchange import Exchange, Exchanges, transport_error
+from service.client._retries import Retries
+
+T = TypeVar("T")
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = httpx.Timeout(65.0, connect=5.0)  # above the 60 s after which a server gives up
+DEFAULT_RETRIES = Retries()
+
+
+def _http_options(
+    base_url: str, api_key: str | None, timeout: float | httpx.Timeout
+) -> dict[str, Any]:
+    return {
+        "base_url": base_url,
+        "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+        "timeout": timeout,
+    }
+
+
+class Client:
+    """Asks a server, blocking. Keeps its connections open; threads may share it.
+
+    Args:
+        base_url: address of the server, with the path it is served under, if any.
+        api_key: bearer key, if the server wants one.
+        timeout: seconds for one attempt to connect, send or answer; httpx's type for each apart.
+        retries: what to do when the server is busy.
+        transport: in place of httpx's own, e.g. for tests.
+
+    Every method raises a subclass of `ClientError` when it gets no answer.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
+        retries: Retries = DEFAULT_RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(**_http_options(base_url, api_key, timeout), transport=transport)
+        self._exchanges = Exchanges(self._http, retries)
+
+    def predict(
+        self, value: Input, *, return_samples: bool = False, request_id: str | None = None
+    ) -> Prediction:
+        """Answers one input.
+
+        Args:
+            value: text, or the template's fields by name.
+            return_samples: adds `sample_probabilities` to the answer.
+            request_id: up to 128 letters, digits, `.`, `_` and `-`, for the server's log.
+        """
+        exchange = self._exchanges.predict(
+            value, return_samples=return_samples, request_id=request_id
+        )
+        return self._drive(exchange)
+
+    def predict_batch(
+        self,
+        inputs: Sequence[Input],
+        *,
+        return_samples: bool = False,
+        request_id: str | None = None,
+    ) -> list[Prediction]:
+        """Answers several inputs in one request, order kept; all of them or none.
+
+        Args:
+            inputs: at most `Info.limits.max_batch_inputs`.
+            return_samples, request_id: see `predict`.
+        """
+        exchange = self._exchanges.predict_batch(
+            inputs, return_samples=return_samples, request_id=request_id
+        )
+        return self._drive(exchange)
+
+    def info(self) -> Info:
+        """What is served."""
+        return self._drive(self._exchanges.info())
+
+    def health(self) -> Health:
+        """Whether the server takes requests now; does not raise when it says no."""
+        return self._drive(self._exchanges.health())
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _drive(self, exchange: Exchange[T]) -> T:
+        response: httpx.Response | None = None
+        while True:
+            try:
+                step = exchange.send(response)
+            except StopIteration as finished:
+                answer: T = finished.value
+                return answer
+            if isinstance(step, httpx.Request):
+                try:
+                    response = self._http.send(step)
+                except httpx.TransportError as error:
+                    raise transport_error(error) from error
+            else:
+                response = None
+                time.sleep(step)
+
+
+class AsyncClient:
+    """Asks a server without blocking the event loop. See `Client`, whose methods it has.
+
+    Belongs to the event loop that it was first used on.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float | httpx.Timeout = DEFAULT_TIMEOUT,
+        retries: Retries = DEFAULT_RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(
+            **_http_options(base_url, api_key, timeout), transport=transport
+        )
+        self._exchanges = Exchanges(self._http, retries)
+
+    async def predict(
+        self, value: Input, *, return_samples: bool = False, request_id: str | None = None
+    ) -> Prediction:
+        """See `Client.predict`."""
+        exchange = self._exchanges.predict(
+            value, return_samples=return_samples, request_id=request_id
+        )
+        return await self._drive(exchange)
+
+    async def predict_batch(
+        self,
+        inputs: Sequence[Input],
+        *,
+        return_samples: bool = False,
+        request_id: str | None = None,
+    ) -> list[Prediction]:
+        """See `Client.predict_batch`."""
+        exchange = self._exchanges.predict_batch(
+            inputs, return_samples=return_samples, request_id=request_id
+        )
+        return await self._drive(exchange)
+
+    async def info(self) -> Info:
+        """See `Client.info`."""
+        return await self._drive(self._exchanges.info())
+
+    async def health(self) -> Health:
+        """See `Client.health`."""
+        return await self._drive(self._exchanges.health())
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _drive(self, exchange: Exchange[T]) -> T:
+        response: httpx.Response | None = None
+        while True:
+            try:
+                step = exchange.send(response)
+            except StopIteration as finished:
+                answer: T = finished.value
+                return answer
+            if isinstance(step, httpx.Request):
+                try:
+                    response = await self._http.send(step)
+                except httpx.TransportError as error:
+                    raise transport_error(error) from error
+            else:
+                response = None
+                await asyncio.sleep(step)

@@ -1,0 +1,148 @@
+"""One request and its answer, retries included, without any I/O.
+
+An exchange is a generator: it yields a request to send or a number of seconds to sleep, is sent
+the response, and returns the answer. `Client` and `AsyncClient` differ in who sends and sleeps.
+"""
+
+import json
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from service.client._answers import Health, Info, Input, Prediction, Predictions
+from service.client._errors import (
+    ClientError,
+    TimedOutError,
+    TransportError,
+    UnexpectedAnswerError,
+    class_for,
+)
+from service.client._retries import Retries, parse_retry_after
+
+T = TypeVar("T")
+A = TypeVar("A", bound=BaseModel)
+
+Exchange = Generator[httpx.Request | float, httpx.Response | None, T]
+
+REQUEST_ID = "X-Request-Id"
+
+
+class Exchanges:
+    """The requests of the API.
+
+    Args:
+        http: builds requests: knows the base address, the headers and the timeout.
+        retries: when one is sent again.
+    """
+
+    def __init__(self, http: httpx.Client | httpx.AsyncClient, retries: Retries) -> None:
+        self._http = http
+        self._retries = retries
+
+    def predict(
+        self, value: Input, *, return_samples: bool, request_id: str | None
+    ) -> Exchange[Prediction]:
+        """POST /predict."""
+        body = {"input": _plain(value), **_options(return_samples)}
+        return (yield from self._ask("POST", "predict", Prediction, body, request_id))
+
+    def predict_batch(
+        self, inputs: Sequence[Input], *, return_samples: bool, request_id: str | None
+    ) -> Exchange[list[Prediction]]:
+        """POST /predict/batch."""
+        if not inputs:
+            return []
+        body = {"inputs": [_plain(value) for value in inputs], **_options(return_samples)}
+        answer = yield from self._ask("POST", "predict/batch", Predictions, body, request_id)
+        if len(answer.predictions) != len(inputs):
+            raise UnexpectedAnswerError(
+                f"{len(inputs)} inputs were answered by {len(answer.predictions)} predictions"
+            )
+        return answer.predictions
+
+    def info(self) -> Exchange[Info]:
+        """GET /info."""
+        return (yield from self._ask("GET", "info", Info))
+
+    def health(self) -> Exchange[Health]:
+        """GET /health/ready: one attempt, as "no" is an answer."""
+        response = yield self._http.build_request("GET", "health/ready")
+        if response is None or response.status_code not in (200, 503):
+            raise _error(response)
+        if response.status_code == 200:
+            return Health(ready=True)
+        error = _error(response)
+        return Health(ready=False, error_type=error.error_type, reason=str(error))
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[A],
+        body: dict[str, Any] | None = None,
+        request_id: str | None = None,
+    ) -> Exchange[A]:
+        headers = {REQUEST_ID: request_id} if request_id else None
+        attempt = 0
+        while True:
+            attempt += 1
+            response = yield self._http.build_request(method, path, json=body, headers=headers)
+            if response is not None and response.status_code == 200:
+                return _parse(response, kind)
+            error = _error(response)
+            wait = self._retries.wait(attempt, error.status or 0, error.retry_after)
+            if wait is None:
+                raise error
+            yield wait
+
+
+def transport_error(error: httpx.TransportError) -> ClientError:
+    """A failure of httpx as one of ours."""
+    url = error.request.url
+    if isinstance(error, httpx.TimeoutException):
+        return TimedOutError(f"{url} did not answer within the timeout of the client")
+    return TransportError(f"{url} could not be reached: {error or type(error).__name__}")
+
+
+def _plain(value: Input) -> str | dict[str, str]:
+    return value if isinstance(value, str) else dict(value)
+
+
+def _options(return_samples: bool) -> dict[str, bool]:
+    return {"return_samples": True} if return_samples else {}
+
+
+def _parse(response: httpx.Response, kind: type[A]) -> A:
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UnexpectedAnswerError(
+            f"{response.request.url} did not answer as this server does: "
+            f"{where + ': ' if where else ''}{first['msg']}",
+            status=response.status_code,
+            request_id=response.headers.get(REQUEST_ID),
+        ) from None
+
+
+def _error(response: httpx.Response | None) -> ClientError:
+    if response is None:
+        raise RuntimeError("an exchange was not sent the response")
+    try:
+        body = json.loads(response.content)
+    except ValueError:
+        body = None
+    body = body if isinstance(body, dict) else {}
+    error_type = body.get("error_type")
+    kind = class_for(error_type, response.status_code)
+    sentence = body.get("error") or f"{response.request.url} answered {response.status_code}"
+    return kind(
+        str(sentence),
+        error_type=error_type,
+        status=response.status_code,
+        request_id=body.get("request_id") or response.headers.get(REQUEST_ID),
+        retry_after=parse_retry_after(response.headers.get("Retry-After")),
+    )
