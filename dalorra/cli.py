@@ -251,7 +251,7 @@ def calibrate(
     ] = False,
     split_fraction: Annotated[
         float, typer.Option(help="Share that declares what is tested, and is not tested on.")
-    ] = 0.2,
+    ] = 0.1,
     out: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="the adapter's policy.json")
     ] = None,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware import Middleware
 
+from dalorra.errors import ConfigError
 from service.api import errors
+from service.api.answering import Answering
 from service.api.middleware import (
     AccessMiddleware,
     AuthMiddleware,
@@ -18,12 +21,15 @@ from service.api.middleware import (
     RequestIdMiddleware,
 )
 from service.api.middleware.auth import OPEN_PATHS
+from service.api.openinference import openinference_routes
+from service.api.page import page_routes
 from service.api.routes import operation_routes, prediction_routes
 from service.lifecycle import Lifecycle, LoadPredictor
 from service.telemetry import Telemetry, package_version
 
 if TYPE_CHECKING:
     from service.engine import Predictor
+    from service.mcp import McpEndpoint
     from service.settings import Settings
 
 
@@ -39,13 +45,18 @@ def create_app(settings: Settings, load_predictor: LoadPredictor | None = None) 
     """
     telemetry = Telemetry(errors.ERROR_TYPES)
     lifecycle = Lifecycle(settings, load_predictor or load_adapter, telemetry)
+    answering = Answering(
+        lifecycle, telemetry, timeout_seconds=settings.request_timeout_seconds
+    )
     keys = settings.secrets()
+    mcp = _mcp_endpoint(settings, lifecycle, answering, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        lifecycle.start()
-        yield
-        await lifecycle.drain()
+        async with mcp.running() if mcp else nullcontext():
+            lifecycle.start()
+            yield
+            await lifecycle.drain()
 
     app = FastAPI(
         title="DALorRA Service",
@@ -61,8 +72,12 @@ def create_app(settings: Settings, load_predictor: LoadPredictor | None = None) 
     )
     app.state.lifecycle = lifecycle
     errors.install(app)
-    app.include_router(prediction_routes(settings, lifecycle, telemetry))
+    app.include_router(prediction_routes(settings, answering))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
+    app.include_router(openinference_routes(settings, lifecycle, answering))
+    app.include_router(page_routes())
+    if mcp:
+        app.router.routes.append(mcp.route)
     if keys:
         _document_keys(app)
     return app
@@ -80,6 +95,30 @@ def load_adapter(settings: Settings) -> Predictor:
         on_overflow=settings.on_overflow,
         row_budget=settings.batch_rows,
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
+    )
+
+
+def _mcp_endpoint(
+    settings: Settings, lifecycle: Lifecycle, answering: Answering, telemetry: Telemetry
+) -> McpEndpoint | None:
+    """What serves /mcp, if anything does.
+
+    Raises:
+        ConfigError: it is wanted but not installed.
+    """
+    installed = find_spec("mcp") is not None
+    if settings.mcp and not installed:
+        raise ConfigError("mcp is on, but not installed: pip install 'dalorra-service[mcp]'")
+    if settings.mcp is False or not installed:
+        return None
+    from service.mcp import McpEndpoint
+
+    return McpEndpoint(
+        lifecycle,
+        answering,
+        telemetry,
+        max_body_bytes=settings.max_body_bytes,
+        local_only=settings.on_loopback and not settings.secrets(),
     )
 
 

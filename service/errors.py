@@ -36,6 +36,10 @@ class UnauthorizedError(ServiceError):
     """The request carries no key, or one that is not known."""
 
 
+class NotServedError(ServiceError):
+    """Nothing of that name is served."""
+
+
 class DeadlineError(ServiceError):
     """The answer was not ready in time."""
 

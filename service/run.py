@@ -17,7 +17,6 @@ from service.settings import Settings, load_settings
 
 _log = structlog.get_logger("dalorra.service")
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _CLOSE_SECONDS = 5  # for the last answers to be read, once all are written
 _KEEP_ALIVE_SECONDS = 75  # above the idle time of common balancers: they close first, not we
 
@@ -37,7 +36,7 @@ def serve(config: Path | None = None, **overrides: Any) -> None:
     app = create_app(settings, _load)
     configure_logging(settings.log_level, settings.log_format)
     _log.info("starting", **settings.redacted())
-    if not settings.secrets() and settings.host not in _LOOPBACK:
+    if not settings.secrets() and not settings.on_loopback:
         _log.warning("open", reason="no api_keys: whoever reaches the address may ask")
     serve_app(app, settings)
 

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from dalorra.errors import ConfigError
 
 ENV_PREFIX = "DALORRA_"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NOT_SETTINGS = {"DALORRA_CACHE", "DALORRA_CONFIG"}
 
 
@@ -62,6 +63,10 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="File with one bearer key per line.")
 
+    mcp: bool | None = Field(
+        None, description="Serve /mcp; if unset, where the mcp extra is installed."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least.")
     log_format: Literal["json", "console"] = Field("json", description="One object per line.")
 
@@ -87,6 +92,11 @@ class Settings(BaseSettings):
                 "queue only"
             )
         return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return self.host in LOOPBACK
 
     def secrets(self) -> tuple[str, ...]:
         """All bearer keys, from the setting and from the file.

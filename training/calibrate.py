@@ -28,7 +28,7 @@ from training.risk_control import (
 )
 from training.tasks import Example, split_off
 
-PILOT_FRACTION = 0.2
+PILOT_FRACTION = 0.1
 """Share of the examples that declares the path: enough for its shape, most is left to test with."""
 
 STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)

@@ -120,6 +120,7 @@ GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client close
 PROBLEMS: dict[type[Exception], Problem] = {
     InputError: INVALID,
     errors.UnauthorizedError: UNAUTHORIZED,
+    errors.NotServedError: NOT_FOUND,
     errors.BodyTooLargeError: BODY_TOO_LARGE,
     errors.BatchTooLargeError: BATCH_TOO_LARGE,
     errors.QueueFullError: QUEUE_FULL,
@@ -149,6 +150,12 @@ def error_response(error: Exception, scope: Scope) -> JSONResponse:
     request_id = state.get("request_id", "")
     body = ErrorBody(error=sentence, error_type=problem.error_type, request_id=request_id)
     return JSONResponse(body.model_dump(), problem.status, _headers(error))
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told about an exception of the engine; `INTERNAL` if it is nobody's."""
+    known = (PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
+    return next(known, INTERNAL)
 
 
 def install(app: FastAPI) -> None:
@@ -200,9 +207,8 @@ def _explain(error: Exception, scope: Scope) -> tuple[Problem, str]:
             404: f"there is nothing at {scope['path'][:_LONGEST_ECHO]}",
             405: f"{scope['method']} is not allowed here: use {_allowed(error)}",
         }[error.status_code]
-    for kind in type(error).__mro__:
-        if kind in PROBLEMS:
-            return PROBLEMS[kind], str(error)
+    if (problem := problem_of(error)) is not INTERNAL:
+        return problem, str(error)
     _log.error("unhandled", exc_info=error)
     return INTERNAL, "the server made a mistake: its log has the details under this request_id"
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from service.api import errors
+from service.api.answering import Answering
 from service.api.schemas import (
     BatchRequest,
     BatchResponse,
@@ -20,20 +20,20 @@ from service.api.schemas import (
     PredictRequest,
     PredictResponse,
 )
-from service.engine import Answer, Predictor
+from service.engine import Predictor
 from service.errors import BatchTooLargeError, ClientGoneError
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import Telemetry, package_version
+from service.tool import function_schema
 
 if TYPE_CHECKING:
     from dalorra.prompts import InputFields
 
 T = TypeVar("T")
 
-
-_NOT_NOW = (errors.LOADING, errors.DRAINING, errors.UNAVAILABLE)
-_PREDICTION_ERRORS = errors.documented(
+NOT_NOW = (errors.LOADING, errors.DRAINING, errors.UNAVAILABLE)
+PREDICTION_ERRORS = errors.documented(
     errors.MALFORMED,
     errors.UNAUTHORIZED,
     errors.BODY_TOO_LARGE,
@@ -42,70 +42,87 @@ _PREDICTION_ERRORS = errors.documented(
     errors.QUEUE_FULL,
     errors.INFERENCE_FAILED,
     errors.INTERNAL,
-    *_NOT_NOW,
+    *NOT_NOW,
     errors.DEADLINE,
 )
 
 
-def prediction_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Telemetry) -> APIRouter:
+def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
     """What clients ask."""
     router = APIRouter(tags=["prediction"])
 
-    async def answer(
-        request: Request, response: Response, inputs: Sequence[InputFields]
-    ) -> list[PredictResponse]:
-        engine = lifecycle.engine
-        answers = await _unless_gone(
-            request, engine.predict(inputs, within=settings.request_timeout_seconds)
-        )
-        predictor = engine.predictor
-        bodies = [_body(one, predictor, request.state.request_id) for one in answers]
-        for one, body in zip(answers, bodies, strict=True):
-            telemetry.answered(one, body.decision)
-        timings = _timings(answers)
-        response.headers["Server-Timing"] = ", ".join(
-            f"{stage};dur={milliseconds}" for stage, milliseconds in timings.items()
-        )
-        request.state.facts = {
-            "inputs": len(answers),
-            "tokens": sum(one.tokens for one in answers),
-            "truncated": sum(one.truncated for one in answers),
-            "decisions": dict(Counter(str(body.decision) for body in bodies)),
-            **{f"{stage}_ms": milliseconds for stage, milliseconds in timings.items()},
-        }
-        return bodies
-
-    @router.post("/predict", responses=_PREDICTION_ERRORS)
+    @router.post("/predict", responses=PREDICTION_ERRORS, response_model_exclude_unset=True)
     async def predict(
         body: PredictRequest, request: Request, response: Response
     ) -> PredictResponse:
         """Answers one input with a label, its probability, its variance, and a decision."""
-        [prediction] = await answer(request, response, [body.input])
+        [prediction] = await ask(
+            answering, request, response, [body.input], return_samples=body.return_samples
+        )
         return prediction
 
-    @router.post("/predict/batch", responses=_PREDICTION_ERRORS)
+    @router.post("/predict/batch", responses=PREDICTION_ERRORS, response_model_exclude_unset=True)
     async def predict_batch(
         body: BatchRequest, request: Request, response: Response
     ) -> BatchResponse:
         """Answers several inputs, in their order; all of them or none."""
-        if len(body.inputs) > settings.max_batch_inputs:
-            raise BatchTooLargeError(
-                f"{len(body.inputs)} inputs are more than the {settings.max_batch_inputs} of one "
-                "request: send several"
-            )
-        return BatchResponse(predictions=await answer(request, response, body.inputs))
+        check_batch(len(body.inputs), settings)
+        predictions = await ask(
+            answering, request, response, body.inputs, return_samples=body.return_samples
+        )
+        return BatchResponse(predictions=predictions)
 
     return router
+
+
+async def ask(
+    answering: Answering,
+    request: Request,
+    response: Response,
+    inputs: Sequence[InputFields],
+    *,
+    return_samples: bool = False,
+) -> list[PredictResponse]:
+    """Answers the inputs of an HTTP request; cancelled when its client closes the connection.
+
+    Raises:
+        ClientGoneError: it did.
+        InputError, ServiceError: see `Answering.answer`.
+    """
+    work = answering.answer(inputs, request.state.request_id, return_samples=return_samples)
+    answered = await _unless_gone(request, work)
+    response.headers["Server-Timing"] = answered.server_timing
+    request.state.facts = answered.facts
+    return answered.bodies
+
+
+def check_batch(inputs: int, settings: Settings) -> None:
+    """Refuses a request with more inputs than one may have.
+
+    Raises:
+        BatchTooLargeError: it has.
+    """
+    if inputs > settings.max_batch_inputs:
+        raise BatchTooLargeError(
+            f"{inputs} inputs are more than the {settings.max_batch_inputs} of one "
+            "request: send several"
+        )
 
 
 def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Telemetry) -> APIRouter:
     """What operators and their machines ask."""
     router = APIRouter(tags=["operation"])
 
-    @router.get("/info", responses=errors.documented(errors.UNAUTHORIZED, *_NOT_NOW))
+    @router.get("/info", responses=errors.documented(errors.UNAUTHORIZED, *NOT_NOW))
     async def info() -> InfoResponse:
         """What is served: model, adapter, labels, policy, limits."""
         return _info(lifecycle.engine.predictor, settings)
+
+    @router.get("/tool.json", responses=errors.documented(errors.UNAUTHORIZED, *NOT_NOW))
+    async def tool() -> dict[str, Any]:
+        """The prediction as a tool for language models, in the schema of OpenAI's functions."""
+        predictor = lifecycle.engine.predictor
+        return function_schema(predictor.adapter_name, predictor.labels, predictor.fields)
 
     @router.get("/health/live", responses=errors.documented(errors.UNAVAILABLE))
     async def live() -> Health:
@@ -114,7 +131,7 @@ def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Teleme
             raise reason
         return Health(status="live")
 
-    @router.get("/health/ready", responses=errors.documented(*_NOT_NOW))
+    @router.get("/health/ready", responses=errors.documented(*NOT_NOW))
     async def ready() -> Health:
         """200 while requests are taken."""
         if (reason := lifecycle.not_ready()) is not None:
@@ -147,35 +164,6 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     finally:
         gone.cancel()
         task.cancel()
-
-
-def _body(answer: Answer, predictor: Predictor, request_id: str) -> PredictResponse:
-    prediction = answer.prediction
-    verdict = predictor.policy.decide(prediction.probability, prediction.variance)
-    return PredictResponse(
-        label=prediction.label,
-        probability=prediction.probability,
-        variance=prediction.variance,
-        decision=verdict.decision,
-        reason=verdict.reason,
-        probabilities=prediction.probabilities,
-        entropy=prediction.entropy,
-        mutual_information=prediction.mutual_information,
-        samples=prediction.samples,
-        truncated=answer.truncated,
-        model=predictor.model_name,
-        adapter=predictor.adapter_name,
-        request_id=request_id,
-    )
-
-
-def _timings(answers: Sequence[Answer]) -> dict[str, float]:
-    """Milliseconds of each stage; of a batch, those of its slowest input."""
-    return {
-        "tokenize": round(1e3 * max(one.tokenize_seconds for one in answers), 3),
-        "queue": round(1e3 * max(one.queue_seconds for one in answers), 3),
-        "inference": round(1e3 * max(one.inference_seconds for one in answers), 3),
-    }
 
 
 def _info(predictor: Predictor, settings: Settings) -> InfoResponse:

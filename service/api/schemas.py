@@ -51,13 +51,19 @@ class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class PredictRequest(_Request):
+class _Asked(_Request):
+    return_samples: bool = Field(
+        False, description="Whether to add sample_probabilities to the answer."
+    )
+
+
+class PredictRequest(_Asked):
     """One input."""
 
     input: InputValue = Field(examples=["This movie was fantastic!"])
 
 
-class BatchRequest(_Request):
+class BatchRequest(_Asked):
     """Several inputs, answered together or not at all."""
 
     inputs: list[InputValue] = Field(
@@ -86,6 +92,9 @@ class PredictResponse(_Answer):
     model: str = Field(description="The base model.")
     adapter: str = Field(description="The adapter.")
     request_id: str = Field(description="Also in the header X-Request-Id and in the log.")
+    sample_probabilities: list[float] | None = Field(
+        None, description="The label's probability in each sample; only where asked for."
+    )
 
 
 class BatchResponse(_Answer):

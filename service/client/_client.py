@@ -80,7 +80,8 @@ class Client:
 
         Args:
             inputs: at most `Info.limits.max_batch_inputs`.
-            return_samples, request_id: see `predict`.
+            return_samples: see `predict`.
+            request_id: see `predict`.
         """
         exchange = self._exchanges.predict_batch(
             inputs, return_samples=return_samples, request_id=request_id
@@ -121,7 +122,7 @@ class Client:
             if isinstance(step, httpx.Request):
                 try:
                     response = self._http.send(step)
-                except httpx.TransportError as error:
+                except httpx.RequestError as error:
                     raise transport_error(error) from error
             else:
                 response = None
@@ -204,7 +205,7 @@ class AsyncClient:
             if isinstance(step, httpx.Request):
                 try:
                     response = await self._http.send(step)
-                except httpx.TransportError as error:
+                except httpx.RequestError as error:
                     raise transport_error(error) from error
             else:
                 response = None

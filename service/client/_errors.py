@@ -1,21 +1,21 @@
 """What can go wrong, as one tree.
 
-    ClientError
-    ├── TransportError            no answer came
-    │   └── TimedOutError
-    ├── RequestError              this request will never succeed
-    │   ├── InvalidInputError
-    │   ├── MalformedRequestError
-    │   ├── UnauthorizedError
-    │   ├── NotFoundError
-    │   └── TooLargeError
-    ├── BusyError                 the same request may succeed later
-    │   ├── QueueFullError
-    │   └── NotReadyError
-    ├── ServerError               the server's fault
-    │   ├── InferenceFailedError
-    │   └── DeadlineExceededError
-    └── UnexpectedAnswerError     not an answer of this server
+ClientError
+├── TransportError            no answer came
+│   └── TimedOutError
+├── RequestError              this request will never succeed
+│   ├── InvalidInputError
+│   ├── MalformedRequestError
+│   ├── UnauthorizedError
+│   ├── NotFoundError
+│   └── TooLargeError
+├── BusyError                 the same request may succeed later
+│   ├── QueueFullError
+│   └── NotReadyError
+├── ServerError               the server's fault
+│   ├── InferenceFailedError
+│   └── DeadlineExceededError
+└── UnexpectedAnswerError     not an answer of this server
 """
 
 from dalorra.errors import DalorraError

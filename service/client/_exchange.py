@@ -84,11 +84,17 @@ class Exchanges:
         body: dict[str, Any] | None = None,
         request_id: str | None = None,
     ) -> Exchange[A]:
-        headers = {REQUEST_ID: request_id} if request_id else None
+        # Escaped to ASCII, so that half of a surrogate pair is the server's to refuse.
+        content = None if body is None else json.dumps(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if request_id:
+            headers[REQUEST_ID] = request_id
         attempt = 0
         while True:
             attempt += 1
-            response = yield self._http.build_request(method, path, json=body, headers=headers)
+            response = yield self._http.build_request(
+                method, path, content=content, headers=headers
+            )
             if response is not None and response.status_code == 200:
                 return _parse(response, kind)
             error = _error(response)
@@ -98,7 +104,7 @@ class Exchanges:
             yield wait
 
 
-def transport_error(error: httpx.TransportError) -> ClientError:
+def transport_error(error: httpx.RequestError) -> ClientError:
     """A failure of httpx as one of ours."""
     url = error.request.url
     if isinstance(error, httpx.TimeoutException):
@@ -136,7 +142,8 @@ def _error(response: httpx.Response | None) -> ClientError:
     except ValueError:
         body = None
     body = body if isinstance(body, dict) else {}
-    error_type = body.get("error_type")
+    slug = body.get("error_type")
+    error_type = slug if isinstance(slug, str) else None
     kind = class_for(error_type, response.status_code)
     sentence = body.get("error") or f"{response.request.url} answered {response.status_code}"
     return kind(

@@ -91,8 +91,8 @@ def test_the_policy_says_what_it_promises_and_of_what(calibrated):
     policy, predictor, examples = calibrated
     assert predictor.policy is policy
     assert (policy.target_error, policy.confidence, policy.temperature) == (0.05, 0.95, 1.0)
-    assert policy.n == 2400
-    assert policy.source == "toy: 600 examples to declare the thresholds, 2400 to test"
+    assert policy.n == 2700
+    assert policy.source == "toy: 300 examples to declare the thresholds, 2700 to test"
     assert policy.error < policy.upper_bound <= 0.05
     assert policy.data_digest == data_digest(examples) != data_digest(examples[::-1])
     assert policy.bank == {"samples": 5, "seed": 0, "sampler": "iid"}
@@ -300,7 +300,7 @@ def test_the_command_writes_the_policy_and_prints_the_promise(command):
     assert policy.temperature != 1.0
     assert policy.source.startswith("sst2 validation: ")
     assert result.stdout.startswith(
-        "error among accepted answers ≤ 0.05 with 95 % confidence over the draw of 2,400 test"
+        "error among accepted answers ≤ 0.05 with 95 % confidence over the draw of 2,700 test"
     )
 
 

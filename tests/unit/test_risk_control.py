@@ -161,7 +161,7 @@ def violations(draws, n, target, confidence, *, targets=()):
     broken, accepted = np.zeros(len(wanted)), np.zeros(len(wanted))
     for _ in range(draws):
         p, v, wrong = world(generator, n)
-        cut = n // 5
+        cut = n // 10
         pilot = scored(p[:cut], v[:cut], wrong[:cut])
         tested = scored(p[cut:], v[cut:], wrong[cut:])
         path = declare_path(pilot)
@@ -223,8 +223,8 @@ def test_p_values_are_valid_at_the_boundary(binary):
 @settings(max_examples=40, deadline=None)
 def test_stricter_targets_never_accept_more(seed, n):
     p, v, wrong = world(np.random.default_rng(seed), n)
-    pilot = scored(p[: n // 5], v[: n // 5], wrong[: n // 5])
-    tested = scored(p[n // 5 :], v[n // 5 :], wrong[n // 5 :])
+    pilot = scored(p[: n // 10], v[: n // 10], wrong[: n // 10])
+    tested = scored(p[n // 10 :], v[n // 10 :], wrong[n // 10 :])
     targets = (0.3, 0.2, 0.15, 0.1, 0.05)
     steps = choose_steps(declare_path(pilot), pilot, tested, targets, 0.9)
     assert all(b is None or (a is not None and b <= a) for a, b in itertools.pairwise(steps))

@@ -1,5 +1,6 @@
 """Counts, times and logs each request once, when it ends; catches what nobody else did."""
 
+import re
 import time
 
 import structlog
@@ -9,7 +10,7 @@ from service.api.errors import Problem, error_response
 from service.telemetry import Outcome, Telemetry
 
 _log = structlog.get_logger("dalorra.access")
-_PREDICTION_PATHS = frozenset({"/predict", "/predict/batch"})
+_PREDICTION_PATH = re.compile(r"/predict(/batch)?|/v2/models/[^/]+/infer")
 
 
 class AccessMiddleware:
@@ -28,7 +29,7 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        counted = scope["path"] in _PREDICTION_PATHS
+        counted = _PREDICTION_PATH.fullmatch(scope["path"]) is not None
         status = 0
 
         async def send_and_see(message: Message) -> None:

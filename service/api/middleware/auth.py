@@ -10,8 +10,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.errors import error_response
 from service.errors import UnauthorizedError
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
-"""What probes and Prometheus read without a key."""
+OPEN_PATHS = frozenset(
+    {
+        "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics",
+        "/", "/page.css", "/page.js",
+    }
+)  # fmt: skip
+"""What probes and Prometheus read without a key, and the page into which one is typed."""
 
 
 class AuthMiddleware:

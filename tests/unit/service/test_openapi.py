@@ -77,7 +77,8 @@ def test_every_example_validates(document: dict[str, Any]):
 def test_examples_are_what_the_models_would_write(name: str):
     model = getattr(schemas, name)
     for example in model.model_config["json_schema_extra"]["examples"]:
-        assert TypeAdapter(model).validate_python(example).model_dump(mode="json") == example
+        read = TypeAdapter(model).validate_python(example)
+        assert read.model_dump(mode="json", exclude_unset=True) == example
 
 
 def test_a_server_with_keys_documents_them():

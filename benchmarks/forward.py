@@ -1,0 +1,248 @@
+"""What M sampled passes cost, in units of one plain LoRA pass.
+
+    python -m benchmarks.forward --tokens 40 100 200 300 --samples 10 --batch 1 8 --json OUT
+
+Contenders, in turn on the same prompts: one pass of a plain PEFT LoRA with
+`logits_to_keep=1` (the unit); ours, packed, for `answer_tokens` and `all_tokens`; the same
+packed rows through the unmodified model; PEFT in a loop of M, as published implementations do it;
+and M rows of the batch through PEFT. `--shape llama-3.1-8b` builds that shape with random
+weights, for a GPU.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from matplotlib.figure import Figure
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from benchmarks.report import interleaved, print_table, save_figure, write_json
+from dalorra.bank import BankSpec, MaskBank
+from dalorra.base_model import load_base_model
+from dalorra.forward import answer_logits
+from dalorra.packed_llama import PackedLlama
+from dalorra.packing import Scope, pack
+from dalorra.prompts import Prompt
+from dalorra.stochastic_lora import StochasticPeftModel, attach, lora_config, mask_logits
+
+MODULES = ["q_proj", "v_proj", "lm_head"]
+SLOW_ABOVE = 400  # tokens · batch: the loop over M is then timed fewer times
+PLANS = {
+    "lora": "one plain LoRA pass",
+    "answer_tokens": "ours, answer_tokens",
+    "all_tokens": "ours, all_tokens",
+    "unmodified packed": "answer_tokens rows, unmodified model",
+    "loop": "PEFT, loop of M",
+    "rows": "PEFT, M rows",
+}
+
+
+class Contenders:
+    """Every plan on one base model and one set of adapter values."""
+
+    def __init__(self, base: PreTrainedModel, samples: int) -> None:
+        self.samples = samples
+        self.device = base.device
+        plain = get_peft_model(
+            copy.deepcopy(base),
+            LoraConfig(r=8, lora_alpha=16, target_modules=MODULES),
+            autocast_adapter_dtype=False,
+        ).eval()
+        self.plain: Any = plain
+        self.model: StochasticPeftModel = attach(base, lora_config(8, 16, MODULES, "benchmark"))
+        _same_values(self.plain, self.model)
+        self.model.eval()
+        self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
+        self.labels = torch.tensor([5, 9], device=self.device)
+        self.network = PackedLlama(self.model, self.labels)
+
+    def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
+        """The chosen plans as functions without arguments, the unit first."""
+        ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts], device=self.device)
+        members = range(self.samples)
+
+        def ours(scope: Scope) -> Callable[[], object]:
+            return self._synchronised(
+                lambda: self.network.label_logits(prompts, members, self.bank, scope)
+            )
+
+        def unmodified() -> Tensor:
+            rows = pack(prompts, members, "answer_tokens").to(self.device)
+            return answer_logits(self.model, rows, self.bank, self.labels)
+
+        every: dict[str, Callable[[], object]] = {
+            "lora": self._synchronised(lambda: self._plain_pass(ids)),
+            "answer_tokens": ours("answer_tokens"),
+            "all_tokens": ours("all_tokens"),
+            "unmodified packed": self._synchronised(torch.inference_mode()(unmodified)),
+            "loop": self._synchronised(lambda: [self._plain_pass(ids) for _ in members]),
+            "rows": self._synchronised(lambda: self._plain_pass(ids.repeat(self.samples, 1))),
+        }
+        return {name: every[name] for name in plans}
+
+    @torch.inference_mode()
+    def _plain_pass(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.plain(input_ids=ids, logits_to_keep=1, use_cache=False).logits
+        return logits
+
+    def _synchronised(self, run: Callable[[], object]) -> Callable[[], object]:
+        def timed() -> object:
+            result = run()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            return result
+
+        return timed
+
+
+def main() -> None:
+    """Runs the benchmark and writes its JSON and figure."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[40, 100, 200, 300])
+    parser.add_argument("--cue-tokens", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--shape", choices=["default", "llama-3.1-8b"], default="default")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/forward.json"))
+    options = parser.parse_args()
+
+    base = load_base_model().model if options.shape == "default" else _llama_8b()
+    contenders = Contenders(base, options.samples)
+    plans = ["lora", *(plan for plan in options.plans if plan != "lora")]
+    results = list(_measure(contenders, plans, options))
+    print_table(
+        f"M = {options.samples} samples",
+        results,
+        ("plan", "tokens", "batch", "median_ms", "ratio_to_single"),
+    )
+    if options.shape != "default" and contenders.device.type == "cuda":
+        results.append({"plan": "roofline", **_roofline(contenders.device)})
+    write_json(options.json, results)
+    _figure(results, options.json.with_suffix(".png"))
+
+
+def _measure(
+    contenders: Contenders, plans: list[str], options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    for batch in options.batch:
+        for tokens in options.tokens:
+            prompts = [
+                Prompt(
+                    tuple(
+                        torch.randint(
+                            100, 20_000, (tokens - options.cue_tokens,), generator=generator
+                        ).tolist()
+                    ),
+                    tuple(range(100, 100 + options.cue_tokens)),
+                )
+                for _ in range(batch)
+            ]
+            quick = tokens * batch <= SLOW_ABOVE
+            repeats = options.repeats if quick else max(options.repeats // 2, 3)
+            timed = interleaved(contenders.on(prompts, plans), repeats, warm_up=1)
+            for plan, numbers in timed.items():
+                yield {
+                    "plan": plan,
+                    "tokens": tokens,
+                    "cue_tokens": options.cue_tokens,
+                    "samples": options.samples,
+                    "batch": batch,
+                    "repeats": repeats,
+                    "shape": options.shape,
+                    "dtype": str(contenders.model.get_base_model().dtype),
+                    **numbers,
+                }
+
+
+def _same_values(plain: nn.Module, ours: nn.Module) -> None:
+    """Random B in both, A copied."""
+    generator = torch.Generator().manual_seed(1)
+    target = dict(plain.named_parameters())
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "lora_B" in name:
+                values = 0.02 * torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(values.to(torch.bfloat16))
+            if "lora_A" in name or "lora_B" in name:
+                target[name].copy_(parameter)
+
+
+def _llama_8b() -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        dtype=torch.bfloat16,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        torch.set_default_dtype(torch.bfloat16)
+        model = LlamaForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.eval().requires_grad_(requires_grad=False)
+    return cast(PreTrainedModel, model)
+
+
+def _roofline(device: torch.device, size: int = 8192, repeats: int = 20) -> dict[str, float]:
+    """Measured bfloat16 matrix rate (TFLOP/s) and copy bandwidth (GB/s)."""
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    b = torch.empty_like(a)
+
+    def seconds(run: Callable[[], object]) -> float:
+        run()
+        torch.cuda.synchronize()
+        started = perf_counter()
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+        return (perf_counter() - started) / repeats
+
+    return {
+        "matmul_tflops": 2 * size**3 / seconds(lambda: a @ a) / 1e12,
+        "copy_gb_per_s": 2 * a.nbytes / seconds(lambda: b.copy_(a)) / 1e9,
+    }
+
+
+def _figure(results: list[dict[str, Any]], path: Path) -> None:
+    batches = sorted({r["batch"] for r in results if "batch" in r})
+    figure = Figure(figsize=(4.4 * len(batches), 3.6), layout="constrained")
+    colours = ("#666666", "#D55E00", "#0072B2", "#E69F00", "#999999", "#56B4E9")
+    for axes, batch in zip(
+        figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True
+    ):
+        for (plan, name), colour in zip(PLANS.items(), colours, strict=True):
+            own = [r for r in results if r["plan"] == plan and r["batch"] == batch]
+            if own:
+                axes.plot(
+                    [r["tokens"] for r in own],
+                    [r["ratio_to_single"] for r in own],
+                    color=colour,
+                    marker="o",
+                    markersize=4,
+                    label=name,
+                )
+        axes.set(xlabel="tokens of the prompt", title=f"batch {batch}", yscale="log")
+        axes.set_yticks([0.5, 1, 2, 5, 10], ["0.5×", "1×", "2×", "5×", "10×"])
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#E6E6E6", linewidth=0.6)
+    figure.axes[0].set_ylabel("time, in plain LoRA passes")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What a training step costs, against plain PEFT LoRA on the same examples.
+
+    python -m benchmarks.training --json OUT
+
+A step is forward, backward and AdamW update of one mini-batch. `answer_tokens` is measured with
+its prompts' keys and values computed in the step (the first epoch) and taken from the cache (every
+later one).
+"""
+
+import argparse
+import copy
+import resource
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from benchmarks.report import interleaved, print_table, write_json
+from dalorra.base_model import load_base_model
+from dalorra.packing import Scope
+from dalorra.prompts import Prompt
+from dalorra.stochastic_lora import attach, lora_config
+from training.config import DalorraConfig
+from training.objective import ElboObjective
+from training.prompt_cache import PromptCache
+
+MODULES = ["q_proj", "v_proj", "lm_head"]
+LABELS = (5, 9)
+
+
+def main() -> None:
+    """Runs the benchmark and writes its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[40, 200])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/training.json"))
+    options = parser.parse_args()
+
+    base = load_base_model().model
+    plain = get_peft_model(
+        copy.deepcopy(base), LoraConfig(r=8, lora_alpha=16, target_modules=MODULES)
+    )
+    ours = attach(base, lora_config(8, 16, MODULES, "benchmark"))
+    results = []
+    for tokens in options.tokens:
+        generator = torch.Generator().manual_seed(0)
+        prompts = [
+            Prompt(
+                tuple(torch.randint(100, 20_000, (tokens - 4,), generator=generator).tolist()),
+                tuple(range(100, 104)),
+            )
+            for _ in range(options.batch)
+        ]
+        labels = torch.randint(0, 2, (options.batch,), generator=generator)
+        ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts])
+        cache = PromptCache(1 << 30)
+        contenders = {
+            "PEFT LoRA": _step(plain, partial(_plain_loss, plain, ids, labels)),
+            "all_tokens": _step(ours, _objective(ours, "all_tokens", prompts, labels, None)),
+            "answer_tokens, first epoch": _step(
+                ours, _objective(ours, "answer_tokens", prompts, labels, PromptCache(0))
+            ),
+            "answer_tokens, later epochs": _step(
+                ours, _objective(ours, "answer_tokens", prompts, labels, cache)
+            ),
+        }
+        for plan, numbers in interleaved(contenders, options.repeats).items():
+            results.append(
+                {
+                    "plan": plan,
+                    "tokens": tokens,
+                    "batch": options.batch,
+                    "repeats": options.repeats,
+                    "peak_mib": _peak_mib(contenders[plan]),
+                    **numbers,
+                }
+            )
+    print_table(
+        "One training step",
+        results,
+        ("plan", "tokens", "batch", "median_ms", "ratio_to_single", "peak_mib"),
+    )
+    write_json(options.json, results)
+
+
+def _plain_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=ids, logits_to_keep=1).logits[:, -1, list(LABELS)]
+    return F.cross_entropy(logits.float(), labels)
+
+
+def _objective(
+    model: Any, scope: Scope, prompts: list[Prompt], labels: torch.Tensor, cache: PromptCache | None
+) -> Callable[[], torch.Tensor]:
+    objective = ElboObjective(DalorraConfig(), torch.tensor(LABELS), scope, 1000, cache)
+    generator = torch.Generator().manual_seed(0)
+    return lambda: objective(model, prompts, labels, generator).total
+
+
+def _step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def _peak_mib(step: Callable[[], object]) -> float:
+    """Peak memory while a step runs: of the GPU, or of the whole process so far on a CPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() / 2**20
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

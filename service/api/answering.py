@@ -1,0 +1,109 @@
+"""From inputs to the bodies that answer them, whichever door they came through."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from service.api.schemas import PredictResponse
+from service.engine import Answer, Predictor
+from service.lifecycle import Lifecycle
+from service.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from dalorra.prompts import InputFields
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Bodies in the order of the inputs, and what it took.
+
+    Attributes:
+        bodies: one for each input.
+        facts: for the log.
+        server_timing: the header of that name.
+    """
+
+    bodies: list[PredictResponse]
+    facts: dict[str, Any]
+    server_timing: str
+
+
+class Answering:
+    """Asks the engine, decides, and counts.
+
+    Args:
+        lifecycle: has the engine.
+        telemetry: counts decisions and labels.
+        timeout_seconds: for all inputs of one request together.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, telemetry: Telemetry, *, timeout_seconds: float
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._telemetry = telemetry
+        self._timeout_seconds = timeout_seconds
+
+    async def answer(
+        self, inputs: Sequence[InputFields], request_id: str, *, return_samples: bool = False
+    ) -> Answered:
+        """Answers at least one input; all of them or none.
+
+        Raises:
+            InputError, ServiceError: see `Engine.predict`.
+        """
+        engine = self._lifecycle.engine
+        answers = await engine.predict(inputs, within=self._timeout_seconds)
+        bodies = [_body(one, engine.predictor, request_id, return_samples) for one in answers]
+        for one, body in zip(answers, bodies, strict=True):
+            self._telemetry.answered(one, body.decision)
+        timings = _timings(answers)
+        facts = {
+            "inputs": len(answers),
+            "tokens": sum(one.tokens for one in answers),
+            "truncated": sum(one.truncated for one in answers),
+            "decisions": dict(Counter(str(body.decision) for body in bodies)),
+            **{f"{stage}_ms": milliseconds for stage, milliseconds in timings.items()},
+        }
+        server_timing = ", ".join(
+            f"{stage};dur={milliseconds}" for stage, milliseconds in timings.items()
+        )
+        return Answered(bodies, facts, server_timing)
+
+
+def _body(
+    answer: Answer, predictor: Predictor, request_id: str, return_samples: bool
+) -> PredictResponse:
+    prediction = answer.prediction
+    verdict = predictor.policy.decide(prediction.probability, prediction.variance)
+    samples = (
+        {"sample_probabilities": list(prediction.sample_probabilities)} if return_samples else {}
+    )
+    return PredictResponse(
+        label=prediction.label,
+        probability=prediction.probability,
+        variance=prediction.variance,
+        decision=verdict.decision,
+        reason=verdict.reason,
+        probabilities=prediction.probabilities,
+        entropy=prediction.entropy,
+        mutual_information=prediction.mutual_information,
+        samples=prediction.samples,
+        truncated=answer.truncated,
+        model=predictor.model_name,
+        adapter=predictor.adapter_name,
+        request_id=request_id,
+        **samples,  # left out rather than null: the answer has the field only where asked for
+    )
+
+
+def _timings(answers: Sequence[Answer]) -> dict[str, float]:
+    """Milliseconds of each stage; of a batch, those of its slowest input."""
+    return {
+        "tokenize": round(1e3 * max(one.tokenize_seconds for one in answers), 3),
+        "queue": round(1e3 * max(one.queue_seconds for one in answers), 3),
+        "inference": round(1e3 * max(one.inference_seconds for one in answers), 3),
+    }

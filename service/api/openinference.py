@@ -1,0 +1,247 @@
+"""The Open Inference Protocol, version 2, over HTTP: for callers that know KServe or Triton.
+
+One BYTES tensor for each field of the adapter's template, one element for each input. The binary
+tensor extension is not spoken.
+
+Specification: https://github.com/kserve/open-inference-protocol, `specification/protocol`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from dalorra.errors import InputError
+from service.api import errors
+from service.api.answering import Answering
+from service.api.routes import NOT_NOW, PREDICTION_ERRORS, ask, check_batch
+from service.api.schemas import PredictResponse
+from service.engine import Predictor
+from service.errors import NotServedError
+from service.lifecycle import Lifecycle
+from service.settings import Settings
+from service.telemetry import package_version
+
+_OUTPUTS = {"label": "BYTES", "probability": "FP64", "variance": "FP64", "decision": "BYTES"}
+
+
+class _Received(BaseModel):
+    # The protocol has extensions; what they add may be there, and is not needed here.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class InputTensor(_Received):
+    """One field of the template, for n inputs."""
+
+    name: str = Field(examples=["sentence"])
+    shape: list[int] = Field(examples=[[1]], description="[n] or [n, 1].")
+    datatype: Literal["BYTES"]
+    data: list[Any] = Field(examples=[["This movie was fantastic!"]], description="n texts.")
+
+
+class RequestedOutput(_Received):
+    """One output that is wanted."""
+
+    name: str
+
+
+class InferRequest(_Received):
+    """n inputs, as one tensor for each field."""
+
+    id: str | None = Field(None, description="Comes back in the answer.")
+    inputs: list[InputTensor] = Field(min_length=1)
+    outputs: list[RequestedOutput] | None = Field(None, description="All, if left out.")
+
+
+class _Sent(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class OutputTensor(_Sent):
+    """One output, for n inputs."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[str | float]
+
+
+class InferResponse(_Sent):
+    """The answers, in the order of the inputs."""
+
+    model_name: str
+    model_version: str = Field(description="Digest of the adapter.")
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+class ServerMetadata(_Sent):
+    """The server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(_Sent):
+    """What a tensor looks like; −1 is any number."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(_Sent):
+    """The model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerLive(_Sent):
+    """Whether the server lives."""
+
+    live: bool
+
+
+class ServerReady(_Sent):
+    """Whether the server takes requests."""
+
+    ready: bool
+
+
+class ModelReady(_Sent):
+    """Whether the model takes requests."""
+
+    name: str
+    ready: bool
+
+
+def openinference_routes(
+    settings: Settings, lifecycle: Lifecycle, answering: Answering
+) -> APIRouter:
+    """The facade; the model's name is the adapter's."""
+    router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+    about_the_model = errors.documented(errors.UNAUTHORIZED, errors.NOT_FOUND, *NOT_NOW)
+
+    def served(name: str) -> Predictor:
+        predictor = lifecycle.engine.predictor
+        if name != predictor.adapter_name:
+            raise NotServedError(f"no such model is served: ask for {predictor.adapter_name!r}")
+        return predictor
+
+    @router.get("", responses=errors.documented(errors.UNAUTHORIZED))
+    async def server_metadata() -> ServerMetadata:
+        """Name and version of the server."""
+        return ServerMetadata(name="dalorra", version=package_version(), extensions=[])
+
+    @router.get("/health/live", responses=errors.documented(errors.UNAVAILABLE))
+    async def server_live() -> ServerLive:
+        """200 unless only a restart can help."""
+        if (reason := lifecycle.not_alive()) is not None:
+            raise reason
+        return ServerLive(live=True)
+
+    @router.get("/health/ready", responses=errors.documented(*NOT_NOW))
+    async def server_ready() -> ServerReady:
+        """200 while requests are taken."""
+        if (reason := lifecycle.not_ready()) is not None:
+            raise reason
+        return ServerReady(ready=True)
+
+    @router.get("/models/{model}", responses=about_the_model)
+    async def model_metadata(model: str) -> ModelMetadata:
+        """Inputs and outputs of the adapter."""
+        predictor = served(model)
+        return ModelMetadata(
+            name=model,
+            versions=[predictor.adapter_digest],
+            platform="dalorra",
+            inputs=[
+                TensorMetadata(name=field, datatype="BYTES", shape=[-1])
+                for field in predictor.fields
+            ],
+            outputs=[
+                TensorMetadata(name=name, datatype=datatype, shape=[-1])
+                for name, datatype in _OUTPUTS.items()
+            ],
+        )
+
+    @router.get("/models/{model}/ready", responses=about_the_model)
+    async def model_ready(model: str) -> ModelReady:
+        """200 while requests are taken."""
+        served(model)
+        return ModelReady(name=model, ready=True)
+
+    @router.post(
+        "/models/{model}/infer",
+        responses={**PREDICTION_ERRORS, **errors.documented(errors.NOT_FOUND)},
+        response_model_exclude_none=True,
+    )
+    async def infer(
+        model: str, body: InferRequest, request: Request, response: Response
+    ) -> InferResponse:
+        """Answers n inputs with a label, a probability, a variance and a decision each."""
+        predictor = served(model)
+        names = _wanted(body.outputs)
+        inputs = _inputs(body.inputs, predictor.fields)
+        check_batch(len(inputs), settings)
+        answers = await ask(answering, request, response, inputs)
+        return InferResponse(
+            model_name=model,
+            model_version=predictor.adapter_digest,
+            id=body.id,
+            outputs=[_output(name, answers) for name in names],
+        )
+
+    return router
+
+
+def _wanted(outputs: Sequence[RequestedOutput] | None) -> list[str]:
+    if not outputs:
+        return list(_OUTPUTS)
+    for output in outputs:
+        if output.name not in _OUTPUTS:
+            raise InputError(f"outputs has an unknown name: send {', '.join(_OUTPUTS)}")
+    return [output.name for output in outputs]
+
+
+def _inputs(tensors: Sequence[InputTensor], fields: Sequence[str]) -> list[Mapping[str, str]]:
+    """One object of fields for each element of the tensors."""
+    by_name = {tensor.name: _texts(tensor) for tensor in tensors}
+    if len(by_name) != len(tensors) or set(by_name) != set(fields):
+        raise InputError(f"inputs must have one tensor for each of: {', '.join(fields)}")
+    if len({len(texts) for texts in by_name.values()}) > 1:
+        raise InputError("the tensors of inputs must have equally many elements")
+    rows = zip(*(by_name[field] for field in fields), strict=True)
+    return [dict(zip(fields, row, strict=True)) for row in rows]
+
+
+def _texts(tensor: InputTensor) -> list[str]:
+    """The elements of a tensor, whose data may be nested as its shape says or flat."""
+    texts = [
+        text for item in tensor.data for text in (item if isinstance(item, list) else [item])
+    ]
+    if not texts:
+        raise InputError("a tensor of inputs has no data: send at least one text, as JSON")
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError("the data of a BYTES tensor must be strings")
+    if len(tensor.shape) not in (1, 2) or tensor.shape[0] != math.prod(tensor.shape):
+        raise InputError("the shape of a tensor must be [n] or [n, 1]")
+    if tensor.shape[0] != len(texts):
+        raise InputError(
+            f"a tensor of shape {tensor.shape} has {len(texts)} elements: make them agree"
+        )
+    return texts
+
+
+def _output(name: str, answers: Sequence[PredictResponse]) -> OutputTensor:
+    data = [getattr(answer, name) for answer in answers]
+    return OutputTensor(name=name, shape=[len(data)], datatype=_OUTPUTS[name], data=data)

@@ -1,0 +1,173 @@
+"""The prediction as a tool of the Model Context Protocol, over streamable HTTP at `/mcp`.
+
+Stateless: every request stands alone, so any replica answers it. Built on the SDK's own low-level
+server, because the tool's schema is that of the adapter, which is known only once it is loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+    ToolAnnotations,
+)
+from pydantic import ValidationError
+from starlette.routing import Route
+
+from dalorra.errors import InputError
+from service.api.answering import Answering
+from service.api.errors import INTERNAL, problem_of
+from service.api.schemas import PredictRequest, PredictResponse
+from service.errors import ServiceError
+from service.lifecycle import Lifecycle
+from service.telemetry import Outcome, Telemetry, package_version
+from service.tool import TOOL_NAME, parameters_schema, sentence, tool_description
+
+PATH = "/mcp"
+
+_log = structlog.get_logger("dalorra.access")
+_OUTPUT_SCHEMA = PredictResponse.model_json_schema(mode="serialization")
+_LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
+class McpEndpoint:
+    """The tool, and the ASGI endpoint that serves it.
+
+    Args:
+        lifecycle: knows the adapter, once there is one.
+        answering: answers.
+        telemetry: counts calls of the tool like requests to /predict.
+        max_body_bytes: longest request body.
+        local_only: refuses requests whose `Host` is not this machine. For a server without keys
+            on the loopback address, which a web page could otherwise reach by DNS rebinding.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        answering: Answering,
+        telemetry: Telemetry,
+        *,
+        max_body_bytes: int,
+        local_only: bool,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._answering = answering
+        self._telemetry = telemetry
+        server: Server[Any] = Server(
+            "dalorra",
+            version=package_version(),
+            instructions="Ask before you rely on a judgement of your own: the answer says when "
+            "not to believe it.",
+            on_list_tools=self._list,
+            on_call_tool=self._call,
+            get_tool_input_schema=lambda _: None,  # no argument is passed on in a header
+        )
+        names = [f"{name}:*" for name in _LOCAL_NAMES] + list(_LOCAL_NAMES)
+        self._manager = StreamableHTTPSessionManager(
+            server,
+            json_response=True,
+            stateless=True,
+            max_request_body_size=max_body_bytes,
+            security_settings=TransportSecuritySettings(
+                enable_dns_rebinding_protection=local_only,
+                allowed_hosts=names,
+                allowed_origins=[f"http://{name}" for name in names],
+            ),
+        )
+        self.route = Route(PATH, StreamableHTTPASGIApp(self._manager))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serves while it is entered, which it can be once."""
+        async with self._manager.run():
+            yield
+
+    async def _list(
+        self, _context: ServerRequestContext[Any, Any], _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        try:
+            predictor = self._lifecycle.engine.predictor
+        except ServiceError as error:
+            raise MCPError(INTERNAL_ERROR, str(error)) from error
+        tool = Tool(
+            name=TOOL_NAME,
+            title="Predict with uncertainty",
+            description=tool_description(predictor.adapter_name, predictor.labels),
+            input_schema=parameters_schema(predictor.fields),
+            output_schema=_OUTPUT_SCHEMA,
+            annotations=ToolAnnotations(
+                read_only_hint=True, idempotent_hint=True, open_world_hint=False
+            ),
+        )
+        return ListToolsResult(tools=[tool])
+
+    async def _call(
+        self, context: ServerRequestContext[Any, Any], params: CallToolRequestParams
+    ) -> CallToolResult:
+        if params.name != TOOL_NAME:
+            raise MCPError(INVALID_PARAMS, f"there is no such tool: call {TOOL_NAME}")
+        started = time.perf_counter()
+        self._telemetry.request_started()
+        outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
+        try:
+            answered = await self._answering.answer(
+                [_checked(params.arguments)], context.request.state.request_id
+            )
+        except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
+            problem = problem_of(error)
+            outcome, error_type = problem.outcome, problem.error_type
+            said = str(error)
+            if problem is INTERNAL:
+                _log.error("unhandled", exc_info=error)
+                said = INTERNAL.example
+            return CallToolResult(
+                content=[TextContent(type="text", text=f"{error_type}: {said}")], is_error=True
+            )
+        else:
+            outcome, facts = Outcome.OK, answered.facts
+            [body] = answered.bodies
+            return CallToolResult(
+                content=[TextContent(type="text", text=sentence(body))],
+                structured_content=body.model_dump(mode="json", exclude_unset=True),
+            )
+        finally:
+            seconds = time.perf_counter() - started
+            self._telemetry.request_finished(outcome, error_type, seconds)
+            _log.info(
+                "tool_call",
+                outcome=str(outcome),
+                total_ms=round(1e3 * seconds, 3),
+                **({"error_type": error_type} if error_type else {}),
+                **facts,
+            )
+
+
+def _checked(arguments: dict[str, Any] | None) -> dict[str, str]:
+    """The arguments as an input; whether they fit the template is the engine's to say.
+
+    Raises:
+        InputError: one of them is not text.
+    """
+    try:
+        value = PredictRequest(input=arguments or {}).input
+    except ValidationError:
+        raise InputError("every argument must be a string of valid Unicode") from None
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,83 @@
+"""The prediction as a tool for language models: one name, one description, one way to read it.
+
+LangChain, MCP and `GET /tool.json` show the same tool.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+TOOL_NAME = "predict_with_uncertainty"
+
+_ADVICE = {
+    "accept": "This is reliable enough to act on.",
+    "escalate": "The model does not know: do not act on this, hand the case to a human or to a "
+    "stronger model.",
+    "clarify": "The input is ambiguous: get more information, add it to the input and ask again.",
+}
+
+
+class Predicted(Protocol):
+    """What of an answer is put into words."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def variance(self) -> float: ...
+    @property
+    def decision(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def truncated(self) -> bool: ...
+
+
+def tool_description(adapter: str, labels: Sequence[str]) -> str:
+    """What the tool does, for the model that chooses it."""
+    return (
+        f"Decides which label fits the input ({', '.join(labels)}; adapter {adapter!r}), and says "
+        "how far to trust that: a calibrated probability, the variance of that probability, and a "
+        "decision. accept: act on the label. escalate: the model does not know, involve a human. "
+        "clarify: the input is ambiguous, ask for more information."
+    )
+
+
+def field_description(field: str) -> str:
+    """What belongs into one field of the adapter's template."""
+    return f"The {field.replace('_', ' ')} to judge, as plain text."
+
+
+def parameters_schema(fields: Sequence[str]) -> dict[str, Any]:
+    """JSON schema of the tool's arguments: the fields of the adapter's template, all needed."""
+    return {
+        "type": "object",
+        "properties": {
+            name: {"type": "string", "description": field_description(name)} for name in fields
+        },
+        "required": list(fields),
+        "additionalProperties": False,
+    }
+
+
+def function_schema(adapter: str, labels: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
+    """The tool as OpenAI's function calling and whoever copied it take it, in strict mode."""
+    return {
+        "type": "function",
+        "function": {
+            "name": TOOL_NAME,
+            "description": tool_description(adapter, labels),
+            "parameters": parameters_schema(fields),
+            "strict": True,
+        },
+    }
+
+
+def sentence(prediction: Predicted) -> str:
+    """An answer as a language model should read it: what, how sure, and what to do next."""
+    cut = " The input was cut to fit, its end was not read." if prediction.truncated else ""
+    return (
+        f"{prediction.decision}: {prediction.label} (probability {prediction.probability:.3g}, "
+        f"variance {prediction.variance:.3g}). {_ADVICE[prediction.decision]} "
+        f"Reason: {prediction.reason}.{cut}"
+    )
