@@ -3,7 +3,8 @@
     adapter_config.json         PEFT's own description (rank, alpha, modules)
     adapter_model.safetensors   A, B and the mask logits φ
     dalorra.json                `Manifest`: everything else that decides an answer
-    policy.json                 thresholds; names the digest that it was made for
+    policy.json                 thresholds; names the digests that it was made for
+    novelty.safetensors         where the training data lie; names the digest that it was made for
     README.md                   model card
 
 Reading checks what can be checked without the base model; `load_adapter` checks the rest.
@@ -29,6 +30,7 @@ from torch import Tensor
 from dalorra.bank import BankSpec
 from dalorra.base_model import BaseModel as BaseLanguageModel
 from dalorra.errors import AdapterError
+from dalorra.novelty import NOVELTY_FILE, Novelty
 from dalorra.packing import Scope
 from dalorra.policy import POLICY_FILE, Policy
 from dalorra.prompts import PromptEncoder, PromptFormat
@@ -100,8 +102,11 @@ class Adapter:
     Attributes:
         tensors: A, B and φ by PEFT's names.
         policy: None when the directory has none; one that never accepts, and says why, when it was
-            made for another adapter or bank.
-        digest: sha256 over the three files that decide a prediction.
+            made for another adapter, bank or novelty.
+        digest: sha256 over the three files that decide a prediction. The novelty features are not
+            among them, because they are fitted on the adapter as it is and change no probability;
+            they have a digest of their own, which a policy with a novelty level names.
+        novelty: None when the directory has none.
     """
 
     path: Path
@@ -110,6 +115,7 @@ class Adapter:
     tensors: Mapping[str, Tensor]
     policy: Policy | None
     digest: str
+    novelty: Novelty | None = None
 
 
 def library_versions() -> dict[str, str]:
@@ -160,9 +166,12 @@ def read_adapter(path: Path) -> Adapter:
     policy_path = path / POLICY_FILE
     policy = Policy.load(policy_path) if policy_path.exists() else None
     digest = adapter_digest(path)
+    novelty = Novelty.load(path, digest) if (path / NOVELTY_FILE).exists() else None
     if policy:
-        policy = policy.held_to(digest, manifest.bank.model_dump())
-    return Adapter(path, manifest, config, tensors, policy, digest)
+        policy = policy.held_to(
+            digest, manifest.bank.model_dump(), novelty.digest if novelty else None
+        )
+    return Adapter(path, manifest, config, tensors, policy, digest, novelty)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -134,7 +134,9 @@ def predict(
     predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
     prompt = predictor.encode(text if text is not None else assignments(field or (), "--field"))
     (prediction,) = predictor.predict([prompt])
-    verdict = predictor.policy.decide(prediction.probability, prediction.variance)
+    verdict = predictor.policy.decide(
+        prediction.probability, prediction.variance, prediction.novelty
+    )
     _print_json(
         asdict(prediction)
         | {"decision": verdict.decision, "reason": verdict.reason, "truncated": prompt.truncated}
@@ -227,6 +229,33 @@ def evaluate(
 
 
 @app.command()
+def novelty(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    data: DataSource = None,
+    task: TaskReference = None,
+    base_model: BaseModelOption = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Fit what tells novel inputs from those that the adapter was trained on; print the file.
+
+    Needs the data that the adapter was trained on: its run held some of them out. A policy with a
+    novelty level is void afterwards, if the features have changed: calibrate again.
+    """
+    from dalorra.adapter import read_adapter
+    from dalorra.novelty import NOVELTY_FILE
+    from dalorra.predictor import Predictor
+    from training.novelty import fit_novelty, trained_and_held_out
+
+    (adapter / NOVELTY_FILE).unlink(missing_ok=True)  # it may be damaged or another adapter's
+    training = read_adapter(adapter).manifest.training
+    _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
+    trained, held_out = trained_and_held_out(training, examples)
+    predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
+    typer.echo(fit_novelty(predictor, trained, held_out).save(adapter))
+
+
+@app.command()
 def calibrate(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
     target_error: Annotated[
@@ -249,6 +278,13 @@ def calibrate(
     temperature: Annotated[
         bool, typer.Option("--temperature", help="Fit one for the label logits, too.")
     ] = False,
+    novelty_level: Annotated[
+        float | None,
+        typer.Option(
+            help="Escalate inputs whose novelty p-value is lower; 0: none.",
+            show_default="0.01 where the adapter has novelty features",
+        ),
+    ] = None,
     split_fraction: Annotated[
         float, typer.Option(help="Share that declares what is tested, and is not tested on.")
     ] = 0.1,
@@ -265,6 +301,7 @@ def calibrate(
     and writes a policy that accepts nothing, when no thresholds keep the target.
     """
     from dalorra.adapter import read_adapter
+    from dalorra.novelty import DEFAULT_LEVEL
     from dalorra.predictor import Predictor
     from training.calibrate import calibrate as run_calibration
     from training.promise import Promise, promise_in_words
@@ -275,7 +312,10 @@ def calibrate(
         numbers(class_target or (), "--class-target"),
         numbers(cost or (), "--cost"),
     )
-    manifest = read_adapter(adapter).manifest
+    read = read_adapter(adapter)
+    manifest, novelty = read.manifest, read.novelty
+    if novelty_level is None:
+        novelty_level = DEFAULT_LEVEL if novelty else 0.0
     name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
     if data is None and split == "train" and manifest.training.get("task") == name:
         raise ConfigError("the adapter was trained on that split: name another one with --split")
@@ -286,6 +326,8 @@ def calibrate(
         source=f"{name} {split}",
         bank=manifest.bank.model_dump(),
         temperature=temperature,
+        min_novelty_p=novelty_level,
+        novelty_digest=novelty.digest if novelty else None,
         pilot_fraction=split_fraction,
         quiet=False,
     )

@@ -51,6 +51,20 @@ class _Layer:
         return (*self.attention, self.output, self.gate_up, self.down)
 
 
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """What a forward of B prompts under M samples computed.
+
+    Attributes:
+        answers: at the end of the cue, after the final norm: `[B, M, d]`.
+        prompt_end: at the end of the prompt, where the last layer reads it: `[B, d]`; under
+            `all_tokens` its mean over the M samples. Of no meaning for an empty prompt.
+    """
+
+    answers: Tensor
+    prompt_end: Tensor
+
+
 class PackedLlama:
     """The packed forward of one adapter on its base.
 
@@ -95,18 +109,22 @@ class PackedLlama:
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> Tensor:
         """Logits of the label tokens, `[B, M, K]` float32, every module under one sample."""
-        return self.head.logits(self.answers(prompts, members, bank, scope), members, bank)
+        states = self.hidden_states(prompts, members, bank, scope)
+        return self.head.logits(states.answers, members, bank)
 
     @torch.inference_mode()
-    def answers(
+    def hidden_states(
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Tensor:
-        """Hidden states at the end of the cue after the final norm: `[B, M, d]`."""
+    ) -> HiddenStates:
+        """Runs the network up to its output projection."""
         run = self._answer_tokens if scope == "answer_tokens" else self._all_tokens
-        return self._norm(run(prompts, members, bank), self._trunk.norm.weight)
+        answers, prompt_end = run(prompts, members, bank)
+        return HiddenStates(self._norm(answers, self._trunk.norm.weight), prompt_end)
 
-    def _answer_tokens(self, prompts: Sequence[Prompt], members: range, bank: NoiseBank) -> Tensor:
-        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`."""
+    def _answer_tokens(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank
+    ) -> tuple[Tensor, Tensor]:
+        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`, `[B, d]`."""
         copies, k = len(members), len(prompts[0].cue_ids)
         rows, answers = self._noise.for_cues(bank, members, k)
         first = _first_stochastic([*rows, answers])
@@ -127,10 +145,14 @@ class PackedLlama:
         if first == len(rows):
             x = layout.branch(x)
         at = layout if first <= len(rows) else below
+        ends = torch.tensor(
+            [max(len(p.prompt_ids) - c, 1) - 1 for p, c in zip(prompts, known, strict=True)]
+        )
+        prompt_end = x[torch.arange(len(prompts)), ends]
         x = self._packed_end(x, at, answers, past[-1], seen)
         if self._prefix_cache:
             self._prefix_cache.add([p.prompt_ids for p in prompts], known, torch.stack(seen))
-        return x.expand(-1, copies, -1)
+        return x.expand(-1, copies, -1), prompt_end
 
     def _packed_layer(
         self,
@@ -186,8 +208,14 @@ class PackedLlama:
         if self._prefix_cache:
             seen.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
 
-    def _all_tokens(self, prompts: Sequence[Prompt], members: range, bank: NoiseBank) -> Tensor:
-        """M sequences per prompt above the first stochastic product, one below → `[B, M, d]`."""
+    def _all_tokens(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank
+    ) -> tuple[Tensor, Tensor]:
+        """M sequences per prompt above the first stochastic product, one below.
+
+        Returns:
+            `[B, M, d]` and `[B, d]`.
+        """
         device, copies = self._label_ids.device, len(members)
         input_ids, lengths = right_padded([(*p.prompt_ids, *p.cue_ids) for p in prompts])
         batch, longest = input_ids.shape  # T
@@ -213,6 +241,8 @@ class PackedLlama:
         layer, noise = self._layers[-1], rows[-1]
         ends = (lengths - 1).to(device).repeat_interleave(copies)  # [B·M]
         sequence = torch.arange(batch * copies, device=device)
+        prompt_ends = (ends - len(prompts[0].cue_ids)).clamp_min(0)
+        prompt_end = x[sequence, prompt_ends].view(batch, copies, -1).mean(dim=1)
         h = self._norm(x, layer.input_norm)
         query = self._heads_of(layer.attention[0](h[sequence, ends][:, None], noise[0]))
         query = _rotate(query, cos[0, 0, ends][:, None, None], sin[0, 0, ends][:, None, None])
@@ -220,7 +250,7 @@ class PackedLlama:
         real = torch.arange(longest, device=device) <= ends[:, None]  # [B·M, T]
         attended = masked_attention(query, key, value, real[:, None, None])
         out = self._finish(layer, x[sequence, ends][:, None], attended, noise[2:])
-        return out.view(batch, copies, -1)
+        return out.view(batch, copies, -1), prompt_end
 
     def _finish(
         self, layer: _Layer, x: Tensor, attended: Tensor, noise: Noise, first: int = 0

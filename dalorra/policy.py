@@ -1,10 +1,14 @@
-"""When to believe an answer: thresholds on its probability and its variance.
+"""When to believe an answer: thresholds on its probability, its variance and its novelty.
 
 The rule of BayesLoRA (section 4), for an answer with mean probability p and variance v:
 
     accept    when p ≥ τ_p and v ≤ τ_v
     escalate  when v > τ_v: the model does not know
     clarify   otherwise: the model is steady, the input is ambiguous
+
+An input that the adapter cannot feel has no variance (Proposition 1). So where the adapter has
+novelty features and the policy a level ε, an input whose novelty p-value is below ε is escalated
+before anything else; of inputs like those it was trained for that is a share of at most ε.
 """
 
 import math
@@ -81,6 +85,8 @@ class Policy(BaseModel):
         class_targets: label → largest error rate among accepted answers with that label.
         costs: label, or true:predicted pair of labels → cost of a false accept; others cost 1.
         temperature: divides the label logits of every sample before the softmax.
+        min_novelty_p: ε; an input with a lower novelty p-value is escalated. None or 0: no limit.
+        novelty_digest: of the novelty features that ε was used with.
         path: thresholds for stricter targets, see `at`.
         date: when they were picked, ISO 8601.
         data_digest: of the labelled examples.
@@ -102,6 +108,8 @@ class Policy(BaseModel):
     class_targets: dict[str, float] = Field(default_factory=dict)
     costs: dict[str, float] = Field(default_factory=dict)
     temperature: float = Field(default=1.0, gt=0.0)
+    min_novelty_p: float | None = Field(default=None, ge=0.0, lt=1.0)
+    novelty_digest: str | None = None
     path: tuple[CalibratedPoint, ...] = ()
     date: str | None = None
     data_digest: str | None = None
@@ -122,11 +130,18 @@ class Policy(BaseModel):
             min_probability=NEVER, max_variance=0.0, source=why, adapter_digest=adapter_digest
         )
 
-    def held_to(self, adapter_digest: str, bank: Mapping[str, int | str]) -> Self:
+    def held_to(
+        self,
+        adapter_digest: str,
+        bank: Mapping[str, int | str],
+        novelty_digest: str | None = None,
+    ) -> Self:
         """This policy if it was made for that adapter and bank, else one that never accepts.
 
-        Thresholds promise nothing about probabilities that another adapter or other samples
-        average to, so they are void; the reason of every answer then says so.
+        One with a novelty level needs the novelty features that it was made with, too; to one
+        without they are nothing. Thresholds promise nothing about probabilities that another
+        adapter or other samples average to, so they are void; the reason of every answer then
+        says so.
         """
         if self.bank is not None and self.bank != dict(bank):
             made, now = (
@@ -141,6 +156,13 @@ class Policy(BaseModel):
                 adapter_digest,
                 f"its policy was made for another adapter ({str(self.adapter_digest)[:12]}…, "
                 f"this is {adapter_digest[:12]}…)",
+            )
+        if self.min_novelty_p and self.novelty_digest not in (None, novelty_digest):
+            now = f"these are {novelty_digest[:12]}…" if novelty_digest else "there are none now"
+            return self.never(
+                adapter_digest,
+                "its policy was made with other novelty features "
+                f"({str(self.novelty_digest)[:12]}…, {now})",
             )
         return self
 
@@ -186,12 +208,23 @@ class Policy(BaseModel):
             changes = {**dict(point), "path": stricter}
         return self.model_copy(update=changes)
 
-    def decide(self, probability: float, variance: float) -> Verdict:
+    def novel(self, novelty: float | None) -> bool:
+        """Whether an input is too novel, or cannot be told not to be.
+
+        Args:
+            novelty: its p-value; None when the adapter has no novelty features.
+        """
+        return bool(self.min_novelty_p) and not (
+            novelty is not None and novelty >= (self.min_novelty_p or 0.0)
+        )
+
+    def decide(self, probability: float, variance: float, novelty: float | None = None) -> Verdict:
         """Applies the rule to one answer. A number that is not finite is never accepted.
 
         Args:
             probability: mean probability of the answer.
             variance: variance of that probability over the M samples.
+            novelty: p-value of the input's novelty; None when the adapter cannot tell.
         """
         tau_p, tau_v = self.min_probability, self.max_variance
         if not (math.isfinite(probability) and math.isfinite(variance)):
@@ -199,10 +232,12 @@ class Policy(BaseModel):
             return Verdict(Decision.ESCALATE, f"{name} is not a finite number: the model failed")
         if self.never_accepts:
             return Verdict(
-                Decision.ESCALATE if variance > tau_v else Decision.CLARIFY,
+                Decision.ESCALATE if variance > tau_v or self.novel(novelty) else Decision.CLARIFY,
                 f"nothing is accepted, because {self._why_never()} "
                 f"(probability {probability:.3g}, variance {variance:.3g})",
             )
+        if self.novel(novelty):
+            return Verdict(Decision.ESCALATE, self._why_novel(novelty))
         if variance > tau_v:
             v, limit = _told_apart(variance, tau_v)
             return Verdict(
@@ -220,6 +255,16 @@ class Policy(BaseModel):
             Decision.CLARIFY,
             f"probability {p} is below {floor} while variance {v} is at most {limit}: "
             "the adapter is steady, the input is ambiguous",
+        )
+
+    def _why_novel(self, novelty: float | None) -> str:
+        level = self.min_novelty_p or 0.0
+        if novelty is None or not math.isfinite(novelty):
+            return f"the input's novelty is not known, and the policy asks for at least {level:.3g}"
+        p, limit = _told_apart(novelty, level)
+        return (
+            f"novelty p-value {p} is below {limit}: the input is unlike those that the adapter "
+            "was trained on"
         )
 
     def _why_never(self) -> str:

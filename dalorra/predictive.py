@@ -58,6 +58,9 @@ class Prediction:
             that of their mean). A stratified bank is a Latin hypercube over the mask bits, whose
             mean is usually far closer (and never much worse: at most σ² / (M − 1); Owen, 1997),
             so that this is an upper estimate. None for one pass, which cannot tell.
+        sample_probabilities: the label's probability under each of the M passes.
+        novelty: conformal p-value of the input among those like the training data, see
+            `dalorra.novelty`: small is novel. None when the adapter cannot tell.
     """
 
     label: str
@@ -69,6 +72,7 @@ class Prediction:
     samples: int
     standard_error: float | None = None
     sample_probabilities: tuple[float, ...] = ()
+    novelty: float | None = None
 
 
 def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list[Prediction]:

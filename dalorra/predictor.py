@@ -1,6 +1,7 @@
 """An adapter on its base model, ready to answer."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from dalorra.adapter import Adapter, check_tokens, load_adapter, read_adapter
 from dalorra.bank import MaskBank, NoiseBank
 from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
+from dalorra.errors import AdapterError
+from dalorra.novelty import Novelty
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, packed_row_count
 from dalorra.policy import Policy
@@ -31,6 +34,7 @@ class Predictor:
         scope: rows the adapter acts on.
         policy: thresholds; one that never accepts when the adapter has none.
         model_name, adapter_name, adapter_digest, method: what the answers carry.
+        novelty: where the training data lie; None: answers carry no novelty.
         row_budget: most packed rows of one forward; a longer prompt is split along M.
         prefix_cache_bytes: memory for the keys and values of prompt prefixes; 0 turns it off.
 
@@ -49,6 +53,7 @@ class Predictor:
         adapter_name: str,
         adapter_digest: str,
         method: str,
+        novelty: Novelty | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
     ) -> None:
@@ -61,6 +66,7 @@ class Predictor:
         self.adapter_name = adapter_name
         self.adapter_digest = adapter_digest
         self.method = method
+        self.novelty = novelty
         self.row_budget = row_budget
         label_ids = torch.tensor(encoder.label_ids, device=model.device)
         self.prefix_cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
@@ -106,8 +112,18 @@ class Predictor:
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
     ) -> "Predictor":
-        """Attaches `adapter` to `base` and draws its bank."""
+        """Attaches `adapter` to `base` and draws its bank.
+
+        Raises:
+            AdapterError: see `load_adapter`; or its novelty features are of another width.
+        """
         manifest = adapter.manifest
+        width = base.model.config.hidden_size
+        if adapter.novelty and adapter.novelty.width != width:
+            raise AdapterError(
+                f"{adapter.path}: its novelty features have {adapter.novelty.width} numbers, but "
+                f"the hidden states of {base.name} have {width}; fit them with `dalorra novelty`"
+            )
         encoder = PromptEncoder(base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow)
         check_tokens(manifest, encoder)
         model = load_adapter(adapter, base)
@@ -121,6 +137,7 @@ class Predictor:
             adapter_name=manifest.name,
             adapter_digest=adapter.digest,
             method=manifest.method,
+            novelty=adapter.novelty,
             row_budget=row_budget,
             prefix_cache_bytes=prefix_cache_bytes,
         )
@@ -158,8 +175,13 @@ class Predictor:
         return packed_row_count(prompt, self.samples, self.scope)
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """Predictive moments of each prompt, order kept."""
-        return summarise(self.posterior_samples(prompts), self.labels)
+        """Predictive moments of each prompt, and how novel it is; order kept."""
+        samples, features = self._run(prompts, self.bank)
+        predictions = summarise(samples, self.labels)
+        if self.novelty is None:
+            return predictions
+        novelty = self.novelty.p_values(features)
+        return [replace(p, novelty=value) for p, value in zip(predictions, novelty, strict=True)]
 
     def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """The same with the posterior mean mask σ(φ): one deterministic pass, variance 0."""
@@ -169,7 +191,13 @@ class Predictor:
         """Softmax over the label tokens under each of the M samples, `[B, M, K]` float32."""
         return self.posterior_samples(prompts).by_member
 
-    @torch.inference_mode()
+    def novelty_features(self, prompts: Sequence[Prompt]) -> Tensor:
+        """What `Novelty` is fitted on and asked about, `[B, d]` float32 on the CPU.
+
+        The hidden state at the end of the cue after the final norm, averaged over the samples.
+        """
+        return self._run(prompts, self.bank)[1]
+
     def posterior_samples(
         self, prompts: Sequence[Prompt], bank: NoiseBank | None = None
     ) -> PosteriorSamples:
@@ -177,19 +205,26 @@ class Predictor:
 
         The policy's temperature divides the label logits of each of them.
         """
-        bank = bank or self.bank
+        return self._run(prompts, bank or self.bank)[0]
+
+    @torch.inference_mode()
+    def _run(self, prompts: Sequence[Prompt], bank: NoiseBank) -> tuple[PosteriorSamples, Tensor]:
+        """Samples of the posterior, and the features of `novelty_features`."""
         parts, weights = [], torch.ones(1)
+        features = [torch.empty(0, self.model.config.hidden_size)]
         for group, member_groups in self._plan(prompts, bank.samples):
-            by_members = []
+            by_members, end = [], torch.zeros(())
             for members in member_groups:
-                answers = self._network.answers(group, members, bank, self.scope)
-                part, weights = self._network.head.probabilities(answers, members, bank)
+                states = self._network.hidden_states(group, members, bank, self.scope)
+                part, weights = self._network.head.probabilities(states.answers, members, bank)
                 by_members.append(part)
+                end = end + states.answers.float().sum(dim=1).cpu() / bank.samples
             parts.append(torch.cat(by_members, dim=1))
+            features.append(end)
         if not parts:
             parts.append(torch.empty(0, bank.samples, 1, len(self.labels)))
         samples = PosteriorSamples(torch.cat(parts).cpu(), weights.cpu())
-        return samples.tempered(self.policy.temperature)
+        return samples.tempered(self.policy.temperature), torch.cat(features)
 
     def warm_up(self) -> None:
         """Runs the smallest and the largest input once, so that the first request is not slow."""

@@ -50,8 +50,11 @@ class PrefixCache:
         self._blocks: OrderedDict[Digest, Tensor] = OrderedDict()
 
     def find(self, prompts: Sequence[Sequence[int]]) -> CachedPrefix | None:
-        """The longest known prefix of each prompt; None when there is none at all."""
-        found = [self._known_blocks(prompt) for prompt in prompts]
+        """The longest known prefix of each prompt; None when there is none at all.
+
+        Never the whole prompt: the hidden state of its last token is wanted, not its keys alone.
+        """
+        found = [self._known_blocks(prompt[:-1]) for prompt in prompts]
         lengths = [len(blocks) * BLOCK for blocks in found]
         self.tokens_looked_up += sum(len(prompt) for prompt in prompts)
         self.tokens_found += sum(lengths)

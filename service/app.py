@@ -45,9 +45,7 @@ def create_app(settings: Settings, load_predictor: LoadPredictor | None = None) 
     """
     telemetry = Telemetry(errors.ERROR_TYPES)
     lifecycle = Lifecycle(settings, load_predictor or load_adapter, telemetry)
-    answering = Answering(
-        lifecycle, telemetry, timeout_seconds=settings.request_timeout_seconds
-    )
+    answering = Answering(lifecycle, telemetry, timeout_seconds=settings.request_timeout_seconds)
     keys = settings.secrets()
     mcp = _mcp_endpoint(settings, lifecycle, answering, telemetry)
 

@@ -124,20 +124,19 @@ class McpEndpoint:
     ) -> CallToolResult:
         if params.name != TOOL_NAME:
             raise MCPError(INVALID_PARAMS, f"there is no such tool: call {TOOL_NAME}")
+        request_id = context.request.state.request_id if context.request else ""
         started = time.perf_counter()
         self._telemetry.request_started()
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
-            answered = await self._answering.answer(
-                [_checked(params.arguments)], context.request.state.request_id
-            )
+            answered = await self._answering.answer([_checked(params.arguments)], request_id)
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type
             said = str(error)
             if problem is INTERNAL:
                 _log.error("unhandled", exc_info=error)
-                said = INTERNAL.example
+                said = "the server made a mistake, which its log explains"
             return CallToolResult(
                 content=[TextContent(type="text", text=f"{error_type}: {said}")], is_error=True
             )

@@ -32,6 +32,8 @@ ROWS = tuple(float(2**n) for n in range(5, 17))
 REQUESTS = tuple(float(2**n) for n in range(9))
 # A variance of a probability is at most 1/4, and thresholds lie near its low end.
 VARIANCE = (0.00001, 0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+# Policies cut at its low end; usual inputs are spread evenly over the rest.
+NOVELTY_P = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 CONFIDENCE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -90,6 +92,11 @@ class Telemetry:
         self._batch_requests = self._histogram("batch_requests", "Inputs of a batch.", REQUESTS)
         self._variance = self._histogram(
             "predictive_variance", "Variance of the predicted label's probability.", VARIANCE
+        )
+        self._novelty = self._histogram(
+            "novelty_p_value",
+            "p-value of the input among those like the training data; small is novel.",
+            NOVELTY_P,
         )
         self._confidence = self._histogram(
             "confidence", "Mean probability of the predicted label.", CONFIDENCE
@@ -154,6 +161,8 @@ class Telemetry:
         self._mask_samples.inc(prediction.samples)
         self._variance.observe(prediction.variance)
         self._confidence.observe(prediction.probability)
+        if prediction.novelty is not None:
+            self._novelty.observe(prediction.novelty)
 
     def tokenized(self, tokens: int, seconds: float) -> None:
         """See `Observer`."""

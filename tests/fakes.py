@@ -100,8 +100,9 @@ def expected_prediction(prompt: Prompt) -> Prediction:
     """What the fake answers to a prompt."""
     digest = hashlib.sha256(repr(prompt.prompt_ids).encode()).digest()
     positive = 0.5 + digest[0] / 512
-    variance = digest[1] / 256 * 0.04
-    spread = math.sqrt(variance)  # half of the samples on either side
+    # Ten samples, evenly spread; none may leave [0, 1].
+    steps = [(2 * m - 9) / math.sqrt(33) for m in range(10)]  # mean 0, variance 1
+    variance = digest[1] / 256 * min(0.04, ((1 - positive) / steps[-1]) ** 2)
     return Prediction(
         label="positive",
         probability=positive,
@@ -110,5 +111,6 @@ def expected_prediction(prompt: Prompt) -> Prediction:
         entropy=0.5,
         mutual_information=0.1,
         samples=10,
-        sample_probabilities=(positive - spread, positive + spread) * 5,
+        novelty=(1 + digest[2]) / 256,
+        sample_probabilities=tuple(positive + step * math.sqrt(variance) for step in steps),
     )

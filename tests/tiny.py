@@ -104,7 +104,7 @@ def tiny_adapter(
     layers = base.model.config.num_hidden_layers
     last = None if last_layers is None else range(layers - last_layers, layers)
     model: StochasticPeftModel = attach(
-        base.model, lora_config(rank, 2.0 * rank, modules, base.name, last)
+        base.model, lora_config(rank, 3.0 * rank, modules, base.name, last)
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from scipy import optimize
 
+from dalorra.errors import ConfigError
 from dalorra.policy import NEVER, CalibratedPoint, Policy
-from dalorra.predictive import PosteriorSamples
+from dalorra.predictive import PosteriorSamples, Prediction
 from dalorra.prompts import Prompt
 from training.answers import Evaluable, answer, encode_example
 from training.evaluate import check_labels
@@ -54,6 +55,8 @@ def calibrate(
     source: str,
     bank: Mapping[str, int | str] | None = None,
     temperature: bool = False,
+    min_novelty_p: float | None = None,
+    novelty_digest: str | None = None,
     pilot_fraction: float = PILOT_FRACTION,
     quiet: bool = True,
 ) -> Policy:
@@ -64,6 +67,10 @@ def calibrate(
     these examples, for inputs that come from where they came from. They must not have been used
     to train or to select the adapter.
 
+    With a novelty level, which is declared and not chosen, the novel examples are never accepted:
+    they are left out of the pilot and of the tests, and count among those not accepted. What is
+    tested is then the error among the accepted that remain, as the policy serves it.
+
     Args:
         predictor: an adapter on its base model; it carries the new policy afterwards.
         examples: labelled inputs.
@@ -72,6 +79,9 @@ def calibrate(
         bank: how the predictor's samples were drawn, for the policy's record.
         temperature: whether to divide all label logits by the temperature that makes the pilot's
             labels most likely. It changes the probabilities that are served.
+        min_novelty_p: ε of the policy; None or 0 for none. An adapter without novelty features
+            has nothing to compare with it.
+        novelty_digest: of those features, for the policy's record.
         pilot_fraction: share of the examples that is not tested on.
         quiet: whether to leave out the progress bar.
 
@@ -80,7 +90,8 @@ def calibrate(
         thresholds keeps the promise.
 
     Raises:
-        ConfigError: no examples, an unknown label, or a share that leaves nothing.
+        ConfigError: no examples, an unknown label, a share that leaves nothing, or a novelty level
+            for an adapter without novelty features.
         InputError: an input does not fit the adapter's template.
     """
     check_labels(predictor.labels, examples)
@@ -91,15 +102,18 @@ def calibrate(
     if temperature:
         fitted = _fit_on(predictor, pilot)
         predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
+    level = predictor.policy.model_copy(update={"min_novelty_p": min_novelty_p})
     scored = [
-        scored_examples(
-            answer(predictor, part, mean_mask=False, quiet=quiet).sampled,
-            [example.label for example in part],
-            promise,
+        _familiar(
+            level, answer(predictor, part, mean_mask=False, quiet=quiet).sampled, part, promise
         )
         for part in (pilot, tested)
     ]
-    points = calibrated_points(scored[0], scored[1], promise, scale=scale)
+    points = (
+        calibrated_points(scored[0], scored[1], promise, scale=scale, asked=len(tested))
+        if scored[0] and scored[1]
+        else []
+    )
     main = points[0] if points else None
     predictor.policy = Policy(
         min_probability=main.min_probability if main else NEVER,
@@ -114,6 +128,8 @@ def calibrate(
         class_targets=dict(promise.class_targets),
         costs=dict(promise.costs),
         temperature=predictor.policy.temperature,
+        min_novelty_p=min_novelty_p or None,
+        novelty_digest=novelty_digest if min_novelty_p else None,
         path=tuple(points[1:]),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         data_digest=data_digest(examples),
@@ -123,8 +139,30 @@ def calibrate(
     return predictor.policy
 
 
+def _familiar(
+    policy: Policy, predictions: Sequence[Prediction], examples: Sequence[Example], promise: Promise
+) -> Scored | None:
+    """The examples that are not too novel for `policy`; None when there is none."""
+    if policy.min_novelty_p and any(p.novelty is None for p in predictions):
+        raise ConfigError(
+            "a novelty level needs novelty features, which the adapter does not have: fit them "
+            "with `dalorra novelty`, or leave the level out"
+        )
+    kept = [i for i, p in enumerate(predictions) if not policy.novel(p.novelty)]
+    if not kept:
+        return None
+    return scored_examples(
+        [predictions[i] for i in kept], [examples[i].label for i in kept], promise
+    )
+
+
 def calibrated_points(
-    pilot: Scored, tested: Scored, promise: Promise, *, scale: float = 1.0
+    pilot: Scored,
+    tested: Scored,
+    promise: Promise,
+    *,
+    scale: float = 1.0,
+    asked: int | None = None,
 ) -> list[CalibratedPoint]:
     """Thresholds for the promise and for stricter targets that are reached too, strictest last.
 
@@ -135,20 +173,27 @@ def calibrated_points(
         tested: tests it.
         promise: gives target and confidence.
         scale: the cost that a loss of 1 stands for.
+        asked: how many examples the accepted are a share of, when more than were tested.
     """
     path = declare_path(pilot)
     stricter = [float(f"{promise.target_error * part:.6g}") for part in STRICTER]
     targets = [promise.target_error, *stricter]
     steps = choose_steps(path, pilot, tested, [t / scale for t in targets], promise.confidence)
     return [
-        _point(path, step, tested, target, promise.confidence, scale)
+        _point(path, step, tested, target, promise.confidence, scale, asked)
         for target, step in zip(targets, steps, strict=True)
         if step is not None
     ]
 
 
 def _point(
-    path: ThresholdPath, step: int, tested: Scored, target: float, confidence: float, scale: float
+    path: ThresholdPath,
+    step: int,
+    tested: Scored,
+    target: float,
+    confidence: float,
+    scale: float,
+    asked: int | None,
 ) -> CalibratedPoint:
     risk = tested.risks[0]
     counts, losses = path.totals(tested, risk)
@@ -158,7 +203,7 @@ def _point(
         target_error=target,
         min_probability=float(path.min_probability[step]),
         max_variance=float(path.max_variance[step]),
-        accepted=count / len(tested.probability),
+        accepted=count / (asked or len(tested.probability)),
         error=scale * loss / count,
         upper_bound=min(scale * limit, target),  # rounding must not make it exceed the target
     )

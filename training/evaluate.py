@@ -167,7 +167,9 @@ def _by_decision(
     """How many answers each decision gets, and how many of those are wrong."""
     wrong: dict[Decision, list[bool]] = {decision: [] for decision in Decision}
     for prediction, name in zip(predictions, truth, strict=True):
-        decision = policy.decide(prediction.probability, prediction.variance).decision
+        decision = policy.decide(
+            prediction.probability, prediction.variance, prediction.novelty
+        ).decision
         wrong[decision].append(prediction.label != name)
     return {
         decision.value: {
@@ -217,7 +219,9 @@ def _prediction_lines(
             "true_label": example.label,
             "correct": sampled.label == example.label,
             **asdict(sampled),
-            "decision": policy.decide(sampled.probability, sampled.variance).decision.value,
+            "decision": policy.decide(
+                sampled.probability, sampled.variance, sampled.novelty
+            ).decision.value,
             "truncated": truncated,
             "mean_mask": {"label": mean.label, "probabilities": mean.probabilities},
         }

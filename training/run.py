@@ -29,6 +29,7 @@ from training.config import TrainingConfig, read_config
 from training.environment import hardware, versions
 from training.evaluate import evaluate, score
 from training.figures import training_figure
+from training.novelty import fit_novelty
 from training.objective import ElboObjective
 from training.prompt_cache import PromptCache
 from training.report import write_model_card
@@ -148,6 +149,10 @@ class Run:
         manifest = self._manifest(self.holdout_metrics())
         digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
         predictor = self._predictor(digest)
+        predictor.novelty = fit_novelty(
+            predictor, self.data.train, self.data.holdout, seed=self.config.seed
+        )
+        predictor.novelty.save(folder)
         predictor.policy = self._policy(predictor)
         predictor.policy.save(folder)
         metrics = evaluate(

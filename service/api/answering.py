@@ -78,7 +78,9 @@ def _body(
     answer: Answer, predictor: Predictor, request_id: str, return_samples: bool
 ) -> PredictResponse:
     prediction = answer.prediction
-    verdict = predictor.policy.decide(prediction.probability, prediction.variance)
+    verdict = predictor.policy.decide(
+        prediction.probability, prediction.variance, prediction.novelty
+    )
     samples = (
         {"sample_probabilities": list(prediction.sample_probabilities)} if return_samples else {}
     )
@@ -91,6 +93,7 @@ def _body(
         probabilities=prediction.probabilities,
         entropy=prediction.entropy,
         mutual_information=prediction.mutual_information,
+        novelty=prediction.novelty,
         samples=prediction.samples,
         truncated=answer.truncated,
         model=predictor.model_name,

@@ -129,14 +129,34 @@ def openinference_routes(
 ) -> APIRouter:
     """The facade; the model's name is the adapter's."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-    about_the_model = errors.documented(errors.UNAUTHORIZED, errors.NOT_FOUND, *NOT_NOW)
+    _about_the_server(router, lifecycle)
+    _about_the_model(router, lifecycle)
 
-    def served(name: str) -> Predictor:
-        predictor = lifecycle.engine.predictor
-        if name != predictor.adapter_name:
-            raise NotServedError(f"no such model is served: ask for {predictor.adapter_name!r}")
-        return predictor
+    @router.post(
+        "/models/{model}/infer",
+        responses={**PREDICTION_ERRORS, **errors.documented(errors.NOT_FOUND)},
+        response_model_exclude_none=True,
+    )
+    async def infer(
+        model: str, body: InferRequest, request: Request, response: Response
+    ) -> InferResponse:
+        """Answers n inputs with a label, a probability, a variance and a decision each."""
+        predictor = _served(model, lifecycle)
+        names = _wanted(body.outputs)
+        inputs = _inputs(body.inputs, predictor.fields)
+        check_batch(len(inputs), settings)
+        answers = await ask(answering, request, response, inputs)
+        return InferResponse(
+            model_name=model,
+            model_version=predictor.adapter_digest,
+            id=body.id,
+            outputs=[_output(name, answers) for name in names],
+        )
 
+    return router
+
+
+def _about_the_server(router: APIRouter, lifecycle: Lifecycle) -> None:
     @router.get("", responses=errors.documented(errors.UNAUTHORIZED))
     async def server_metadata() -> ServerMetadata:
         """Name and version of the server."""
@@ -156,52 +176,48 @@ def openinference_routes(
             raise reason
         return ServerReady(ready=True)
 
-    @router.get("/models/{model}", responses=about_the_model)
+
+def _about_the_model(router: APIRouter, lifecycle: Lifecycle) -> None:
+    # FastAPI documents a 422 of its own for every path with a parameter.
+    responses = errors.documented(
+        errors.UNAUTHORIZED, errors.NOT_FOUND, errors.INVALID, *NOT_NOW
+    )
+
+    @router.get("/models/{model}", responses=responses)
     async def model_metadata(model: str) -> ModelMetadata:
         """Inputs and outputs of the adapter."""
-        predictor = served(model)
+        predictor = _served(model, lifecycle)
+        inputs = dict.fromkeys(predictor.fields, "BYTES")
         return ModelMetadata(
             name=model,
             versions=[predictor.adapter_digest],
             platform="dalorra",
-            inputs=[
-                TensorMetadata(name=field, datatype="BYTES", shape=[-1])
-                for field in predictor.fields
-            ],
-            outputs=[
-                TensorMetadata(name=name, datatype=datatype, shape=[-1])
-                for name, datatype in _OUTPUTS.items()
-            ],
+            inputs=[_any_number_of(name, kind) for name, kind in inputs.items()],
+            outputs=[_any_number_of(name, kind) for name, kind in _OUTPUTS.items()],
         )
 
-    @router.get("/models/{model}/ready", responses=about_the_model)
+    @router.get("/models/{model}/ready", responses=responses)
     async def model_ready(model: str) -> ModelReady:
         """200 while requests are taken."""
-        served(model)
+        _served(model, lifecycle)
         return ModelReady(name=model, ready=True)
 
-    @router.post(
-        "/models/{model}/infer",
-        responses={**PREDICTION_ERRORS, **errors.documented(errors.NOT_FOUND)},
-        response_model_exclude_none=True,
-    )
-    async def infer(
-        model: str, body: InferRequest, request: Request, response: Response
-    ) -> InferResponse:
-        """Answers n inputs with a label, a probability, a variance and a decision each."""
-        predictor = served(model)
-        names = _wanted(body.outputs)
-        inputs = _inputs(body.inputs, predictor.fields)
-        check_batch(len(inputs), settings)
-        answers = await ask(answering, request, response, inputs)
-        return InferResponse(
-            model_name=model,
-            model_version=predictor.adapter_digest,
-            id=body.id,
-            outputs=[_output(name, answers) for name in names],
-        )
 
-    return router
+def _served(model: str, lifecycle: Lifecycle) -> Predictor:
+    """The adapter of that name.
+
+    Raises:
+        NotServedError: another one is served.
+        ServiceError: none can be asked now.
+    """
+    predictor = lifecycle.engine.predictor
+    if model != predictor.adapter_name:
+        raise NotServedError(f"no such model is served: ask for {predictor.adapter_name!r}")
+    return predictor
+
+
+def _any_number_of(name: str, datatype: str) -> TensorMetadata:
+    return TensorMetadata(name=name, datatype=datatype, shape=[-1])
 
 
 def _wanted(outputs: Sequence[RequestedOutput] | None) -> list[str]:
@@ -226,9 +242,7 @@ def _inputs(tensors: Sequence[InputTensor], fields: Sequence[str]) -> list[Mappi
 
 def _texts(tensor: InputTensor) -> list[str]:
     """The elements of a tensor, whose data may be nested as its shape says or flat."""
-    texts = [
-        text for item in tensor.data for text in (item if isinstance(item, list) else [item])
-    ]
+    texts = [text for item in tensor.data for text in (item if isinstance(item, list) else [item])]
     if not texts:
         raise InputError("a tensor of inputs has no data: send at least one text, as JSON")
     if not all(isinstance(text, str) for text in texts):

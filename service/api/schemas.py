@@ -34,6 +34,7 @@ _PREDICTION: dict[str, JsonValue] = {
     "probabilities": {"negative": 0.017, "positive": 0.983},
     "entropy": 0.086,
     "mutual_information": 0.002,
+    "novelty": 0.62,
     "samples": 10,
     "truncated": False,
     "model": "smollm2-135m-instruct",
@@ -87,6 +88,13 @@ class PredictResponse(_Answer):
     probabilities: dict[str, float] = Field(description="Mean probability of each label.")
     entropy: float = Field(description="Total uncertainty, in nats.")
     mutual_information: float = Field(description="Its epistemic part, in nats.")
+    novelty: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="p-value of the input among those like the training data: small is novel. "
+        "null when the adapter cannot tell.",
+    )
     samples: int = Field(ge=1, description="Posterior samples that were averaged.")
     truncated: bool = Field(description="Whether the input was cut to fit.")
     model: str = Field(description="The base model.")

@@ -13,7 +13,8 @@ Decision = Literal["accept", "escalate", "clarify"]
 
 
 class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")
+    # Built on first use, so that importing the client costs an agent's start as little as can be.
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
 
 class Prediction(_Answer):
@@ -28,6 +29,8 @@ class Prediction(_Answer):
         probabilities: mean probability of each label; they sum to 1.
         entropy: total uncertainty, in nats.
         mutual_information: its epistemic part, in nats.
+        novelty: p-value of the input among those like the training data, small is novel; None
+            when the adapter cannot tell.
         samples: posterior samples that were averaged.
         truncated: whether the input was cut to fit.
         model: the base model.
@@ -44,6 +47,7 @@ class Prediction(_Answer):
     probabilities: dict[str, float]
     entropy: float
     mutual_information: float
+    novelty: float | None = None
     samples: int
     truncated: bool
     model: str

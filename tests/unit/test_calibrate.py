@@ -280,7 +280,7 @@ def command(monkeypatch, tmp_path):
         manifest = types.SimpleNamespace(
             training={"task": "sst2"}, bank=types.SimpleNamespace(model_dump=lambda: bank)
         )
-        read = types.SimpleNamespace(manifest=manifest)
+        read = types.SimpleNamespace(manifest=manifest, novelty=None)
         monkeypatch.setattr("dalorra.adapter.read_adapter", lambda _: read)
         monkeypatch.setattr("dalorra.predictor.Predictor.load", lambda *_, **__: predictor)
         monkeypatch.setattr("training.tasks.load_examples", lambda *_: examples)

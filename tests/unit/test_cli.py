@@ -10,7 +10,17 @@ from typer.testing import CliRunner
 from dalorra.cli import app
 from dalorra.errors import BaseModelError, DalorraError
 
-COMMANDS = ("calibrate", "fetch", "serve", "train", "evaluate", "export", "info", "predict")
+COMMANDS = (
+    "calibrate",
+    "fetch",
+    "serve",
+    "train",
+    "evaluate",
+    "export",
+    "info",
+    "novelty",
+    "predict",
+)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from training.risk_control import (
     ThresholdPath,
     choose_steps,
     declare_path,
+    declare_start,
     fixed_sequence,
     mean_p_value,
     path_p_values,
@@ -228,3 +230,24 @@ def test_stricter_targets_never_accept_more(seed, n):
     targets = (0.3, 0.2, 0.15, 0.1, 0.05)
     steps = choose_steps(declare_path(pilot), pilot, tested, targets, 0.9)
     assert all(b is None or (a is not None and b <= a) for a, b in itertools.pairwise(steps))
+
+
+def test_testing_starts_where_enough_is_expected_to_be_accepted():
+    p = np.linspace(0.505, 1.0, 100)
+    pilot = scored(p, np.zeros(100), np.zeros(100), target=0.05)
+    path = declare_path(pilot)
+    accepted = path.totals(pilot, pilot.risks[0])[0]  # of 100
+
+    def share(tested, *risks):
+        data = replace(pilot, risks=(*pilot.risks, *risks))
+        return accepted[declare_start(path, data, tested, 0.95)] / 100
+
+    # 59 without an error, 93 with one, 124 with two; a third of 400 is 133. Steps are 2 % apart.
+    assert 124 <= share(400) * 400 < 124 + 0.02 * 400 + 1
+    assert 59 <= share(200) * 200 < 59 + 0.02 * 200 + 1
+    # More are enough of a large set for six errors: 234.
+    assert 234 <= share(5000) * 5000 < 234 + 0.02 * 5000 + 1
+    assert share(40) == 1.0, "too few for any verdict: the loosest"
+    # A label of every other answer needs twice as many.
+    every_other = Risk(np.zeros(100), np.arange(100) % 2 == 0, 0.05)
+    assert 2 * 93 <= share(600, every_other) * 600 < 2 * 93 + 0.04 * 600 + 1

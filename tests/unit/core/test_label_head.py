@@ -17,7 +17,7 @@ def test_integrated_head_is_the_mean_over_every_mask_of_the_head() -> None:
     on = torch.tensor([0.2, 0.5, 0.9, 1.0])
     network, inputs = PackedLlama(model, LABELS), prompts((5, 8), 2)
     members = range(sampled.samples)
-    answers = network.answers(inputs, members, sampled, "answer_tokens")
+    answers = network.hidden_states(inputs, members, sampled, "answer_tokens").answers
     integrated = MaskBank(sampled.masks, head_probabilities=on)
     probabilities, weights = network.head.probabilities(answers, members, integrated)
     assert probabilities.shape == (2, sampled.samples, 2**4, 3)
@@ -46,7 +46,7 @@ def test_variance_is_that_of_the_whole_posterior() -> None:
         bank = MaskBank.draw(
             logits, BankSpec.model_validate({"samples": many, "sampler": "iid", "head": head})
         )
-        answers = network.answers(inputs, range(many), bank, "all_tokens")
+        answers = network.hidden_states(inputs, range(many), bank, "all_tokens").answers
         found = summarise(
             PosteriorSamples(*network.head.probabilities(answers, range(many), bank)), NAMES
         )
@@ -76,7 +76,7 @@ def test_a_head_that_is_not_adapted_is_not_integrated() -> None:
     model, bank = adapted(["q_proj", "v_proj"])
     integrated = MaskBank(bank.masks, head_probabilities=torch.full((4,), 0.5))
     network, inputs = PackedLlama(model, LABELS), prompts((5,), 2)
-    answers = network.answers(inputs, range(2), integrated, "answer_tokens")
+    answers = network.hidden_states(inputs, range(2), integrated, "answer_tokens").answers
     probabilities, weights = network.head.probabilities(answers, range(2), integrated)
     assert probabilities.shape == (1, 2, 1, 3)
     assert weights.tolist() == [1.0]

@@ -67,13 +67,13 @@ def test_every_row_budget_gives_the_same_answers_and_is_kept(
     prompts = encoded(whole)
     expected = whole.sample_probabilities(prompts)
     forwards = []
-    run = split._network.answers
+    run = split._network.hidden_states
 
     def spy(group, members, *args):
         forwards.append((list(group), members))
         return run(group, members, *args)
 
-    monkeypatch.setattr(split._network, "answers", spy)
+    monkeypatch.setattr(split._network, "hidden_states", spy)
     torch.testing.assert_close(split.sample_probabilities(prompts), expected, rtol=1e-5, atol=1e-5)
     for group, members in forwards:
         longest = max(packed_row_count(prompt, len(members), scope) for prompt in group)

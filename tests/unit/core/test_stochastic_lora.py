@@ -131,13 +131,13 @@ def test_the_update_is_equation_1():
     layer = layer_of()
     x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
     z = torch.randint(0, 2, (2, 3, 4), generator=torch.Generator().manual_seed(1)).float()
-    assert layer.scale == 2.0
+    assert layer.scale == 3.0
     for mask in (z, z[:1, :1], z[:, :1], z[:1]):
         expected = layer.base_layer(x)
         for b in range(2):
             for row in range(3):
                 z_row = mask.expand(2, 3, 4)[b, row]
-                delta = 2.0 * layer.up @ torch.diag(z_row) @ layer.down
+                delta = 3.0 * layer.up @ torch.diag(z_row) @ layer.down
                 expected[b, row] += delta @ x[b, row]
         with rank_noise([layer], [RowMask(mask)]):
             torch.testing.assert_close(layer(x), expected)
@@ -173,7 +173,7 @@ def test_rows_of_a_bfloat16_head_are_float32():
     x = torch.randn(1, 1, 32, dtype=torch.bfloat16)
     assert layer.rows(x, torch.tensor([1, 2])).dtype == torch.float32
     assert layer(x).dtype == torch.bfloat16
-    weight = layer.base_layer.weight[[1, 2]].float() + 2.0 * layer.up[[1, 2]] @ layer.down
+    weight = layer.base_layer.weight[[1, 2]].float() + 3.0 * layer.up[[1, 2]] @ layer.down
     torch.testing.assert_close(layer.rows(x, torch.tensor([1, 2])), x.float() @ weight.T)
 
 
@@ -182,7 +182,7 @@ def test_without_noise_and_at_infinite_logits_it_is_plain_peft_lora():
     plain_base = copy.deepcopy(base.model)
     model = tiny_adapter(base)
     layers = stochastic_layers(model)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(layers))
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=list(layers))
     plain = get_peft_model(plain_base, config).eval()
     with torch.no_grad():
         for name, layer in layers.items():

@@ -16,7 +16,7 @@ from tests.unit.service.conftest import Serving
 
 FLAT = {
     "label", "probability", "variance", "decision", "reason", "probabilities", "entropy",
-    "mutual_information", "samples", "truncated", "model", "adapter", "request_id",
+    "mutual_information", "novelty", "samples", "truncated", "model", "adapter", "request_id",
 }  # fmt: skip
 
 
@@ -30,10 +30,13 @@ async def test_a_prediction_is_one_flat_object(serving: Serving):
         assert set(body) == FLAT
         assert body["probability"] == expected.probability
         assert body["variance"] == expected.variance
+        assert body["novelty"] == expected.novelty
         assert body["probabilities"] == expected.probabilities
         assert (body["model"], body["adapter"]) == ("fake-model", "fake-adapter")
         assert body["truncated"] is False
-        verdict = server.predictor.policy.decide(expected.probability, expected.variance)
+        verdict = server.predictor.policy.decide(
+            expected.probability, expected.variance, expected.novelty
+        )
         assert (body["decision"], body["reason"]) == (verdict.decision, verdict.reason)
         assert body["request_id"] == response.headers["x-request-id"]
 
@@ -244,7 +247,7 @@ async def test_every_series_exists_before_the_first_request(serving: Serving):
         assert metrics[f"dalorra_{name}"] == 0
     for name in ("request_duration_seconds", "queue_duration_seconds", "batch_rows", "confidence",
                  "tokenize_duration_seconds", "inference_duration_seconds", "batch_requests",
-                 "predictive_variance"):  # fmt: skip
+                 "predictive_variance", "novelty_p_value"):  # fmt: skip
         assert metrics[f"dalorra_{name}_count"] == 0
     [build] = [series for series in metrics if series.startswith("dalorra_build_info{")]
     assert "version=" in build
@@ -276,6 +279,7 @@ async def test_requests_are_counted_by_what_became_of_them(serving: Serving):
     assert metrics["dalorra_batch_rows_sum"] == (5 + 20) + (1 + 20)
     assert metrics["dalorra_confidence_sum"] == body["probability"]
     assert metrics["dalorra_predictive_variance_sum"] == body["variance"]
+    assert metrics["dalorra_novelty_p_value_sum"] == body["novelty"]
 
 
 async def test_metrics_are_well_formed_in_both_formats(serving: Serving):

@@ -28,6 +28,13 @@ def document() -> dict[str, Any]:
         ("/health/live", "get", {"200", "503"}),
         ("/health/ready", "get", {"200", "503"}),
         ("/metrics", "get", {"200"}),
+        ("/tool.json", "get", {"200", "401", "503"}),
+        ("/v2", "get", {"200", "401"}),
+        ("/v2/health/live", "get", {"200", "503"}),
+        ("/v2/health/ready", "get", {"200", "503"}),
+        ("/v2/models/{model}", "get", {"200", "401", "404", "422", "503"}),
+        ("/v2/models/{model}/ready", "get", {"200", "401", "404", "422", "503"}),
+        ("/v2/models/{model}/infer", "post", PREDICTION | {"404"}),
     ],
 )
 def test_every_code_is_documented(
@@ -86,4 +93,6 @@ def test_a_server_with_keys_documents_them():
 
     assert document["paths"]["/predict"]["post"]["security"] == [{"key": []}]
     assert "security" not in document["paths"]["/metrics"]["get"]
+    assert "security" not in document["paths"]["/v2/health/ready"]["get"]
+    assert document["paths"]["/v2/models/{model}/infer"]["post"]["security"] == [{"key": []}]
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.serving`: the client, the contenders, the inputs, the sums."""

@@ -1,0 +1,194 @@
+"""The tool over the Model Context Protocol, called by the SDK's own client."""
+
+import asyncio
+import builtins
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from jsonschema import Draft202012Validator
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
+
+from dalorra.errors import ConfigError
+from service.app import create_app
+from service.settings import Settings
+from service.tool import TOOL_NAME
+from tests.fakes import FakePredictor, expected_prediction
+from tests.unit.service.conftest import Running, Serving
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+ACCEPT = {"Accept": "application/json, text/event-stream"}
+
+
+@asynccontextmanager
+async def connected(
+    server: Running, *, mode: str = "auto", key: str = ""
+) -> AsyncIterator[Client]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=server.app), headers=headers)
+    url = "http://127.0.0.1:8000/mcp"
+    async with http, Client(streamable_http_client(url, http_client=http), mode=mode) as client:
+        yield client
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+async def test_the_tool_is_listed_and_answers(serving: Serving, mode: str):
+    async with serving() as server, connected(server, mode=mode) as client:
+        [tool] = (await client.list_tools()).tools
+        result = await client.call_tool(TOOL_NAME, {"sentence": "hello"})
+        expected = expected_prediction(server.predictor.encode("hello"))
+        metrics = await server.metrics()
+
+    assert tool.name == TOOL_NAME
+    assert tool.input_schema["required"] == ["sentence"]
+    assert "negative, positive" in tool.description
+    assert not result.is_error
+    assert result.structured_content["probability"] == expected.probability
+    assert "sample_probabilities" not in result.structured_content
+    Draft202012Validator(tool.output_schema).validate(result.structured_content)
+    assert result.structured_content["request_id"]
+    [content] = result.content
+    assert content.text.startswith(f"{result.structured_content['decision']}: positive")
+    assert metrics['dalorra_requests_total{outcome="ok"}'] == 1
+    assert metrics["dalorra_inflight_requests"] == 0
+    assert sum(v for k, v in metrics.items() if k.startswith("dalorra_decisions_total")) == 1
+
+
+async def test_the_fields_are_the_adapters(serving: Serving):
+    predictor = FakePredictor(["claim", "evidence"])
+    async with serving(predictor) as server, connected(server) as client:
+        [tool] = (await client.list_tools()).tools
+        result = await client.call_tool(TOOL_NAME, {"claim": "a", "evidence": "b"})
+    assert list(tool.input_schema["properties"]) == ["claim", "evidence"]
+    expected = expected_prediction(predictor.encode({"claim": "a", "evidence": "b"}))
+    assert result.structured_content["probability"] == expected.probability
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error_type", "said"),
+    [
+        ({"sentence": ""}, "invalid_input", "empty"),
+        ({}, "invalid_input", "fields"),
+        ({"text": "a"}, "invalid_input", "fields"),
+        ({"sentence": ["a"]}, "invalid_input", "string"),
+        ({"sentence": "☠"}, "inference_failed", "failed"),
+    ],
+)
+async def test_a_failure_is_a_result_that_the_model_can_read(
+    serving: Serving, arguments: dict[str, Any], error_type: str, said: str
+):
+    async with serving() as server, connected(server) as client:
+        await client.call_tool(TOOL_NAME, {"sentence": "known good"})
+        result = await client.call_tool(TOOL_NAME, arguments)
+        metrics = await server.metrics()
+    assert result.is_error
+    assert result.content[0].text.startswith(f"{error_type}: ")
+    assert said in result.content[0].text
+    assert metrics[f'dalorra_request_failures_total{{error_type="{error_type}"}}'] == 1
+
+
+async def test_a_mistake_of_ours_stays_in_the_log(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: object) -> None:
+        raise builtins.ZeroDivisionError("a secret")
+
+    async with serving() as server, connected(server) as client:
+        monkeypatch.setattr("service.api.answering._body", broken)
+        result = await client.call_tool(TOOL_NAME, {"sentence": "a"})
+        metrics = await server.metrics()
+    assert result.is_error
+    assert "secret" not in result.content[0].text
+    assert metrics['dalorra_requests_total{outcome="failed"}'] == 1
+
+
+async def test_another_tool_is_a_protocol_error(serving: Serving):
+    async with serving() as server, connected(server) as client:
+        with pytest.raises(MCPError, match=TOOL_NAME):
+            await client.call_tool("other", {})
+
+
+async def test_before_the_model_is_loaded_it_says_so(serving: Serving):
+    predictor = FakePredictor()
+    predictor.broken = True
+    async with serving(predictor) as server, connected(server) as client:
+        with pytest.raises(MCPError, match="could not be loaded"):
+            await client.list_tools()
+        result = await client.call_tool(TOOL_NAME, {"sentence": "a"})
+    assert result.is_error
+    assert result.content[0].text.startswith("unavailable: ")
+
+
+async def test_calls_share_the_batcher(serving: Serving):
+    async with serving() as server, connected(server) as client:
+        server.predictor.gate.clear()
+        calls = [
+            asyncio.create_task(client.call_tool(TOOL_NAME, {"sentence": f"text {n}"}))
+            for n in range(6)
+        ]
+        await server.until(lambda: server.lifecycle.engine.queue_requests == 5)
+        server.predictor.gate.set()
+        results = await asyncio.gather(*calls)
+    assert not any(result.is_error for result in results)
+    assert [len(batch) for batch in server.predictor.batches] == [1, 5]
+
+
+async def test_it_is_behind_the_same_key(serving: Serving):
+    async with serving(api_keys="k", host="0.0.0.0") as server:  # noqa: S104
+        refused = await server.client.post("/mcp", json=INITIALIZE, headers=ACCEPT)
+        headers = {"Authorization": "Bearer k", **ACCEPT}
+        let_in = await server.client.post("/mcp", json=INITIALIZE, headers=headers)
+        async with connected(server, key="k") as client:
+            assert len((await client.list_tools()).tools) == 1
+    assert (refused.status_code, refused.json()["error_type"]) == (401, "unauthorized")
+    assert let_in.status_code == 200
+    assert let_in.headers["content-type"] == "application/json"
+    assert "mcp-session-id" not in let_in.headers
+
+
+async def test_an_open_local_server_does_not_answer_to_other_names(serving: Serving):
+    """DNS rebinding: a web page makes its own name point to 127.0.0.1."""
+    statuses = {}
+    for host in ("evil.example", "localhost:8000", "127.0.0.1"):
+        async with serving() as server:
+            headers = {"Host": host, **ACCEPT}
+            response = await server.client.post("/mcp", json=INITIALIZE, headers=headers)
+            statuses[host] = response.status_code
+    assert statuses == {"evil.example": 421, "localhost:8000": 200, "127.0.0.1": 200}
+
+
+async def test_the_body_limit_holds(serving: Serving):
+    async with serving(max_body_bytes=100) as server:
+        response = await server.client.post("/mcp", json=INITIALIZE, headers=ACCEPT)
+    assert response.json()["error_type"] == "body_too_large"
+
+
+async def test_it_can_be_turned_off(serving: Serving):
+    async with serving(mcp=False) as server:
+        assert (await server.client.post("/mcp", json=INITIALIZE)).status_code == 404
+
+
+@pytest.mark.parametrize("wanted", [None, True])
+def test_without_the_extra_it_is_left_out_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool | None
+):
+    monkeypatch.setattr("service.app.find_spec", lambda _: None)
+    if wanted:
+        with pytest.raises(ConfigError, match=r"dalorra-service\[mcp\]"):
+            create_app(Settings(mcp=True), lambda _: FakePredictor())
+    else:
+        app = create_app(Settings(), lambda _: FakePredictor())
+        assert "/mcp" not in {getattr(route, "path", None) for route in app.routes}

@@ -1,0 +1,106 @@
+"""Fits an adapter's novelty features, see `dalorra.novelty`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dalorra.errors import ConfigError
+from dalorra.novelty import Novelty
+from dalorra.prompts import Prompt
+from training.answers import Evaluable, encode_example
+from training.calibrate import data_digest
+from training.tasks import Example, split_off, subsample
+
+REFERENCE_EXAMPLES = 1_000
+"""Training examples whose features are fitted: many for 32 components, seconds of work."""
+
+_BATCH = 32
+
+
+class HasFeatures(Evaluable, Protocol):
+    """What novelty is fitted on: the part of `dalorra.predictor.Predictor` that it needs."""
+
+    def novelty_features(self, prompts: Sequence[Prompt], /) -> Tensor:
+        """`[B, d]`, order kept."""
+        ...
+
+
+def fit_novelty(
+    predictor: HasFeatures,
+    training: Sequence[Example],
+    calibration: Sequence[Example],
+    *,
+    seed: int = 0,
+    limit: int = REFERENCE_EXAMPLES,
+) -> Novelty:
+    """Learns where the training data lie and how far off unseen inputs like them are.
+
+    Args:
+        predictor: an adapter on its base model.
+        training: inputs that it was trained on; `limit` of them are used.
+        calibration: inputs from the same source that it was not trained on, all of them used: the
+            p-value is valid for inputs that are exchangeable with these.
+        seed: picks those that are used.
+        limit: on the training examples.
+
+    Raises:
+        ConfigError: too few examples.
+        InputError: an input does not fit the adapter's template.
+    """
+    chosen = subsample(list(training), min(limit, len(training)), seed)
+    if len(chosen) < 2 or not calibration:
+        raise ConfigError(
+            "novelty needs at least two training examples and one that was not trained on"
+        )
+    return Novelty.fit(
+        _features(predictor, chosen),
+        _features(predictor, calibration),
+        adapter_digest=predictor.adapter_digest,
+    )
+
+
+def trained_and_held_out(
+    training: Mapping[str, Any], examples: Sequence[Example]
+) -> tuple[list[Example], list[Example]]:
+    """The examples that an adapter was trained on, and those that its run held out.
+
+    Args:
+        training: what its `dalorra.json` records of the run.
+        examples: of the task's training split.
+
+    Raises:
+        ConfigError: the record is incomplete, or the examples are not those of the run.
+    """
+    try:
+        config = training["config"]
+        holdout, seed = float(config["data"]["holdout"]), int(config["seed"])
+        limit, digest = config["data"]["train_limit"], training["data_digest"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            "the adapter does not say which examples it was trained on: train it again with this "
+            "release"
+        ) from error
+    remaining, held_out = split_off(list(examples), holdout, seed)
+    if limit is not None:
+        remaining = subsample(remaining, limit, seed)
+    if data_digest(remaining) != digest:
+        raise ConfigError(
+            "these are not the examples that the adapter was trained on: name the training data "
+            "of its run with --data"
+        )
+    return remaining, held_out
+
+
+def _features(predictor: HasFeatures, examples: Sequence[Example]) -> Tensor:
+    """`[n, d]`, computed in batches of similar length."""
+    prompts = [encode_example(predictor, example, n) for n, example in enumerate(examples, start=1)]
+    order = sorted(range(len(prompts)), key=lambda i: -prompts[i].tokens)
+    found = torch.cat(
+        [
+            predictor.novelty_features([prompts[i] for i in order[start : start + _BATCH]])
+            for start in range(0, len(order), _BATCH)
+        ]
+    )
+    return found[torch.tensor(order).argsort()]
