@@ -24,6 +24,7 @@ from dalorra.cli_options import (
     TaskReference,
     assignments,
     numbers,
+    set_aside,
 )
 from dalorra.errors import ConfigError, DalorraError
 
@@ -247,12 +248,12 @@ def novelty(
     from dalorra.predictor import Predictor
     from training.novelty import fit_novelty, trained_and_held_out
 
-    (adapter / NOVELTY_FILE).unlink(missing_ok=True)  # it may be damaged or another adapter's
-    training = read_adapter(adapter).manifest.training
-    _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
-    trained, held_out = trained_and_held_out(training, examples)
-    predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
-    typer.echo(fit_novelty(predictor, trained, held_out).save(adapter))
+    with set_aside(adapter / NOVELTY_FILE):  # it may be damaged or another adapter's
+        training = read_adapter(adapter).manifest.training
+        _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
+        trained, held_out = trained_and_held_out(training, examples)
+        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
+        typer.echo(fit_novelty(predictor, trained, held_out).save(adapter))
 
 
 @app.command()

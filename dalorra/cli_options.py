@@ -1,6 +1,7 @@
 """Options that several commands of `dalorra.cli` take."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -53,3 +54,18 @@ def numbers(pairs: Iterable[str], option: str) -> dict[str, float]:
         except ValueError:
             raise ConfigError(f"{option} {name}={value} is no number") from None
     return assigned
+
+
+@contextmanager
+def set_aside(path: Path) -> Iterator[None]:
+    """Moves a file out of the way of its successor; puts it back when there is none."""
+    aside = path.with_name(f".{path.name}.old")
+    if path.exists():
+        path.replace(aside)
+    try:
+        yield
+    finally:
+        if path.exists():
+            aside.unlink(missing_ok=True)
+        elif aside.exists():
+            aside.replace(path)

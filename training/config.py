@@ -98,11 +98,14 @@ class EvaluationConfig(_Section):
         every: gradient steps between evaluations and checkpoints.
         keep_best: finish with the checkpoint of lowest hold-out NLL instead of the last one.
         target_error: largest error among accepted answers when the thresholds are picked.
+        novelty: fit a novelty score, which `dalorra calibrate` can give a level. It compares style
+            as well as subject: fit it only if the training inputs look like those to come.
     """
 
     every: int = Field(default=500, ge=1)
     keep_best: bool = True
     target_error: float = Field(default=0.05, gt=0.0, lt=1.0)
+    novelty: bool = False
 
 
 class TrainingConfig(_Section):

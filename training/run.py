@@ -149,10 +149,11 @@ class Run:
         manifest = self._manifest(self.holdout_metrics())
         digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
         predictor = self._predictor(digest)
-        predictor.novelty = fit_novelty(
-            predictor, self.data.train, self.data.holdout, seed=self.config.seed
-        )
-        predictor.novelty.save(folder)
+        if self.config.evaluation.novelty:
+            predictor.novelty = fit_novelty(
+                predictor, self.data.train, self.data.holdout, seed=self.config.seed
+            )
+            predictor.novelty.save(folder)
         predictor.policy = self._policy(predictor)
         predictor.policy.save(folder)
         metrics = evaluate(

@@ -20,9 +20,9 @@ from benchmarks.serving_load.client import Cell, Outcome, numbered
 from dalorra.errors import DalorraError
 
 OURS = "ours"
-OURS_UNCACHED = "ours, no prefix cache"
-FASTAPI = "FastAPI, loop of M"
-LITSERVE = "LitServe, batched loop of M"
+OURS_UNCACHED = "ours uncached"
+FASTAPI = "FastAPI loop"
+LITSERVE = "LitServe loop"
 NAMES = (FASTAPI, LITSERVE, OURS_UNCACHED, OURS)
 
 _START_SECONDS = 180

@@ -179,9 +179,7 @@ def _about_the_server(router: APIRouter, lifecycle: Lifecycle) -> None:
 
 def _about_the_model(router: APIRouter, lifecycle: Lifecycle) -> None:
     # FastAPI documents a 422 of its own for every path with a parameter.
-    responses = errors.documented(
-        errors.UNAUTHORIZED, errors.NOT_FOUND, errors.INVALID, *NOT_NOW
-    )
+    responses = errors.documented(errors.UNAUTHORIZED, errors.NOT_FOUND, errors.INVALID, *NOT_NOW)
 
     @router.get("/models/{model}", responses=responses)
     async def model_metadata(model: str) -> ModelMetadata:

@@ -1,4 +1,4 @@
-"""The page for people: three files of this package, nothing from elsewhere."""
+"""The page for people: four files of this package, nothing from elsewhere."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -9,7 +9,11 @@ _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
 }
+PATHS = frozenset(_FILES)
+"""Open to all: the page has no secret, and is where a key is typed in."""
+
 _HEADERS = {
     # Nothing inline, nothing from elsewhere, and no other page may frame it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "

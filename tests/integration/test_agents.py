@@ -102,9 +102,7 @@ def over_inference_protocol(url: str, model: str) -> dict[str, list[Any]]:
     body = {"inputs": [{"name": "sentence", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]}
     headers = {"Authorization": f"Bearer {KEY}"}
     assert httpx2.get(f"{url}/v2/health/ready").json() == {"ready": True}
-    response = httpx2.post(
-        f"{url}/v2/models/{model}/infer", json=body, headers=headers, timeout=60
-    )
+    response = httpx2.post(f"{url}/v2/models/{model}/infer", json=body, headers=headers, timeout=60)
     assert response.status_code == 200, response.text
     return {output["name"]: output["data"] for output in response.json()["outputs"]}
 

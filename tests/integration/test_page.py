@@ -20,10 +20,11 @@ WIDE = ViewportSize(width=1120, height=840)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.skip("Chromium is missing: on Debian, apt-get install chromium brings it")
     with sync_playwright() as playwright:
+        fetched = playwright.chromium.executable_path  # by `playwright install chromium`
+        found = next(filter(None, map(shutil.which, (*NAMES, fetched))), None)
+        if found is None:
+            pytest.skip("Chromium is missing: on Debian, apt-get install chromium brings it")
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=found, args=[*flags, "--no-first-run"])
         yield browser
@@ -95,6 +96,7 @@ def test_a_decision_and_what_it_rests_on(page: Page, decision: str):
     assert where == pytest.approx([100 * p for p in sorted(answer.sample_probabilities)])
     expect(page.locator("#labels .threshold")).to_have_attribute("x1", "80%")
     assert zone_of_the_dot(page) == decision
+    expect(page.get_by_role("img", name="novelty p-value")).to_be_visible()
 
 
 def zone_of_the_dot(page: Page) -> str:
@@ -142,7 +144,7 @@ def test_an_error_is_a_sentence_and_asking_goes_on(page: Page):
 
 
 def test_text_is_text(page: Page):
-    ask(page, "<img src=x onerror=alert(1)> & \"quotes\" ünïcödé 🙂")
+    ask(page, '<img src=x onerror=alert(1)> & "quotes" ünïcödé 🙂')
     assert page.locator("#history img").count() == 0
 
 
@@ -188,7 +190,7 @@ def test_light_and_dark(browser: Browser, server: ServerProcess):
 
 
 def test_several_fields_and_a_narrow_screen(browser: Browser):
-    process = start("fake", api_keys="", predictor={"fields": ["claim", "evidence"]})
+    process = start("fake", api_keys=[], predictor={"fields": ["claim", "evidence"]})
     try:
         process.until_ready()
         context = browser.new_context(viewport=ViewportSize(width=360, height=740))
@@ -206,7 +208,7 @@ def test_several_fields_and_a_narrow_screen(browser: Browser):
 
 
 def test_it_waits_for_a_model_that_loads(browser: Browser):
-    process = start("fake", api_keys="", predictor={"load_seconds": 2})
+    process = start("fake", api_keys=[], predictor={"load_seconds": 2})
     try:
         page = browser.new_page()
         page.goto(process.url)

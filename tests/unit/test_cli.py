@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dalorra.cli import app
+from dalorra.cli_options import set_aside
 from dalorra.errors import BaseModelError, DalorraError
 
 COMMANDS = (
@@ -273,3 +274,15 @@ def test_evaluate_says_when_nobody_knows_the_task(run, scored, rows):
     assert result.exit_code == 2
     assert "name a task with --task" in result.stderr
     assert run("evaluate", "a", "--data", str(rows), "--task", "sst2").exit_code == 0
+
+
+def test_a_file_set_aside_comes_back_unless_it_has_a_successor(tmp_path):
+    path = tmp_path / "novelty.safetensors"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), set_aside(path):
+        path.read_text()
+    assert path.read_text() == "old"
+    with set_aside(path):
+        path.write_text("new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

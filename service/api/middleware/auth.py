@@ -7,16 +7,18 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api import page
 from service.api.errors import error_response
 from service.errors import UnauthorizedError
 
-OPEN_PATHS = frozenset(
-    {
-        "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics",
-        "/", "/page.css", "/page.js",
-    }
-)  # fmt: skip
-"""What probes and Prometheus read without a key, and the page into which one is typed."""
+OPEN_PATHS = page.PATHS | {
+    "/health/live",
+    "/health/ready",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/metrics",
+}
+"""The page, and what probes and Prometheus read without a key."""
 
 
 class AuthMiddleware:

@@ -136,9 +136,7 @@ def test_wrong_arguments_come_back_to_the_model(
         (httpx.ConnectError("refused"), ["No prediction", "could not be reached"]),
     ],
 )
-def test_an_error_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, answer: Any, parts: list[str]
-):
+def test_an_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, answer: Any, parts: list[str]):
     message = both(scripted_tool(monkeypatch, Script(answer)), VALUES)
     assert message.status == "error"
     assert message.artifact is None
@@ -187,7 +185,11 @@ async def test_tool_json_is_a_strict_function(serving: Serving):
     validator = Draft202012Validator(function["parameters"])
     validator.check_schema(function["parameters"])
     assert validator.is_valid({"claim": "a", "evidence": "b"})
-    for wrong in ({"claim": "a"}, {"claim": "a", "evidence": 1}, {"claim": "", "x": "", "evidence": ""}):
+    for wrong in (
+        {"claim": "a"},
+        {"claim": "a", "evidence": 1},
+        {"claim": "", "x": "", "evidence": ""},
+    ):
         assert not validator.is_valid(wrong)
     assert refused.status_code == 401
 

@@ -90,7 +90,9 @@ Ask = Callable[..., Any]
 def ask(request: pytest.FixtureRequest) -> Ask:
     """`ask(script, "predict", "text")`: one call of either client, which behave alike."""
 
-    def sync_call(script: Script, method: str, *args: Any, options: Any = None, **named: Any) -> Any:
+    def sync_call(
+        script: Script, method: str, *args: Any, options: Any = None, **named: Any
+    ) -> Any:
         with Client(transport=httpx.MockTransport(script), **(options or {})) as client:
             return getattr(client, method)(*args, **named)
 
@@ -270,7 +272,7 @@ def test_no_answer_is_one_error_and_no_retry(
     ask: Ask, waits: list[float], failure: Exception, kind: type[ClientError]
 ):
     script = Script(failure)
-    with pytest.raises(kind, match="127.0.0.1:8000/predict") as raised:
+    with pytest.raises(kind, match=r"127\.0\.0\.1:8000/predict") as raised:
         ask(script, "predict", "a")
     assert type(raised.value) is kind
     assert (raised.value.status, raised.value.error_type, len(script.requests)) == (None, None, 1)
@@ -364,7 +366,7 @@ async def test_a_full_queue_says_how_long_to_wait(serving: Serving):
 
 
 def test_the_import_is_light():
-    """Without click, which a bare install lacks, and on the CPU's clock: the machine may be busy."""
+    """Without click, which a bare install lacks; on the CPU's clock, as the machine may be busy."""
     code = """
 import sys, time
 sys.modules["click"] = None

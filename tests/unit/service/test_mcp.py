@@ -34,9 +34,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
 @asynccontextmanager
-async def connected(
-    server: Running, *, mode: str = "auto", key: str = ""
-) -> AsyncIterator[Client]:
+async def connected(server: Running, *, mode: str = "auto", key: str = "") -> AsyncIterator[Client]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=server.app), headers=headers)
     url = "http://127.0.0.1:8000/mcp"

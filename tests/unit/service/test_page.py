@@ -7,7 +7,12 @@ import pytest
 from tests.fakes import expected_prediction
 from tests.unit.service.conftest import Serving
 
-FILES = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
+FILES = {
+    "/": "text/html",
+    "/page.css": "text/css",
+    "/page.js": "text/javascript",
+    "/charts.js": "text/javascript",
+}
 
 
 @pytest.mark.parametrize("path", FILES)

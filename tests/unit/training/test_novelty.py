@@ -16,7 +16,9 @@ from training.tasks import load_examples, load_task
 
 
 def test_a_run_leaves_features_that_the_command_fits_again(configure, files, no_figures):
-    adapter = train(configure(), resume=False, overrides={"optimizer.steps": "1"})
+    adapter = train(
+        configure(), resume=False, overrides={"optimizer.steps": "1", "evaluation.novelty": "true"}
+    )
     fitted = read_adapter(adapter).novelty
     assert fitted is not None
     assert len(fitted.calibration) == 6, "the hold-out"

@@ -256,11 +256,13 @@ def test_a_second_ctrl_c_stops_at_once(configure, tmp_path, at_loss, no_figures)
         interrupt()
         interrupt()
 
-    before = signal.getsignal(signal.SIGINT)
+    # A process that was started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     at_loss(3, twice)
     try:
         with pytest.raises(KeyboardInterrupt):
             run(configure())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-2"]
