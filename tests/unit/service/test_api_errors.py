@@ -239,7 +239,9 @@ async def test_each_known_key_opens(serving: Serving, authorization: str):
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"]
+)
 async def test_probes_and_scrapes_need_no_key(serving: Serving, path: str):
     async with serving(**KEYS) as server:
         assert (await server.client.get(path)).status_code == 200
@@ -247,8 +249,8 @@ async def test_probes_and_scrapes_need_no_key(serving: Serving, path: str):
 
 @pytest.mark.parametrize(
     "path",
-    ["/info", "/docs", "/openapi.json", "/predict/batch", "/nowhere", "/metrics/", "//metrics",
-     "/health", "/health/live/../../info", "/METRICS"],
+    ["/info", "/docs", "/openapi.json", "/predict/batch", "/nowhere", "/metrics/", "http://test//metrics",
+     "/health", "/health/live/../../info", "/METRICS", "/v2", "/mcp", "/tool.json", "/page.html"],
 )  # fmt: skip
 async def test_everything_else_does(serving: Serving, path: str):
     async with serving(**KEYS) as server:
