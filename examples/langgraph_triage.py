@@ -11,8 +11,9 @@ Needs: pip install 'dalorra-service[langchain]'
 
 import argparse
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -78,12 +79,12 @@ def triage(
     graph: CompiledStateGraph[Triage], review: str, answer: Callable[[dict[str, Any]], str]
 ) -> Triage:
     """Runs one review to its end; `answer` is asked what the graph asks."""
-    thread = {"configurable": {"thread_id": review}}
+    thread: RunnableConfig = {"configurable": {"thread_id": review}}
     state = graph.invoke({"review": review}, thread)
     while "__interrupt__" in state:
         [question] = state["__interrupt__"]
         state = graph.invoke(Command(resume=answer(question.value)), thread)
-    return state
+    return cast(Triage, state)
 
 
 def ask_at_the_terminal(question: dict[str, Any]) -> str:

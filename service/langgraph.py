@@ -12,29 +12,41 @@ graph.add_conditional_edges(
 Needs the `langchain` extra; no torch, no server code.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, overload
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, overload
 
 from service.client import AsyncClient, Client, Decision, Input, Prediction
 
-State = Mapping[str, Any]
+State = Any  # a mapping with the graph's own keys: a TypedDict, of which there is no common type
 Update = dict[str, dict[str, Any]]
+
+
+class PredictNode(Protocol):
+    """A node, as `StateGraph.add_node` takes it."""
+
+    def __call__(self, state: State) -> Update: ...
+
+
+class AsyncPredictNode(Protocol):
+    """A node of a graph that is run with `ainvoke`."""
+
+    def __call__(self, state: State) -> Awaitable[Update]: ...
 
 
 @overload
 def predict_node(
     client: Client, *, reads: str | Callable[[State], Input], writes: str = ...
-) -> Callable[[State], Update]: ...
+) -> PredictNode: ...
 @overload
 def predict_node(
     client: AsyncClient, *, reads: str | Callable[[State], Input], writes: str = ...
-) -> Callable[[State], Awaitable[Update]]: ...
+) -> AsyncPredictNode: ...
 def predict_node(
     client: Client | AsyncClient,
     *,
     reads: str | Callable[[State], Input],
     writes: str = "prediction",
-) -> Callable[[State], Update | Awaitable[Update]]:
+) -> PredictNode | AsyncPredictNode:
     """A node that asks the server and puts the prediction, as a dict, into the state.
 
     Args:

@@ -125,7 +125,7 @@ export function drawNovelty(figure, novelty, level) {
   }
   svg.append(
     shape("text", { x: "0%", y: 32 }, "unlike"),
-    shape("text", { x: "100%", y: 32, "text-anchor": "end" }, "like the training data"),
+    shape("text", { x: "100%", y: 32, "text-anchor": "end" }, "alike"),
     shape("circle", { class: "now", cx: x(novelty), cy: 7, r: 7 }),
   );
   figure.replaceChildren(svg);
