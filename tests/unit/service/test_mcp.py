@@ -141,7 +141,9 @@ async def test_calls_share_the_batcher(serving: Serving):
         server.predictor.gate.set()
         results = await asyncio.gather(*calls)
     assert not any(result.is_error for result in results)
-    assert [len(batch) for batch in server.predictor.batches] == [1, 5]
+    sizes = [len(batch) for batch in server.predictor.batches]
+    assert sum(sizes) == 6
+    assert max(sizes) >= 4  # at most two had started before the gate closed behind them
 
 
 async def test_it_is_behind_the_same_key(serving: Serving):
