@@ -20,7 +20,7 @@ from dalorra.adapter import (
 from dalorra.bank import MaskBank
 from dalorra.base_model import BaseModel, load_base_model
 from dalorra.errors import ConfigError
-from dalorra.policy import Policy, pick_thresholds
+from dalorra.policy import Policy
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
 from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
@@ -34,6 +34,7 @@ from training.objective import ElboObjective
 from training.prompt_cache import PromptCache
 from training.report import write_model_card
 from training.tasks import TASKS, Example, Task, load_examples, split_off, subsample
+from training.thresholds import pick_thresholds
 from training.trainer import ElboTrainer, TrainablePeftModel
 
 RUN_FILE = "run.json"
