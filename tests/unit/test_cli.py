@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dalorra.cli import app
-from dalorra.cli_options import set_aside
+from dalorra.cli.options import set_aside
 from dalorra.errors import BaseModelError, DalorraError
 
 COMMANDS = (

@@ -1,4 +1,4 @@
-"""Options that several commands of `dalorra.cli` take."""
+"""Options that several commands take."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,0 +1,66 @@
+"""The command line: the one place where the method, the training and the service meet.
+
+Every command imports what it needs when it runs, so that `--help` does not wait for torch.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dalorra.cli.adapters import export, fetch, info
+from dalorra.cli.asking import predict
+from dalorra.cli.console import EXIT_REFUSED, refuse
+from dalorra.cli.serving import serve
+from dalorra.cli.training import calibrate, evaluate, novelty, train
+from dalorra.errors import DalorraError
+
+__all__ = ["app"]
+
+
+class _OneSentence(TyperGroup):
+    """Shows the project's own errors as one sentence on stderr, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that `ctx` names."""
+        try:
+            return super().invoke(ctx)
+        except DalorraError as error:
+            refuse(str(error))
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing in ("", "dalorra", "service", "training"):  # a fault of this package
+                raise
+            refuse(f"this needs {missing}; pip install 'dalorra-service[training]' brings it")
+        raise typer.Exit(EXIT_REFUSED)
+
+
+app = typer.Typer(
+    cls=_OneSentence,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Decisions of a frozen Llama with an honest probability and a measure of doubt.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"dalorra {version('dalorra-service')}")
+        except PackageNotFoundError:
+            typer.echo("dalorra (run from a source tree that is not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Decisions of a frozen Llama with an honest probability and a measure of doubt."""
+
+
+for command in (fetch, predict, serve, info, train, evaluate, novelty, calibrate, export):
+    app.command()(command)
