@@ -24,6 +24,14 @@ class QueueFullError(ServiceError):
         self.retry_after = retry_after
 
 
+class RateLimitedError(ServiceError):
+    """The key asks more often than it may; it may again after about `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class BatchTooLargeError(ServiceError):
     """One request carries more inputs than the server takes."""
 

@@ -14,6 +14,7 @@ from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from dalorra.prompts import InputFields
+    from service.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,21 @@ class Answering:
         lifecycle: has the engine.
         telemetry: counts decisions and labels.
         timeout_seconds: for all inputs of one request together.
+        tracing: makes spans of what was done, if there is one.
     """
 
     def __init__(
-        self, lifecycle: Lifecycle, telemetry: Telemetry, *, timeout_seconds: float
+        self,
+        lifecycle: Lifecycle,
+        telemetry: Telemetry,
+        *,
+        timeout_seconds: float,
+        tracing: Tracing | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._telemetry = telemetry
         self._timeout_seconds = timeout_seconds
+        self._tracing = tracing
 
     async def answer(
         self, inputs: Sequence[InputFields], request_id: str, *, return_samples: bool = False
@@ -57,6 +65,8 @@ class Answering:
         """
         engine = self._lifecycle.engine
         answers = await engine.predict(inputs, within=self._timeout_seconds)
+        if self._tracing is not None:
+            self._tracing.stages(answers)
         bodies = [_body(one, engine.predictor, request_id, return_samples) for one in answers]
         for one, body in zip(answers, bodies, strict=True):
             self._telemetry.answered(one, body.decision)

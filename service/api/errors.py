@@ -84,8 +84,14 @@ INVALID = Problem(
 QUEUE_FULL = Problem(
     429,
     "queue_full",
-    "The queue is full; `Retry-After` says when to come back.",
+    "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
     "the queue is full (512 inputs, 38912 rows wait): try again in 3 s",
+)
+RATE_LIMITED = Problem(
+    429,
+    "rate_limited",
+    "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
+    "this key may make 5 requests per second: try again in 1 s",
 )
 INFERENCE_FAILED = Problem(
     500,
@@ -124,6 +130,7 @@ PROBLEMS: dict[type[Exception], Problem] = {
     errors.BodyTooLargeError: BODY_TOO_LARGE,
     errors.BatchTooLargeError: BATCH_TOO_LARGE,
     errors.QueueFullError: QUEUE_FULL,
+    errors.RateLimitedError: RATE_LIMITED,
     errors.InferenceError: INFERENCE_FAILED,
     errors.LoadingError: LOADING,
     errors.DrainingError: DRAINING,
@@ -187,7 +194,7 @@ def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
                 "request_id": "5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e",
             }
         }
-        if problem is QUEUE_FULL:
+        if problem.status == QUEUE_FULL.status:
             entry["headers"] = {
                 "Retry-After": {
                     "description": "Whole seconds to wait.",

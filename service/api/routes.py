@@ -40,6 +40,7 @@ PREDICTION_ERRORS = errors.documented(
     errors.BATCH_TOO_LARGE,
     errors.INVALID,
     errors.QUEUE_FULL,
+    errors.RATE_LIMITED,
     errors.INFERENCE_FAILED,
     errors.INTERNAL,
     *NOT_NOW,

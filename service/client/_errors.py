@@ -11,6 +11,7 @@ ClientError
 │   └── TooLargeError
 ├── BusyError                 the same request may succeed later
 │   ├── QueueFullError
+│   ├── RateLimitedError
 │   └── NotReadyError
 ├── ServerError               the server's fault
 │   ├── InferenceFailedError
@@ -87,6 +88,10 @@ class QueueFullError(BusyError):
     """Too many inputs wait for the model."""
 
 
+class RateLimitedError(BusyError):
+    """This key made more requests than it may; `retry_after` says when it may again."""
+
+
 class NotReadyError(BusyError):
     """The server is loading, draining or broken."""
 
@@ -116,6 +121,7 @@ BY_ERROR_TYPE: dict[str, type[ClientError]] = {
     "body_too_large": TooLargeError,
     "batch_too_large": TooLargeError,
     "queue_full": QueueFullError,
+    "rate_limited": RateLimitedError,
     "loading": NotReadyError,
     "draining": NotReadyError,
     "unavailable": NotReadyError,
@@ -132,7 +138,7 @@ BY_STATUS: dict[int, type[ClientError]] = {
     405: NotFoundError,
     413: TooLargeError,
     422: InvalidInputError,
-    429: QueueFullError,
+    429: BusyError,
     503: NotReadyError,
     504: DeadlineExceededError,
 }

@@ -1,6 +1,7 @@
 """Predictions, info, health and metrics through the whole ASGI application."""
 
 import asyncio
+import math
 import re
 import threading
 
@@ -254,6 +255,20 @@ async def test_every_series_exists_before_the_first_request(serving: Serving):
     [adapter] = [series for series in metrics if series.startswith("dalorra_adapter_info{")]
     assert 'adapter="fake-adapter"' in adapter
     assert 'digest="0123abcd"' in adapter
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_the_policy_was_picked_with_is_shown_where_it_is_known(
+    serving: Serving, known: bool
+):
+    predictor = FakePredictor()
+    shares = {"accepted": 0.75, "escalated": 0.2} if known else {}
+    predictor.policy = predictor.policy.model_copy(update=shares)
+    async with serving(predictor) as server:
+        metrics = await server.metrics()
+    for name, share in (("acceptance", 0.75), ("escalation", 0.2)):
+        shown = metrics[f"dalorra_calibrated_{name}_ratio"]
+        assert shown == share if known else math.isnan(shown)
 
 
 async def test_requests_are_counted_by_what_became_of_them(serving: Serving):
