@@ -14,7 +14,7 @@ import torch
 from scipy import optimize
 
 from dalorra.errors import ConfigError
-from dalorra.policy import NEVER, CalibratedPoint, Policy
+from dalorra.policy import NEVER, CalibratedPoint, Decision, Policy
 from dalorra.predictive import PosteriorSamples, Prediction
 from dalorra.prompts import Prompt
 from training.answers import Evaluable, answer, encode_example
@@ -103,11 +103,12 @@ def calibrate(
         fitted = _fit_on(predictor, pilot)
         predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
     level = predictor.policy.model_copy(update={"min_novelty_p": min_novelty_p})
+    answers = [
+        answer(predictor, part, mean_mask=False, quiet=quiet).sampled for part in (pilot, tested)
+    ]
     scored = [
-        _familiar(
-            level, answer(predictor, part, mean_mask=False, quiet=quiet).sampled, part, promise
-        )
-        for part in (pilot, tested)
+        _familiar(level, predictions, part, promise)
+        for predictions, part in zip(answers, (pilot, tested), strict=True)
     ]
     points = (
         calibrated_points(scored[0], scored[1], promise, scale=scale, asked=len(tested))
@@ -115,7 +116,7 @@ def calibrate(
         else []
     )
     main = points[0] if points else None
-    predictor.policy = Policy(
+    policy = Policy(
         min_probability=main.min_probability if main else NEVER,
         max_variance=main.max_variance if main else 0.0,
         source=f"{source}: {len(pilot)} examples to declare the thresholds, {len(tested)} to test",
@@ -136,7 +137,14 @@ def calibrate(
         bank=None if bank is None else dict(bank),
         adapter_digest=predictor.adapter_digest,
     )
+    predictor.policy = policy.model_copy(update={"escalated": _escalated(policy, answers[1])})
     return predictor.policy
+
+
+def _escalated(policy: Policy, predictions: Sequence[Prediction]) -> float:
+    """Share of the predictions that the policy escalates."""
+    verdicts = [policy.decide(p.probability, p.variance, p.novelty) for p in predictions]
+    return sum(verdict.decision is Decision.ESCALATE for verdict in verdicts) / len(verdicts)
 
 
 def _familiar(

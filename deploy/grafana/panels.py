@@ -71,8 +71,9 @@ def lines(
     stacked: bool = False,
     top: float | None = None,
     width: int = 12,
+    exemplars: bool = False,
 ) -> timeseries.Panel:
-    """Series over time; `top` fixes the upper end of the axis."""
+    """Series over time; `top` fixes the upper end of the axis, `exemplars` adds single requests."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -96,7 +97,7 @@ def lines(
     if top is not None:
         panel.max(top)
     for target in _targets(queries):
-        panel.with_target(target)
+        panel.with_target(target.exemplar(True) if exemplars else target)
     return panel
 
 

@@ -32,6 +32,7 @@ def uncertainty() -> Dashboard:
     _add_overview(dashboard)
     _add_decisions(dashboard)
     _add_doubt(dashboard)
+    _add_novelty(dashboard)
     _add_answers(dashboard)
     return numbered(dashboard.build())
 
@@ -106,6 +107,19 @@ def _add_decisions(dashboard: board.Dashboard) -> None:
         )
     ).with_panel(
         lines(
+            "Escalation against its calibration",
+            "Above the calibrated share, the adapter knows less of these inputs than of those.",
+            "percentunit",
+            [
+                Query(_of_decisions(ESCALATE, "1h"), "escalated, last hour"),
+                Query(
+                    f"max (dalorra_calibrated_escalation_ratio{{{SELECTED}}})",
+                    "escalated when calibrated",
+                ),
+            ],
+        )
+    ).with_panel(
+        lines(
             "Escalation against the day before",
             "A gap that stays is new inputs or a new adapter; DalorraEscalationSurge watches it.",
             "percentunit",
@@ -154,6 +168,26 @@ def _add_doubt(dashboard: board.Dashboard) -> None:
                 ],
             )
         )
+
+
+def _add_novelty(dashboard: board.Dashboard) -> None:
+    novelty = "dalorra_novelty_p_value"
+    rare = rate(f"{novelty}_bucket", matchers='le="0.01"')
+    dashboard.with_row(board.Row("Novelty")).with_panel(
+        heat(
+            "Novelty",
+            "Answers by their input's p-value among those like the training data; low is novel.",
+            "none",
+            novelty,
+        )
+    ).with_panel(
+        lines(
+            "Novel inputs",
+            "Share with a p-value of at most 0.01; of familiar inputs, one in a hundred has it.",
+            "percentunit",
+            [Query(f"{rare} / {rate(f'{novelty}_count')}", "p-value at most 0.01")],
+        )
+    )
 
 
 def _add_answers(dashboard: board.Dashboard) -> None:

@@ -245,6 +245,7 @@ CALIBRATED = Policy(
     confidence=0.95,
     n=400,
     accepted=0.6,
+    escalated=0.2,
     error=0.02,
     upper_bound=0.045,
     path=(point(0.03, 0.9, 0.01), point(0.01, 0.97, 0.001)),
@@ -258,6 +259,7 @@ def test_a_stricter_target_takes_the_thresholds_that_were_calibrated_for_it():
     at = CALIBRATED.at(0.02)
     assert (at.target_error, at.min_probability, at.max_variance) == (0.01, 0.97, 0.001)
     assert (at.upper_bound, at.confidence, at.class_targets) == (0.005, 0.95, {"positive": 0.03})
+    assert (CALIBRATED.escalated, at.escalated) == (0.2, None), "of other thresholds, unknown"
     assert CALIBRATED.at(0.05) is CALIBRATED
     assert CALIBRATED.at(0.03).min_probability == CALIBRATED.at(0.0499).min_probability == 0.9
     assert CALIBRATED.at(0.03).at(0.01) == CALIBRATED.at(0.01)
