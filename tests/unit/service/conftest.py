@@ -10,7 +10,6 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
-from service.tracing import Tracing
 from tests.fakes import FakePredictor
 
 
@@ -58,14 +57,10 @@ def serving() -> Serving:
 
     @asynccontextmanager
     async def start(
-        predictor: FakePredictor | None = None,
-        *,
-        ready: bool = True,
-        tracing: Tracing | None = None,
-        **settings: Any,
+        predictor: FakePredictor | None = None, *, ready: bool = True, **settings: Any
     ) -> AsyncIterator[Running]:
         predictor = predictor or FakePredictor()
-        app = create_app(Settings(**settings), lambda _: predictor, tracing=tracing)
+        app = create_app(Settings(**settings), lambda _: predictor)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
