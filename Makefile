@@ -61,19 +61,11 @@ format: $(STAMP)
 test: setup lint ## All checks
 	"$(BIN)/python" -m pytest $(PYTEST_ARGS)
 
-test-all: setup system-deps lint ## All checks, slow tests included
-	"$(BIN)/python" -m pytest -m '' $(PYTEST_ARGS)
+test-all: test system-deps ## All checks, slow tests included
+	"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)
 
-# Only the two programs, without root: the package would also start a Prometheus on this machine.
-system-deps: $(STAMP) ## Prometheus and promtool, which the slow tests run
-	@PATH="$(abspath $(BIN)):$$PATH"; \
-	{ command -v prometheus && command -v promtool; } >/dev/null && exit; \
-	folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT; \
-	if command -v apt-get >/dev/null && (cd "$$folder" && apt-get -qq download prometheus && \
-		dpkg -x prometheus_*.deb .) && \
-		cp "$$folder/usr/bin/prometheus" "$$folder/usr/bin/promtool" "$(BIN)"; then exit; fi; \
-	echo "error: prometheus and promtool were not found; put both on PATH (prometheus.io/download)," >&2; \
-	echo "       or, on Debian and Ubuntu, run 'apt-get update' as root and try again" >&2; exit 1
+system-deps: $(STAMP) ## Prometheus, promtool and Chromium, which the slow tests run
+	@tests/install_programs.sh "$(abspath $(BIN))"
 
 generate: $(STAMP) ## The files under deploy/ that are written by others there
 	"$(BIN)/python" -m deploy.grafana.dashboards

@@ -77,6 +77,7 @@ class Policy(BaseModel):
             None for thresholds that promise nothing.
         n: number of labelled examples that they were picked on, or tested on with a confidence.
         accepted: share of those that the policy accepts.
+        escalated: share of those that it escalates.
         error: error rate among those accepted; None when none is.
         upper_bound: upper confidence limit of that error rate, never above the target. The
             promise is the target: the pair was chosen among several, this limit is of one alone.
@@ -101,6 +102,7 @@ class Policy(BaseModel):
     confidence: float | None = Field(default=None, gt=0.0, lt=1.0)
     n: int | None = Field(default=None, ge=1)
     accepted: float | None = Field(default=None, ge=0.0, le=1.0)
+    escalated: float | None = Field(default=None, ge=0.0, le=1.0)
     error: float | None = Field(default=None, ge=0.0)
     upper_bound: float | None = Field(default=None, ge=0.0)
     class_targets: dict[str, float] = Field(default_factory=dict)
@@ -172,7 +174,7 @@ class Policy(BaseModel):
 
         Raises:
             InputError: the target is looser than this policy's, no probability, or the policy was
-                not calibrated, or for another adapter, and so has no error rate to promise.
+                not calibrated and so has no error rate to promise.
         """
         if not 0.0 < target_error <= 1.0:
             raise InputError(f"target_error {target_error:g} is not between 0 and 1")
@@ -181,13 +183,14 @@ class Policy(BaseModel):
                 f"target_error {target_error:g} is looser than the {self.target_error:g} that the "
                 "adapter was calibrated for: ask for that or less"
             )
+        if self.never_accepts:
+            return self
         if self.target_error is None or self.confidence is None:
-            why = self.source if self.never_accepts else "the adapter's policy promises none"
             raise InputError(
-                f"target_error cannot be chosen, because {why}: leave it out, or calibrate the "
-                "adapter"
+                "target_error cannot be chosen, because the adapter's policy promises none: "
+                "leave it out, or calibrate the adapter"
             )
-        if self.never_accepts or target_error == self.target_error:
+        if target_error == self.target_error:
             return self
         reached = [point for point in self.path if point.target_error <= target_error]
         if not reached:
@@ -195,6 +198,7 @@ class Policy(BaseModel):
                 "min_probability": NEVER,
                 "target_error": target_error,
                 "accepted": 0.0,
+                "escalated": None,
                 "error": None,
                 "upper_bound": None,
                 "path": (),
@@ -202,7 +206,7 @@ class Policy(BaseModel):
         else:
             point = max(reached, key=lambda point: point.target_error)
             stricter = tuple(p for p in reached if p.target_error < point.target_error)
-            changes = {**dict(point), "path": stricter}
+            changes = {**dict(point), "escalated": None, "path": stricter}
         return self.model_copy(update=changes)
 
     def novel(self, novelty: float | None) -> bool:

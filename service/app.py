@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -14,19 +14,19 @@ from starlette.middleware import Middleware
 from dalorra.errors import ConfigError
 from service.api import errors
 from service.api.answering import Answering
-from service.api.feedback import feedback_routes
 from service.api.middleware import (
     AccessMiddleware,
     AuthMiddleware,
     BodyLimitMiddleware,
+    RateLimitMiddleware,
     RequestIdMiddleware,
+    TraceMiddleware,
+    cross_origin,
 )
 from service.api.middleware.auth import OPEN_PATHS
 from service.api.openinference import openinference_routes
 from service.api.page import page_routes
 from service.api.routes import operation_routes, prediction_routes
-from service.feedback import Ledger
-from service.feedback.metrics import FeedbackCollector
 from service.lifecycle import Lifecycle, LoadPredictor
 from service.telemetry import Telemetry, package_version
 
@@ -34,53 +34,56 @@ if TYPE_CHECKING:
     from service.engine import Predictor
     from service.mcp import McpEndpoint
     from service.settings import Settings
+    from service.tracing import Tracing
 
 
-def create_app(settings: Settings, load_predictor: LoadPredictor | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    load_predictor: LoadPredictor | None = None,
+    *,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """Builds the application; it loads its model once it is started, while health answers.
 
     Args:
         settings: see `service.settings`.
         load_predictor: makes the predictor; `dalorra`'s by default.
+        tracing: makes spans; if the settings say so, as the environment says, by default.
 
     Returns:
         An application whose `state.lifecycle` says what it is doing.
     """
     telemetry = Telemetry(errors.ERROR_TYPES)
-    ledger = Ledger(settings.keeping())
-    telemetry.registry.register(FeedbackCollector(ledger))
-    lifecycle = Lifecycle(settings, load_predictor or load_adapter, telemetry, ledger)
+    lifecycle = Lifecycle(settings, load_predictor or load_adapter, telemetry)
+    tracing = tracing or _tracing(settings)
     answering = Answering(
-        lifecycle, telemetry, ledger, timeout_seconds=settings.request_timeout_seconds
+        lifecycle,
+        telemetry,
+        timeout_seconds=settings.request_timeout_seconds,
+        tracing=tracing,
     )
-    keys = settings.secrets()
+    keys = settings.key_digests()
     mcp = _mcp_endpoint(settings, lifecycle, answering, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with mcp.running() if mcp else nullcontext():
-            ledger.start()
             lifecycle.start()
             yield
             await lifecycle.drain()
-            await ledger.stop()
+            if tracing:
+                await tracing.close()
 
     app = FastAPI(
         title="DALorRA Service",
         summary="Decisions with an honest probability and a measure of doubt.",
         version=package_version(),
         lifespan=lifespan,
-        middleware=[  # outermost first
-            Middleware(RequestIdMiddleware),
-            Middleware(AccessMiddleware, telemetry=telemetry),
-            *([Middleware(AuthMiddleware, keys=keys)] if keys else []),
-            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
-        ],
+        middleware=_middleware(settings, keys, telemetry, tracing),
     )
     app.state.lifecycle = lifecycle
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
-    app.include_router(feedback_routes(ledger))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
     app.include_router(openinference_routes(settings, lifecycle, answering))
     app.include_router(page_routes())
@@ -89,6 +92,26 @@ def create_app(settings: Settings, load_predictor: LoadPredictor | None = None) 
     if keys:
         _document_keys(app)
     return app
+
+
+def _middleware(
+    settings: Settings, keys: Sequence[bytes], telemetry: Telemetry, tracing: Tracing | None
+) -> list[Middleware]:
+    """What a request passes on its way to its route, outermost first."""
+    limit = settings.rate_limit
+    return [
+        Middleware(RequestIdMiddleware),
+        Middleware(TraceMiddleware, tracing=tracing),
+        *([cross_origin(settings.cors_origins)] if settings.cors_origins else []),
+        Middleware(AccessMiddleware, telemetry=telemetry),
+        *([Middleware(AuthMiddleware, keys=keys)] if keys else []),
+        *(
+            [Middleware(RateLimitMiddleware, per_second=limit, burst=settings.rate_burst)]
+            if limit is not None
+            else []
+        ),
+        Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+    ]
 
 
 def load_adapter(settings: Settings) -> Predictor:
@@ -126,8 +149,25 @@ def _mcp_endpoint(
         answering,
         telemetry,
         max_body_bytes=settings.max_body_bytes,
-        local_only=settings.on_loopback and not settings.secrets(),
+        local_only=settings.on_loopback and not settings.key_digests(),
     )
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    """What makes spans, if anything does.
+
+    Raises:
+        ConfigError: they are wanted but not installed.
+    """
+    if not settings.otel:
+        return None
+    try:
+        from service.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"otel is on, but {error.name} is not installed: pip install 'dalorra-service[otel]'"
+        ) from error
+    return Tracing()
 
 
 def _document_keys(app: FastAPI) -> None:

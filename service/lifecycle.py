@@ -9,7 +9,6 @@ import structlog
 
 from service.engine import Engine, Limits, ModelThread, Predictor
 from service.errors import DrainingError, LoadingError, ServiceError, UnavailableError
-from service.feedback import Ledger
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -35,20 +34,14 @@ class Lifecycle:
         load_predictor: loads the model; runs on the model thread, so that one thread touches the
             model from loading it to the last forward, and health is answered meanwhile.
         telemetry: metrics.
-        ledger: is told which adapter is served.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        load_predictor: LoadPredictor,
-        telemetry: Telemetry,
-        ledger: Ledger,
+        self, settings: Settings, load_predictor: LoadPredictor, telemetry: Telemetry
     ) -> None:
         self._settings = settings
         self._load_predictor = load_predictor
         self._telemetry = telemetry
-        self._ledger = ledger
         self._engine: Engine | None = None
         self._model: ModelThread | None = None
         self._tokenizer: ThreadPoolExecutor | None = None
@@ -116,7 +109,6 @@ class Lifecycle:
             predictor = await loop.run_in_executor(model, self._load_predictor, self._settings)
             loaded = loop.time()
             await loop.run_in_executor(model, predictor.warm_up)
-            await self._ledger.serve(predictor)
         except Exception as error:  # noqa: BLE001 - kept for whoever asks, and ends the process
             self.failure = error
             self.phase = Phase.FAILED

@@ -129,7 +129,7 @@ class McpEndpoint:
         self._telemetry.request_started()
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
-            answered = await self._answering.answer([_checked(params.arguments)], [request_id])
+            answered = await self._answering.answer([_checked(params.arguments)], request_id)
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type

@@ -14,6 +14,7 @@ from service.engine import Predictor
 from service.lifecycle import Lifecycle
 from service.logs import adopt_logger, configure_logging
 from service.settings import Settings, load_settings
+from service.tls import tls_options
 
 _log = structlog.get_logger("dalorra.service")
 
@@ -36,7 +37,7 @@ def serve(config: Path | None = None, **overrides: Any) -> None:
     app = create_app(settings, _load)
     configure_logging(settings.log_level, settings.log_format)
     _log.info("starting", **settings.redacted())
-    if not settings.secrets() and not settings.on_loopback:
+    if not settings.key_digests() and not settings.on_loopback:
         _log.warning("open", reason="no api_keys: whoever reaches the address may ask")
     serve_app(app, settings)
 
@@ -45,6 +46,7 @@ def serve_app(app: FastAPI, settings: Settings) -> None:
     """Serves an application of `create_app` until it is told to stop.
 
     Raises:
+        ConfigError: there is something wrong with the certificate.
         Exception: what loading the model raised.
     """
     lifecycle: Lifecycle = app.state.lifecycle
@@ -59,6 +61,7 @@ def serve_app(app: FastAPI, settings: Settings) -> None:
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
+        **tls_options(settings),
     )
     Server(config, lifecycle).run()
     if lifecycle.failure is not None:

@@ -6,6 +6,7 @@ ignored is found in production.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -16,11 +17,12 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalorra.errors import ConfigError
-from service.feedback.ledger import Keeping
+from service.keys import digests_in, known_digest
 
 ENV_PREFIX = "DALORRA_"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NOT_SETTINGS = {"DALORRA_CACHE", "DALORRA_CONFIG"}
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 
 
 class Settings(BaseSettings):
@@ -60,47 +62,64 @@ class Settings(BaseSettings):
     tokenizer_threads: int = Field(2, ge=1, description="Threads beside the model thread.")
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Accepted bearer keys, separated by commas; open to all if there is none."
+        (),
+        description="Accepted bearer keys or their hashes (dalorra hash-key), separated by commas; "
+        "open to all if there is none.",
     )
-    api_keys_file: Path | None = Field(None, description="File with one bearer key per line.")
-
-    feedback_store: Path | None = Field(
-        None, description="SQLite file that keeps answers for feedback; none are kept if unset."
+    api_keys_file: Path | None = Field(
+        None, description="File with one bearer key or its hash per line; # begins a comment."
     )
-    feedback_retention_days: float = Field(30.0, gt=0, description="Then they are deleted.")
-    feedback_max_rows: int = Field(
-        1_000_000, ge=1, description="Most answers kept; the oldest without feedback go first."
+    rate_limit: float | None = Field(
+        None, gt=0, description="Requests per second that each key may make; no limit if unset."
     )
-    feedback_inputs: bool = Field(False, description="Keep the inputs with them, too.")
-    feedback_alpha: float = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Probability of ever calling a promise broken that is kept.",
+    rate_burst: int = Field(20, ge=1, description="Requests that a key may make at once.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins, separated by commas, whose web pages may ask (* for any); none "
+        "if unset.",
     )
-    policy_action: Literal["report", "strict"] = Field(
-        "report",
-        description="Once the promise is broken: report it, or turn every accept into escalate.",
+    ssl_certfile: Path | None = Field(
+        None, description="PEM certificate chain: the server then speaks TLS."
+    )
+    ssl_keyfile: Path | None = Field(
+        None, description="Its private key, if it is not in the same file; not encrypted."
     )
 
     mcp: bool | None = Field(
         None, description="Serve /mcp; if unset, where the mcp extra is installed."
     )
 
+    otel: bool = Field(
+        False, description="Export OpenTelemetry spans, as the OTEL_… variables say."
+    )
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least.")
     log_format: Literal["json", "console"] = Field("json", description="One object per line.")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
 
     @field_validator("api_keys")
     @classmethod
     def _strip_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         stripped = tuple(SecretStr(key.get_secret_value().strip()) for key in keys)
-        if not all(stripped):
-            raise ValueError("a key is empty")
+        for key in stripped:
+            if not key:
+                raise ValueError("a key is empty")
+            known_digest(key.get_secret_value())
+        return stripped
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        stripped = tuple(origin.strip() for origin in origins)
+        for origin in stripped:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme://host or scheme://host:port"
+                )
         return stripped
 
     @model_validator(mode="after")
@@ -114,49 +133,36 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _strict_by_feedback(self) -> Self:
-        if self.policy_action == "strict" and self.feedback_store is None:
-            raise ValueError(
-                "policy_action strict needs feedback to know of a broken promise: set "
-                "feedback_store"
-            )
+    def _limited_by_key(self) -> Self:
+        if self.rate_limit is not None and not (self.api_keys or self.api_keys_file):
+            raise ValueError("rate_limit holds for each key: it needs api_keys or api_keys_file")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile, the certificate of that key")
         return self
-
-    def keeping(self) -> Keeping | None:
-        """What is kept of answers, if anything is."""
-        if self.feedback_store is None:
-            return None
-        return Keeping(
-            path=self.feedback_store,
-            retention_seconds=86_400.0 * self.feedback_retention_days,
-            max_rows=self.feedback_max_rows,
-            inputs=self.feedback_inputs,
-            alpha=self.feedback_alpha,
-            strict=self.policy_action == "strict",
-        )
 
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the address."""
         return self.host in LOOPBACK
 
-    def secrets(self) -> tuple[str, ...]:
-        """All bearer keys, from the setting and from the file.
+    def key_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of all bearer keys, those of the setting and those of the file.
 
         Raises:
-            ConfigError: the file cannot be read or holds no key.
+            ConfigError: the file cannot be read, holds no key, or one that is none.
         """
-        keys = [key.get_secret_value() for key in self.api_keys]
+        digests = [known_digest(key.get_secret_value()) for key in self.api_keys]
         if self.api_keys_file is not None:
             try:
-                lines = self.api_keys_file.read_text().splitlines()
+                from_file = digests_in(self.api_keys_file.read_text().splitlines())
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"api_keys_file cannot be read: {error}") from error
-            from_file = [line.strip() for line in lines if line.strip()]
+            except ValueError as error:
+                raise ConfigError(f"api_keys_file {self.api_keys_file}: {error}") from None
             if not from_file:
                 raise ConfigError(f"api_keys_file {self.api_keys_file} holds no key")
-            keys += from_file
-        return tuple(keys)
+            digests += from_file
+        return tuple(digests)
 
     def redacted(self) -> dict[str, Any]:
         """All settings, fit for a log: keys are counted, not shown."""

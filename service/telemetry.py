@@ -25,9 +25,10 @@ from prometheus_client.registry import Collector
 from dalorra.policy import Decision
 from dalorra.prefix_cache import PrefixCache
 from service.engine import Answer, Predictor
+from service.exemplars import exemplar
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-SHORT_SECONDS = (0.0001, 0.00025, 0.0005, *SECONDS[:9])
+SHORT_SECONDS = (0.0001, 0.00025, 0.0005, *SECONDS)
 ROWS = tuple(float(2**n) for n in range(5, 17))
 REQUESTS = tuple(float(2**n) for n in range(9))
 # A variance of a probability is at most 1/4, and thresholds lie near its low end.
@@ -71,11 +72,15 @@ class Telemetry:
         self._queue_requests = self._gauge("queue_requests", "Inputs that wait for the model.")
         self._queue_rows = self._gauge("queue_rows", "Packed rows that wait for the model.")
         self._ready = self._gauge("ready", "1 while the server takes requests.")
-        self._calibrated = self._gauge(
-            "calibrated_acceptance_ratio",
-            "Share of answers that the policy accepted when it was picked; NaN if it is unknown.",
-        )
-        self._calibrated.set(math.nan)
+        self._calibrated = {
+            what: self._gauge(
+                f"calibrated_{what}_ratio",
+                f"{what.capitalize()} share when the policy was picked; NaN if it is unknown.",
+            )
+            for what in ("acceptance", "escalation")
+        }
+        for gauge in self._calibrated.values():
+            gauge.set(math.nan)
         self._request_seconds = self._histogram(
             "request_duration_seconds", "Prediction request, first byte to last.", SECONDS
         )
@@ -134,8 +139,9 @@ class Telemetry:
                 "samples": str(predictor.samples),
             }
         )
-        accepted = predictor.policy.accepted
-        self._calibrated.set(math.nan if accepted is None else accepted)
+        policy = predictor.policy
+        for what, share in (("acceptance", policy.accepted), ("escalation", policy.escalated)):
+            self._calibrated[what].set(math.nan if share is None else share)
         for label in predictor.labels:
             self._labels.labels(label)
         if predictor.prefix_cache is not None:
@@ -151,18 +157,18 @@ class Telemetry:
         self._requests.labels(outcome).inc()
         if error_type is not None:
             self._failures.labels(error_type).inc()
-        self._request_seconds.observe(seconds)
+        self._request_seconds.observe(seconds, exemplar())
 
     def answered(self, answer: Answer, decision: Decision) -> None:
         """One input was answered."""
-        prediction = answer.prediction
-        self._decisions.labels(decision).inc()
+        prediction, link = answer.prediction, exemplar()
+        self._decisions.labels(decision).inc(exemplar=link)
         self._labels.labels(prediction.label).inc()
         self._mask_samples.inc(prediction.samples)
-        self._variance.observe(prediction.variance)
-        self._confidence.observe(prediction.probability)
+        self._variance.observe(prediction.variance, link)
+        self._confidence.observe(prediction.probability, link)
         if prediction.novelty is not None:
-            self._novelty.observe(prediction.novelty)
+            self._novelty.observe(prediction.novelty, link)
 
     def tokenized(self, tokens: int, seconds: float) -> None:
         """See `Observer`."""

@@ -6,7 +6,6 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -15,12 +14,12 @@ import torch
 from scipy import optimize
 
 from dalorra.errors import ConfigError
-from dalorra.policy import NEVER, CalibratedPoint, Policy
+from dalorra.policy import NEVER, CalibratedPoint, Decision, Policy
 from dalorra.predictive import PosteriorSamples, Prediction
 from dalorra.prompts import Prompt
 from training.answers import Evaluable, answer, encode_example
 from training.evaluate import check_labels
-from training.promise import Answer, Promise, cost_matrix, scored_examples
+from training.promise import Promise, cost_matrix, scored_examples
 from training.risk_control import (
     Scored,
     ThresholdPath,
@@ -36,24 +35,8 @@ PILOT_FRACTION = 0.1
 STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Stricter targets to calibrate too, as fractions of the one that is asked for."""
 
-SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
+_SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
 _TEMPERATURES = (0.05, 20.0)
-
-
-Judged = tuple[Answer, str]
-"""An answer and the name of its true label."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """How an adapter answers, for which a policy holds; names as in `Policy`."""
-
-    adapter_digest: str
-    labels: Sequence[str]
-    bank: dict[str, int | str] | None = None
-    temperature: float = 1.0
-    min_novelty_p: float | None = None
-    novelty_digest: str | None = None
 
 
 class Calibratable(Evaluable, Protocol):
@@ -113,68 +96,27 @@ def calibrate(
     """
     check_labels(predictor.labels, examples)
     promise.check_labels(predictor.labels)
-    tested, pilot = split_off(examples, float(pilot_fraction), SPLIT_SEED)
+    scale = float(cost_matrix(predictor.labels, promise.costs).max())
+    tested, pilot = split_off(examples, float(pilot_fraction), _SPLIT_SEED)
     predictor.policy = Policy.never(predictor.adapter_digest)
     if temperature:
         fitted = _fit_on(predictor, pilot)
         predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
-    served = Served(
-        adapter_digest=predictor.adapter_digest,
-        labels=predictor.labels,
-        bank=None if bank is None else dict(bank),
-        temperature=predictor.policy.temperature,
-        min_novelty_p=min_novelty_p or None,
-        novelty_digest=novelty_digest if min_novelty_p else None,
-    )
-    predictor.policy = calibrated_policy(
-        _answered(predictor, pilot, quiet),
-        _answered(predictor, tested, quiet),
-        promise,
-        served,
-        source=source,
-        data_digest=data_digest(examples),
-    )
-    return predictor.policy
-
-
-def _answered(
-    predictor: Calibratable, examples: Sequence[Example], quiet: bool
-) -> list[tuple[Prediction, str]]:
-    predictions = answer(predictor, examples, mean_mask=False, quiet=quiet).sampled
-    return list(zip(predictions, [example.label for example in examples], strict=True))
-
-
-def calibrated_policy(
-    pilot: Sequence[Judged],
-    tested: Sequence[Judged],
-    promise: Promise,
-    served: Served,
-    *,
-    source: str,
-    data_digest: str,
-) -> Policy:
-    """The policy that accepts the most of what an adapter answers and keeps a promise.
-
-    Args:
-        pilot: answers with the names of their true labels, which declare the path.
-        tested: others, which test it.
-        promise: what must hold.
-        served: how these answers were made, and those to come are.
-        source: what the answers are, for the policy's record.
-        data_digest: of them.
-
-    Raises:
-        ConfigError: a novelty level, and an answer without novelty.
-    """
-    scale = float(cost_matrix(served.labels, promise.costs).max())
-    scored = [_familiar(part, promise, served) for part in (pilot, tested)]
+    level = predictor.policy.model_copy(update={"min_novelty_p": min_novelty_p})
+    answers = [
+        answer(predictor, part, mean_mask=False, quiet=quiet).sampled for part in (pilot, tested)
+    ]
+    scored = [
+        _familiar(level, predictions, part, promise)
+        for predictions, part in zip(answers, (pilot, tested), strict=True)
+    ]
     points = (
         calibrated_points(scored[0], scored[1], promise, scale=scale, asked=len(tested))
         if scored[0] and scored[1]
         else []
     )
     main = points[0] if points else None
-    return Policy(
+    policy = Policy(
         min_probability=main.min_probability if main else NEVER,
         max_variance=main.max_variance if main else 0.0,
         source=f"{source}: {len(pilot)} examples to declare the thresholds, {len(tested)} to test",
@@ -186,30 +128,39 @@ def calibrated_policy(
         upper_bound=main.upper_bound if main else None,
         class_targets=dict(promise.class_targets),
         costs=dict(promise.costs),
-        temperature=served.temperature,
-        min_novelty_p=served.min_novelty_p,
-        novelty_digest=served.novelty_digest,
+        temperature=predictor.policy.temperature,
+        min_novelty_p=min_novelty_p or None,
+        novelty_digest=novelty_digest if min_novelty_p else None,
         path=tuple(points[1:]),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        data_digest=data_digest,
-        bank=served.bank,
-        adapter_digest=served.adapter_digest,
+        data_digest=data_digest(examples),
+        bank=None if bank is None else dict(bank),
+        adapter_digest=predictor.adapter_digest,
     )
+    predictor.policy = policy.model_copy(update={"escalated": _escalated(policy, answers[1])})
+    return predictor.policy
 
 
-def _familiar(judged: Sequence[Judged], promise: Promise, served: Served) -> Scored | None:
-    """The answers that are not too novel; None when there is none."""
-    if served.min_novelty_p and any(answer.novelty is None for answer, _ in judged):
+def _escalated(policy: Policy, predictions: Sequence[Prediction]) -> float:
+    """Share of the predictions that the policy escalates."""
+    verdicts = [policy.decide(p.probability, p.variance, p.novelty) for p in predictions]
+    return sum(verdict.decision is Decision.ESCALATE for verdict in verdicts) / len(verdicts)
+
+
+def _familiar(
+    policy: Policy, predictions: Sequence[Prediction], examples: Sequence[Example], promise: Promise
+) -> Scored | None:
+    """The examples that are not too novel for `policy`; None when there is none."""
+    if policy.min_novelty_p and any(p.novelty is None for p in predictions):
         raise ConfigError(
             "a novelty level needs novelty features, which the adapter does not have: fit them "
             "with `dalorra novelty`, or leave the level out"
         )
-    level = Policy.never().model_copy(update={"min_novelty_p": served.min_novelty_p})
-    kept = [(answer, true) for answer, true in judged if not level.novel(answer.novelty)]
+    kept = [i for i, p in enumerate(predictions) if not policy.novel(p.novelty)]
     if not kept:
         return None
     return scored_examples(
-        [answer for answer, _ in kept], [true for _, true in kept], served.labels, promise
+        [predictions[i] for i in kept], [examples[i].label for i in kept], promise
     )
 
 

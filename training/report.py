@@ -45,8 +45,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         table.add_row(*row)
     table.add_section()
     for decision, part in metrics["decisions"].items():
-        cell = f"{_share(part['share'])}, {_share(part['accuracy'])}"
-        table.add_row(f"{decision}: share, of it right", cell, "")
+        table.add_row(f"{decision}: share, error", _decision_cell(part), "")
     return table
 
 
@@ -162,6 +161,10 @@ def _acceptance_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (f"acceptable at {_share(float(level), 0)} error", _share(share), _share(mean[level]))
         for level, share in metrics["acceptance"].items()
     ]
+
+
+def _decision_cell(part: Mapping[str, Any]) -> str:
+    return f"{_share(part['share'])}, {_share(part['error'])}"
 
 
 def _share(value: float | None, decimals: int = 1) -> str:

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from dalorra.cli.adapters import export, fetch, info
 from dalorra.cli.asking import predict
 from dalorra.cli.console import EXIT_REFUSED, refuse
-from dalorra.cli.serving import serve
+from dalorra.cli.serving import hash_key, serve
 from dalorra.cli.training import calibrate, evaluate, novelty, train
 from dalorra.errors import DalorraError
 
@@ -62,5 +62,16 @@ def root(
     """Decisions of a frozen Llama with an honest probability and a measure of doubt."""
 
 
-for command in (fetch, predict, serve, info, train, evaluate, novelty, calibrate, export):
+for command in (
+    fetch,
+    predict,
+    serve,
+    hash_key,
+    info,
+    train,
+    evaluate,
+    novelty,
+    calibrate,
+    export,
+):
     app.command()(command)

@@ -1,5 +1,6 @@
-"""Starting the server."""
+"""Starting the server, and the keys it knows."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,3 +40,21 @@ def serve(
     from service.run import serve as run_server
 
     run_server(config=config, **given, **overrides)
+
+
+def hash_key(
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="Hash the key on standard input; else make one.")
+    ] = False,
+) -> None:
+    """Print the hash of a bearer key, for api_keys or a line of api_keys_file.
+
+    Makes the key unless --stdin brings it, and shows it on standard error, this once.
+    """
+    from service.keys import hash_key as hashed
+    from service.keys import new_key
+
+    key = sys.stdin.readline().strip() if stdin else new_key()
+    typer.echo(hashed(key))
+    if not stdin:
+        typer.echo(f"key, shown this once: {key}", err=True)

@@ -67,13 +67,23 @@ def _add_overview(dashboard: board.Dashboard) -> None:
 def _add_latency(dashboard: board.Dashboard) -> None:
     dashboard.with_row(board.Row("Latency by stage"))
     for title, description, histogram in (
-        ("Request", "From first byte to last, all stages together.", "request"),
+        (
+            "Request",
+            "From first byte to last; the dots are single requests, with their id.",
+            "request",
+        ),
         ("Queue", "From tokenised to the start of its batch; grows first under load.", "queue"),
         ("Tokenise", "Tokenising one input.", "tokenize"),
         ("Inference", "One batch on the model thread.", "inference"),
     ):
         dashboard.with_panel(
-            lines(title, description, "s", quantiles(f"dalorra_{histogram}_duration_seconds"))
+            lines(
+                title,
+                description,
+                "s",
+                quantiles(f"dalorra_{histogram}_duration_seconds"),
+                exemplars=histogram == "request",
+            )
         )
 
 

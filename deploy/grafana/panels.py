@@ -6,12 +6,7 @@ from typing import NamedTuple
 
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.builders import dashboard as board
-from grafana_foundation_sdk.models.common import (
-    LegendDisplayMode,
-    LegendPlacement,
-    ScaleDistribution,
-    StackingMode,
-)
+from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, StackingMode
 from grafana_foundation_sdk.models.dashboard import (
     Dashboard,
     DashboardCursorSync,
@@ -76,15 +71,16 @@ def lines(
     stacked: bool = False,
     top: float | None = None,
     width: int = 12,
-    logarithmic: bool = False,
+    exemplars: bool = False,
 ) -> timeseries.Panel:
-    """Series over time; `top` fixes the upper end of the axis."""
+    """Series over time; `top` fixes the upper end of the axis, `exemplars` adds single requests."""
     panel = (
         timeseries.Panel()
         .title(title)
         .description(description)
         .unit(unit)
         .datasource(SOURCE)
+        .min(0)
         .fill_opacity(30 if stacked else 0)
         .stacking(
             common.StackingConfig().mode(StackingMode.NORMAL if stacked else StackingMode.NONE)
@@ -98,15 +94,10 @@ def lines(
         .span(width)
         .height(8)
     )
-    if logarithmic:  # has no zero to start from
-        scale = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
-        panel.scale_distribution(scale)
-    else:
-        panel.min(0)
     if top is not None:
         panel.max(top)
     for target in _targets(queries):
-        panel.with_target(target)
+        panel.with_target(target.exemplar(True) if exemplars else target)
     return panel
 
 

@@ -84,8 +84,14 @@ INVALID = Problem(
 QUEUE_FULL = Problem(
     429,
     "queue_full",
-    "The queue is full; `Retry-After` says when to come back.",
+    "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
     "the queue is full (512 inputs, 38912 rows wait): try again in 3 s",
+)
+RATE_LIMITED = Problem(
+    429,
+    "rate_limited",
+    "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
+    "this key may make 5 requests per second: try again in 1 s",
 )
 INFERENCE_FAILED = Problem(
     500,
@@ -115,43 +121,6 @@ UNAVAILABLE = Problem(
 DEADLINE = Problem(
     504, "deadline_exceeded", "Not ready in time.", "the answer was not ready within 30 s"
 )
-FEEDBACK_OFF = Problem(
-    404,
-    "feedback_off",
-    "The server keeps no answers, or not this one.",
-    "feedback is off: the server keeps answers once feedback_store is set",
-)
-UNKNOWN_ANSWER = Problem(
-    404,
-    "unknown_answer",
-    "The server keeps no answers, or not this one.",
-    "no answer is kept under request_id 'abc': it was given by another server, longer ago than "
-    "answers are kept, or never",
-)
-ALREADY_JUDGED = Problem(
-    409,
-    "already_judged",
-    "The answer was judged before, or its adapter is served no more.",
-    "the answer 'abc' was judged before, as 'negative': the first judgement stays",
-)
-OTHER_ADAPTER = Problem(
-    409,
-    "other_adapter",
-    "The answer was judged before, or its adapter is served no more.",
-    "the answer 'abc' is of adapter 1b91f694f7b5…, which is not served any more",
-)
-UNKNOWN_LABEL = Problem(
-    422,
-    "unknown_label",
-    "The input does not fit the schema or the adapter's template, or is over-long.",
-    "label 'good' is unknown to adapter 'sentiment': send one of negative, positive",
-)
-FEEDBACK_STORE = Problem(
-    503,
-    "feedback_store",
-    "The feedback could not be written.",
-    "the feedback store cannot be written",
-)
 GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client closed the connection")
 
 PROBLEMS: dict[type[Exception], Problem] = {
@@ -161,17 +130,12 @@ PROBLEMS: dict[type[Exception], Problem] = {
     errors.BodyTooLargeError: BODY_TOO_LARGE,
     errors.BatchTooLargeError: BATCH_TOO_LARGE,
     errors.QueueFullError: QUEUE_FULL,
+    errors.RateLimitedError: RATE_LIMITED,
     errors.InferenceError: INFERENCE_FAILED,
     errors.LoadingError: LOADING,
     errors.DrainingError: DRAINING,
     errors.UnavailableError: UNAVAILABLE,
     errors.DeadlineError: DEADLINE,
-    errors.FeedbackOffError: FEEDBACK_OFF,
-    errors.UnknownAnswerError: UNKNOWN_ANSWER,
-    errors.AlreadyJudgedError: ALREADY_JUDGED,
-    errors.OtherAdapterError: OTHER_ADAPTER,
-    errors.UnknownLabelError: UNKNOWN_LABEL,
-    errors.FeedbackStoreError: FEEDBACK_STORE,
     errors.ClientGoneError: GONE,
 }
 _BY_STATUS = {400: MALFORMED, 404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
@@ -230,7 +194,7 @@ def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
                 "request_id": "5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e",
             }
         }
-        if problem is QUEUE_FULL:
+        if problem.status == QUEUE_FULL.status:
             entry["headers"] = {
                 "Retry-After": {
                     "description": "Whole seconds to wait.",

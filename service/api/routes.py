@@ -40,6 +40,7 @@ PREDICTION_ERRORS = errors.documented(
     errors.BATCH_TOO_LARGE,
     errors.INVALID,
     errors.QUEUE_FULL,
+    errors.RATE_LIMITED,
     errors.INFERENCE_FAILED,
     errors.INTERNAL,
     *NOT_NOW,
@@ -57,12 +58,7 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
     ) -> PredictResponse:
         """Answers one input with a label, its probability, its variance, and a decision."""
         [prediction] = await ask(
-            answering,
-            request,
-            response,
-            [body.input],
-            return_samples=body.return_samples,
-            target_error=body.target_error,
+            answering, request, response, [body.input], return_samples=body.return_samples
         )
         return prediction
 
@@ -73,13 +69,7 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
         """Answers several inputs, in their order; all of them or none."""
         check_batch(len(body.inputs), settings)
         predictions = await ask(
-            answering,
-            request,
-            response,
-            body.inputs,
-            batch=True,
-            return_samples=body.return_samples,
-            target_error=body.target_error,
+            answering, request, response, body.inputs, return_samples=body.return_samples
         )
         return BatchResponse(predictions=predictions)
 
@@ -92,22 +82,15 @@ async def ask(
     response: Response,
     inputs: Sequence[InputFields],
     *,
-    batch: bool = False,
     return_samples: bool = False,
-    target_error: float | None = None,
 ) -> list[PredictResponse]:
     """Answers the inputs of an HTTP request; cancelled when its client closes the connection.
-
-    Each answer of a batch has an id of its own, the request's with the place after it, so that
-    feedback can name it.
 
     Raises:
         ClientGoneError: it did.
         InputError, ServiceError: see `Answering.answer`.
     """
-    request_id = request.state.request_id
-    ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
-    work = answering.answer(inputs, ids, return_samples=return_samples, target_error=target_error)
+    work = answering.answer(inputs, request.state.request_id, return_samples=return_samples)
     answered = await _unless_gone(request, work)
     response.headers["Server-Timing"] = answered.server_timing
     request.state.facts = answered.facts

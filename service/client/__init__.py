@@ -12,21 +12,11 @@ with Client("http://localhost:8000", api_key="…") as client:
 Needs httpx and pydantic only, as `pip install dalorra-service` without an extra brings them.
 """
 
-from service.client._answers import (
-    Decision,
-    Feedback,
-    Health,
-    Info,
-    Input,
-    Limits,
-    Policy,
-    Prediction,
-)
+from service.client._answers import Decision, Health, Info, Input, Limits, Policy, Prediction
 from service.client._client import AsyncClient, Client
 from service.client._errors import (
     BusyError,
     ClientError,
-    ConflictError,
     DeadlineExceededError,
     InferenceFailedError,
     InvalidInputError,
@@ -34,6 +24,7 @@ from service.client._errors import (
     NotFoundError,
     NotReadyError,
     QueueFullError,
+    RateLimitedError,
     RequestError,
     ServerError,
     TimedOutError,
@@ -49,10 +40,8 @@ __all__ = [
     "BusyError",
     "Client",
     "ClientError",
-    "ConflictError",
     "DeadlineExceededError",
     "Decision",
-    "Feedback",
     "Health",
     "InferenceFailedError",
     "Info",
@@ -65,6 +54,7 @@ __all__ = [
     "Policy",
     "Prediction",
     "QueueFullError",
+    "RateLimitedError",
     "RequestError",
     "Retries",
     "ServerError",

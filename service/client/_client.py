@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client._answers import Feedback, Health, Info, Input, Prediction
+from service.client._answers import Health, Info, Input, Prediction
 from service.client._exchange import Exchange, Exchanges, transport_error
 from service.client._retries import Retries
 
@@ -55,27 +55,17 @@ class Client:
         self._exchanges = Exchanges(self._http, retries)
 
     def predict(
-        self,
-        value: Input,
-        *,
-        return_samples: bool = False,
-        target_error: float | None = None,
-        request_id: str | None = None,
+        self, value: Input, *, return_samples: bool = False, request_id: str | None = None
     ) -> Prediction:
         """Answers one input.
 
         Args:
             value: text, or the template's fields by name.
             return_samples: adds `sample_probabilities` to the answer.
-            target_error: error rate among accepted answers, when it should be lower than the one
-                that the policy was calibrated for (`Info.policy.target_error`).
             request_id: up to 128 letters, digits, `.`, `_` and `-`, for the server's log.
         """
         exchange = self._exchanges.predict(
-            value,
-            return_samples=return_samples,
-            target_error=target_error,
-            request_id=request_id,
+            value, return_samples=return_samples, request_id=request_id
         )
         return self._drive(exchange)
 
@@ -84,7 +74,6 @@ class Client:
         inputs: Sequence[Input],
         *,
         return_samples: bool = False,
-        target_error: float | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """Answers several inputs in one request, order kept; all of them or none.
@@ -92,25 +81,12 @@ class Client:
         Args:
             inputs: at most `Info.limits.max_batch_inputs`.
             return_samples: see `predict`.
-            target_error: see `predict`.
             request_id: see `predict`.
         """
         exchange = self._exchanges.predict_batch(
-            inputs,
-            return_samples=return_samples,
-            target_error=target_error,
-            request_id=request_id,
+            inputs, return_samples=return_samples, request_id=request_id
         )
         return self._drive(exchange)
-
-    def feedback(self, request_id: str, label: str) -> Feedback:
-        """Tells the server the truth about an earlier answer, once it is known.
-
-        Args:
-            request_id: `Prediction.request_id` of that answer.
-            label: the true label.
-        """
-        return self._drive(self._exchanges.feedback(request_id, label))
 
     def info(self) -> Info:
         """What is served."""
@@ -174,19 +150,11 @@ class AsyncClient:
         self._exchanges = Exchanges(self._http, retries)
 
     async def predict(
-        self,
-        value: Input,
-        *,
-        return_samples: bool = False,
-        target_error: float | None = None,
-        request_id: str | None = None,
+        self, value: Input, *, return_samples: bool = False, request_id: str | None = None
     ) -> Prediction:
         """See `Client.predict`."""
         exchange = self._exchanges.predict(
-            value,
-            return_samples=return_samples,
-            target_error=target_error,
-            request_id=request_id,
+            value, return_samples=return_samples, request_id=request_id
         )
         return await self._drive(exchange)
 
@@ -195,21 +163,13 @@ class AsyncClient:
         inputs: Sequence[Input],
         *,
         return_samples: bool = False,
-        target_error: float | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """See `Client.predict_batch`."""
         exchange = self._exchanges.predict_batch(
-            inputs,
-            return_samples=return_samples,
-            target_error=target_error,
-            request_id=request_id,
+            inputs, return_samples=return_samples, request_id=request_id
         )
         return await self._drive(exchange)
-
-    async def feedback(self, request_id: str, label: str) -> Feedback:
-        """See `Client.feedback`."""
-        return await self._drive(self._exchanges.feedback(request_id, label))
 
     async def info(self) -> Info:
         """See `Client.info`."""

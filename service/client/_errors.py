@@ -8,10 +8,10 @@ ClientError
 │   ├── MalformedRequestError
 │   ├── UnauthorizedError
 │   ├── NotFoundError
-│   ├── ConflictError
 │   └── TooLargeError
 ├── BusyError                 the same request may succeed later
 │   ├── QueueFullError
+│   ├── RateLimitedError
 │   └── NotReadyError
 ├── ServerError               the server's fault
 │   ├── InferenceFailedError
@@ -73,11 +73,7 @@ class UnauthorizedError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """There is nothing at this address, or not for this method, or no answer of that id."""
-
-
-class ConflictError(RequestError):
-    """The answer was judged before, or its adapter is served no more."""
+    """There is nothing at this address, or not for this method: is the address right?"""
 
 
 class TooLargeError(RequestError):
@@ -90,6 +86,10 @@ class BusyError(ClientError):
 
 class QueueFullError(BusyError):
     """Too many inputs wait for the model."""
+
+
+class RateLimitedError(BusyError):
+    """This key made more requests than it may; `retry_after` says when it may again."""
 
 
 class NotReadyError(BusyError):
@@ -118,15 +118,10 @@ BY_ERROR_TYPE: dict[str, type[ClientError]] = {
     "unauthorized": UnauthorizedError,
     "not_found": NotFoundError,
     "method_not_allowed": NotFoundError,
-    "feedback_off": NotFoundError,
-    "unknown_answer": NotFoundError,
-    "already_judged": ConflictError,
-    "other_adapter": ConflictError,
-    "unknown_label": InvalidInputError,
-    "feedback_store": NotReadyError,
     "body_too_large": TooLargeError,
     "batch_too_large": TooLargeError,
     "queue_full": QueueFullError,
+    "rate_limited": RateLimitedError,
     "loading": NotReadyError,
     "draining": NotReadyError,
     "unavailable": NotReadyError,
@@ -141,10 +136,9 @@ BY_STATUS: dict[int, type[ClientError]] = {
     403: UnauthorizedError,
     404: NotFoundError,
     405: NotFoundError,
-    409: ConflictError,
     413: TooLargeError,
     422: InvalidInputError,
-    429: QueueFullError,
+    429: BusyError,
     503: NotReadyError,
     504: DeadlineExceededError,
 }

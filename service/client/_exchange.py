@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.client._answers import Feedback, Health, Info, Input, Prediction, Predictions
+from service.client._answers import Health, Info, Input, Prediction, Predictions
 from service.client._errors import (
     ClientError,
     TimedOutError,
@@ -42,41 +42,25 @@ class Exchanges:
         self._retries = retries
 
     def predict(
-        self,
-        value: Input,
-        *,
-        return_samples: bool,
-        target_error: float | None,
-        request_id: str | None,
+        self, value: Input, *, return_samples: bool, request_id: str | None
     ) -> Exchange[Prediction]:
         """POST /predict."""
-        body = {"input": _plain(value), **_options(return_samples, target_error)}
+        body = {"input": _plain(value), **_options(return_samples)}
         return (yield from self._ask("POST", "predict", Prediction, body, request_id))
 
     def predict_batch(
-        self,
-        inputs: Sequence[Input],
-        *,
-        return_samples: bool,
-        target_error: float | None,
-        request_id: str | None,
+        self, inputs: Sequence[Input], *, return_samples: bool, request_id: str | None
     ) -> Exchange[list[Prediction]]:
         """POST /predict/batch."""
         if not inputs:
             return []
-        options = _options(return_samples, target_error)
-        body = {"inputs": [_plain(value) for value in inputs], **options}
+        body = {"inputs": [_plain(value) for value in inputs], **_options(return_samples)}
         answer = yield from self._ask("POST", "predict/batch", Predictions, body, request_id)
         if len(answer.predictions) != len(inputs):
             raise UnexpectedAnswerError(
                 f"{len(inputs)} inputs were answered by {len(answer.predictions)} predictions"
             )
         return answer.predictions
-
-    def feedback(self, request_id: str, label: str) -> Exchange[Feedback]:
-        """POST /feedback."""
-        body = {"request_id": request_id, "label": label}
-        return (yield from self._ask("POST", "feedback", Feedback, body))
 
     def info(self) -> Exchange[Info]:
         """GET /info."""
@@ -132,9 +116,8 @@ def _plain(value: Input) -> str | dict[str, str]:
     return value if isinstance(value, str) else dict(value)
 
 
-def _options(return_samples: bool, target_error: float | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"return_samples": True} if return_samples else {}
-    return options if target_error is None else {**options, "target_error": target_error}
+def _options(return_samples: bool) -> dict[str, bool]:
+    return {"return_samples": True} if return_samples else {}
 
 
 def _parse(response: httpx.Response, kind: type[A]) -> A:

@@ -141,6 +141,7 @@ def _answer(entry: Entry, prediction: Prediction, seconds: float, batch_requests
         tokens=prompt.tokens,
         truncated=prompt.truncated,
         tokenize_seconds=entry.tokenize_seconds,
+        queued_at=entry.queued_at,
         queue_seconds=entry.started_at - entry.queued_at,
         inference_seconds=seconds,
         batch_requests=batch_requests,

@@ -22,6 +22,7 @@ class Answer:
         tokens: T of its prompt.
         truncated: whether free text was cut to fit.
         tokenize_seconds: spent in the tokeniser.
+        queued_at: when it was tokenised, in loop time.
         queue_seconds: from tokenised to the start of its batch.
         inference_seconds: of its batch.
         batch_requests: entries that shared its batch.
@@ -31,6 +32,7 @@ class Answer:
     tokens: int
     truncated: bool
     tokenize_seconds: float
+    queued_at: float
     queue_seconds: float
     inference_seconds: float
     batch_requests: int

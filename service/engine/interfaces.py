@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from dalorra.novelty import Novelty
     from dalorra.policy import Policy
     from dalorra.predictive import Prediction
     from dalorra.prefix_cache import PrefixCache
@@ -22,7 +21,6 @@ class Predictor(Protocol):
     adapter_digest: str
     method: str
     policy: Policy
-    novelty: Novelty | None
     prefix_cache: PrefixCache | None
 
     @property

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def test_everything_copied_from_the_context_is_there_and_not_ignored():
         assert (ROOT / source).exists(), source
     for secret in (".env", "keys.txt", "runs", ".git", "tests"):
         assert not any(fnmatch.fnmatch(secret, pattern) for pattern in kept)
+
+
+def test_the_image_has_what_the_server_can_use():
+    (script,) = re.findall(r'python -c "(.+?)" > requirements.txt', DOCKERFILE, re.DOTALL)
+    command = [sys.executable, "-c", script.replace("\\\n", "")]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*extras["server"], *extras["mcp"], *extras["otel"]]
+    assert done.stdout.splitlines() == [*project["dependencies"], *wanted]
 
 
 def test_the_image_sets_only_what_the_server_knows():

@@ -65,6 +65,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
                     f"--config.file={folder / 'prometheus.yml'}",
                     f"--storage.tsdb.path={folder / 'data'}",
                     f"--web.listen-address=127.0.0.1:{port}",
+                    "--enable-feature=exemplar-storage",
                 ],
                 stdout=log,
                 stderr=log,
@@ -123,6 +124,21 @@ def test_answers_are_counted(scraped: Scraped):
     for decision in set(decisions):
         expr = f'dalorra_decisions_total{{decision="{decision}"}}'
         assert scraped.value(expr) == decisions.count(decision)
+
+
+def test_an_answer_leads_to_its_request(scraped: Scraped):
+    headers = KEY | {"X-Request-Id": "find-me"}
+    httpx.post(f"{scraped.server.url}/predict", json={"input": "who?"}, headers=headers)
+
+    deadline = time.monotonic() + SECONDS
+    query = {"query": "dalorra_confidence_bucket", "start": "0", "end": f"{time.time() + 60}"}
+    while True:
+        series = scraped.get("query_exemplars", **query)
+        found = [one["labels"] for each in series for one in each["exemplars"]]
+        if {"request_id": "find-me"} in found:
+            break
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
 
 
 def test_every_expression_is_answered(scraped: Scraped):

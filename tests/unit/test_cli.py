@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dalorra.cli import app
 from dalorra.cli.options import set_aside
 from dalorra.errors import BaseModelError, DalorraError
+from service.keys import digest, hash_key, known_digest
 
 COMMANDS = (
     "calibrate",
@@ -18,6 +19,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "export",
+    "hash-key",
     "info",
     "novelty",
     "predict",
@@ -27,7 +29,7 @@ COMMANDS = (
 @pytest.fixture
 def run():
     runner = CliRunner()
-    return lambda *arguments: runner.invoke(app, list(arguments))
+    return lambda *arguments, **options: runner.invoke(app, list(arguments), **options)
 
 
 @pytest.fixture
@@ -127,6 +129,23 @@ def test_a_bare_install_says_how_to_get_the_command():
 def test_fetch_prints_the_folder(run, monkeypatch):
     monkeypatch.setattr("dalorra.fetch.fetch", lambda: Path("/cache/model"))
     assert run("fetch").stdout == "/cache/model\n"
+
+
+def test_hash_key_makes_a_key_and_shows_it_apart_from_its_hash(run):
+    made = run("hash-key")
+    [said] = made.stderr.splitlines()
+    key = said.removeprefix("key, shown this once: ")
+    assert known_digest(made.stdout.strip()) == digest(key)
+    assert key not in made.stdout
+    assert run("hash-key").stdout != made.stdout
+
+
+def test_hash_key_takes_a_key_that_is_there_already(run):
+    done = run("hash-key", "--stdin", input="a-key-of-decent-length\n")
+    assert (done.stdout.strip(), done.stderr) == (hash_key("a-key-of-decent-length"), "")
+    refused = run("hash-key", "--stdin", input="short\n")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "could be guessed from its hash" in refused.stderr
 
 
 def test_serve_passes_on_only_what_is_given(run, stand_in):

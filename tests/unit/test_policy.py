@@ -245,6 +245,7 @@ CALIBRATED = Policy(
     confidence=0.95,
     n=400,
     accepted=0.6,
+    escalated=0.2,
     error=0.02,
     upper_bound=0.045,
     path=(point(0.03, 0.9, 0.01), point(0.01, 0.97, 0.001)),
@@ -258,6 +259,7 @@ def test_a_stricter_target_takes_the_thresholds_that_were_calibrated_for_it():
     at = CALIBRATED.at(0.02)
     assert (at.target_error, at.min_probability, at.max_variance) == (0.01, 0.97, 0.001)
     assert (at.upper_bound, at.confidence, at.class_targets) == (0.005, 0.95, {"positive": 0.03})
+    assert (CALIBRATED.escalated, at.escalated) == (0.2, None), "of other thresholds, unknown"
     assert CALIBRATED.at(0.05) is CALIBRATED
     assert CALIBRATED.at(0.03).min_probability == CALIBRATED.at(0.0499).min_probability == 0.9
     assert CALIBRATED.at(0.03).at(0.01) == CALIBRATED.at(0.01)
@@ -282,8 +284,6 @@ def test_a_target_that_was_never_reached_accepts_nothing():
         (CALIBRATED.at(0.001), 0.01, "looser"),
         (POLICY, 0.05, "promises none"),
         (pick_thresholds([0.9], [0.0], [True], target_error=0.1), 0.05, "promises none"),
-        (Policy.never(), 0.05, "because no thresholds have been picked: leave it out"),
-        (CALIBRATED.held_to("d2", {}), 0.05, "because its policy was made for another mask bank"),
         (CALIBRATED, 0.0, "not between 0 and 1"),
         (CALIBRATED, -0.1, "not between 0 and 1"),
         (CALIBRATED, math.nan, "not between 0 and 1"),
@@ -294,9 +294,9 @@ def test_a_target_that_cannot_be_promised_is_refused(policy, target, message):
         policy.at(target)
 
 
-def test_a_calibration_that_found_nothing_keeps_every_stricter_target():
-    found_nothing = CALIBRATED.at(0.001)
-    assert found_nothing.at(0.0001) is found_nothing
+def test_what_never_accepts_keeps_every_target():
+    void = CALIBRATED.held_to("d2", CALIBRATED.bank)
+    assert void.at(0.2) is void
 
 
 @given(st.floats(0.0001, 0.05), st.floats(0.0001, 0.05), st.floats(0.0, 1.0), st.floats(0.0, 0.25))

@@ -10,6 +10,7 @@ from service.api.errors import Problem, error_response
 from service.telemetry import Outcome, Telemetry
 
 _log = structlog.get_logger("dalorra.access")
+_FINGERPRINT = 8  # hexadecimal digits of a key's hash, enough to tell whose request it was
 _PREDICTION_PATH = re.compile(r"/predict(/batch)?|/v2/models/[^/]+/infer")
 
 
@@ -52,7 +53,8 @@ class AccessMiddleware:
             self._finish(scope, status, time.perf_counter() - started, counted=counted)
 
     def _finish(self, scope: Scope, status: int, seconds: float, *, counted: bool) -> None:
-        state = scope.get("state", {})
+        state = scope.setdefault("state", {})
+        state["status"] = status
         problem: Problem | None = state.get("problem")
         if problem is not None:
             outcome = problem.outcome
@@ -69,6 +71,7 @@ class AccessMiddleware:
             status=status,
             outcome=str(outcome),
             total_ms=round(1e3 * seconds, 3),
+            **({"key": state["key"].hex()[:_FINGERPRINT]} if "key" in state else {}),
             **({"error_type": problem.error_type} if problem else {}),
             **state.get("facts", {}),
         )

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
+from service.tracing import Tracing
 from tests.fakes import FakePredictor
 
 
@@ -57,10 +58,14 @@ def serving() -> Serving:
 
     @asynccontextmanager
     async def start(
-        predictor: FakePredictor | None = None, *, ready: bool = True, **settings: Any
+        predictor: FakePredictor | None = None,
+        *,
+        ready: bool = True,
+        tracing: Tracing | None = None,
+        **settings: Any,
     ) -> AsyncIterator[Running]:
         predictor = predictor or FakePredictor()
-        app = create_app(Settings(**settings), lambda _: predictor)
+        app = create_app(Settings(**settings), lambda _: predictor, tracing=tracing)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),

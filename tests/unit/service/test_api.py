@@ -1,6 +1,7 @@
 """Predictions, info, health and metrics through the whole ASGI application."""
 
 import asyncio
+import math
 import re
 import threading
 
@@ -16,8 +17,7 @@ from tests.unit.service.conftest import Serving
 
 FLAT = {
     "label", "probability", "variance", "decision", "reason", "probabilities", "entropy",
-    "mutual_information", "standard_error", "novelty", "samples", "truncated", "model", "adapter",
-    "request_id",
+    "mutual_information", "novelty", "samples", "truncated", "model", "adapter", "request_id",
 }  # fmt: skip
 
 
@@ -32,7 +32,6 @@ async def test_a_prediction_is_one_flat_object(serving: Serving):
         assert body["probability"] == expected.probability
         assert body["variance"] == expected.variance
         assert body["novelty"] == expected.novelty
-        assert body["standard_error"] == expected.standard_error
         assert body["probabilities"] == expected.probabilities
         assert (body["model"], body["adapter"]) == ("fake-model", "fake-adapter")
         assert body["truncated"] is False
@@ -63,10 +62,7 @@ async def test_a_batch_keeps_its_order(serving: Serving):
 
     predictions = response.json()["predictions"]
     assert response.status_code == 200
-    request_id = response.headers["x-request-id"]
-    assert [body.pop("request_id") for body in predictions] == [
-        f"{request_id}-{place}" for place in range(4)
-    ]
+    assert {body.pop("request_id") for body in predictions} == {response.headers["x-request-id"]}
     for body in singles:
         del body["request_id"]
     assert predictions == singles
@@ -259,6 +255,20 @@ async def test_every_series_exists_before_the_first_request(serving: Serving):
     [adapter] = [series for series in metrics if series.startswith("dalorra_adapter_info{")]
     assert 'adapter="fake-adapter"' in adapter
     assert 'digest="0123abcd"' in adapter
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_what_the_policy_was_picked_with_is_shown_where_it_is_known(
+    serving: Serving, known: bool
+):
+    predictor = FakePredictor()
+    shares = {"accepted": 0.75, "escalated": 0.2} if known else {}
+    predictor.policy = predictor.policy.model_copy(update=shares)
+    async with serving(predictor) as server:
+        metrics = await server.metrics()
+    for name, share in (("acceptance", 0.75), ("escalation", 0.2)):
+        shown = metrics[f"dalorra_calibrated_{name}_ratio"]
+        assert shown == share if known else math.isnan(shown)
 
 
 async def test_requests_are_counted_by_what_became_of_them(serving: Serving):

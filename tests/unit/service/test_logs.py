@@ -23,7 +23,7 @@ def restored() -> Iterator[None]:
 
 
 def fail() -> None:
-    secret = "the input's text"
+    secret = " ".join(["the", "input's", "text"])  # so that the source does not show its value
     raise ValueError(len(secret))
 
 
@@ -39,7 +39,7 @@ def test_a_traceback_has_no_values(capsys: pytest.CaptureFixture[str], log_forma
     shown = capsys.readouterr().err
     assert "ValueError: 16" in shown
     assert "in fail" in shown
-    assert "the input's text\n" not in shown.replace('secret = "the input\'s text"', "")
+    assert "the input's text" not in shown
 
 
 def test_libraries_log_through_the_same_handler(capsys: pytest.CaptureFixture[str]):

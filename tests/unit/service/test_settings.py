@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dalorra.errors import ConfigError
+from service.keys import digest, hash_key
 from service.settings import Settings, load_settings
 
 
@@ -43,7 +44,7 @@ def test_files_are_toml_or_yaml(tmp_path: Path, name: str, text: str):
     settings = load_settings(tmp_path / name)
 
     assert settings.port == 1234
-    assert settings.secrets() == ("k",)
+    assert settings.key_digests() == (digest("k"),)
 
 
 def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -75,6 +76,12 @@ def test_an_empty_file_sets_nothing(tmp_path: Path):
         ({}, "- a\n- b", {}, "must hold settings by name"),
         ({}, "a: [", {}, "is not valid yaml"),
         ({}, "", {"api_keys": "a,,b"}, "api_keys .*a key is empty"),
+        ({}, "", {"api_keys": "sha256:12"}, "api_keys .*64 hexadecimal digits do not follow"),
+        ({}, "", {"rate_limit": 5}, "rate_limit .*needs api_keys"),
+        ({}, "", {"ssl_keyfile": "k.pem"}, "ssl_keyfile needs ssl_certfile"),
+        ({}, "", {"cors_origins": "app.example"}, "'app.example' is no origin: write scheme://"),
+        ({}, "", {"cors_origins": "https://a.example/path"}, "is no origin"),
+        ({}, "", {"cors_origins": "https://*.example"}, "is no origin"),
         ({}, "", {"max_queue_requests": 5}, r"max_batch_inputs \(128\) is above"),
         ({"DALORRA_PORT": "tcp://10.0.0.1:80"}, "", {}, "enableServiceLinks: false"),
         ({"DALORRA_SERVICE_HOST": "10.0.0.1"}, "", {}, "enableServiceLinks: false"),
@@ -107,15 +114,18 @@ def test_a_file_that_is_missing_is_fatal(tmp_path: Path):
 def test_keys_come_from_the_setting_and_from_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (tmp_path / "keys").write_text("third\n\n fourth \n")
+    hashed = hash_key("a-key-of-decent-length")
+    (tmp_path / "keys").write_text(f"# ours\nthird\n\n {hashed} # billing \n")
     monkeypatch.setenv("DALORRA_API_KEYS", "first, second")
 
     settings = load_settings(api_keys_file=tmp_path / "keys")
 
-    assert settings.secrets() == ("first", "second", "third", "fourth")
+    assert settings.key_digests() == tuple(
+        map(digest, ("first", "second", "third", "a-key-of-decent-length"))
+    )
 
 
-@pytest.mark.parametrize("text", ["", "\n \n", None])
+@pytest.mark.parametrize("text", ["", "\n \n", "# none yet", "sha256:abc", None])
 def test_a_key_file_without_keys_is_fatal_as_it_would_open_the_server(
     tmp_path: Path, text: str | None
 ):
@@ -123,7 +133,7 @@ def test_a_key_file_without_keys_is_fatal_as_it_would_open_the_server(
         (tmp_path / "keys").write_text(text)
 
     with pytest.raises(ConfigError, match="api_keys_file"):
-        load_settings(api_keys_file=tmp_path / "keys").secrets()
+        load_settings(api_keys_file=tmp_path / "keys").key_digests()
 
 
 def test_no_key_is_ever_shown(tmp_path: Path):

@@ -1,0 +1,77 @@
+"""Bearer keys, of which the server knows and keeps only the hashes.
+
+A key that this module makes has 256 random bits, so a plain SHA-256 of it is as good as a slow
+one: there is nothing to guess. A slow hash for each request would let strangers use up the CPU.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+
+from dalorra.errors import ConfigError
+
+SHORTEST = 20
+"""Characters of a key that is worth hashing: a shorter one can be guessed from its hash."""
+
+_PREFIX = "sha256:"
+_HASHED = re.compile(r"sha256:([0-9a-f]{64})(\s+#.*)?")
+
+
+def new_key() -> str:
+    """A key that nobody can guess."""
+    return secrets.token_urlsafe(32)
+
+
+def hash_key(key: str) -> str:
+    """What stands for a key in a file of keys.
+
+    Raises:
+        ConfigError: it is so short that its hash gives it away.
+    """
+    if len(key) < SHORTEST:
+        raise ConfigError(
+            f"the key has {len(key)} characters and could be guessed from its hash: "
+            f"use one of at least {SHORTEST}"
+        )
+    return _PREFIX + digest(key).hex()
+
+
+def digest(key: str) -> bytes:
+    """SHA-256 of a key as a client sends it."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def known_digest(text: str) -> bytes:
+    """Digest of a known key, which is written as itself or as `hash_key` writes it.
+
+    Raises:
+        ValueError: it begins like a hash and is none.
+    """
+    if not text.startswith(_PREFIX):
+        return digest(text)
+    hashed = _HASHED.fullmatch(text)
+    if hashed is None:
+        raise ValueError("a key begins with sha256: but 64 hexadecimal digits do not follow")
+    return bytes.fromhex(hashed[1])
+
+
+def digests_in(lines: Iterable[str]) -> list[bytes]:
+    """Digests of the keys in a file: one for each line that is neither empty nor a comment.
+
+    Raises:
+        ValueError: see `known_digest`.
+    """
+    stripped = (line.strip() for line in lines)
+    return [known_digest(line) for line in stripped if line and not line.startswith("#")]
+
+
+def matching(key: str, known: Sequence[bytes]) -> bytes | None:
+    """The known digest that a client's key has, if any.
+
+    Digests of equal length, all of them compared, each to its end: the time tells nothing.
+    """
+    asked = digest(key)
+    found = [hmac.compare_digest(asked, one) for one in known]
+    return asked if any(found) else None
