@@ -60,7 +60,7 @@ class Contenders:
         self.model.eval()
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
         self.labels = torch.tensor([5, 9], device=self.device)
-        self.network = PackedLlama(self.model, self.labels)
+        self.network = PackedLlama.of(self.model, self.labels)
 
     def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
         """The chosen plans as functions without arguments, the unit first."""

@@ -16,11 +16,11 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.report import print_table, save_figure, write_json
+from dalorra.adapter import read_adapter
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.predictive import Prediction, summarise
 from dalorra.predictor import Predictor, bundled_adapter
 from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import mask_logits
 from training.tasks import load_examples, subsample
 
 BANKS = {
@@ -47,13 +47,14 @@ def main() -> None:
     prompts = sorted(
         (predictor.encode(dict(example.input)) for example in examples), key=lambda p: p.tokens
     )
-    reference = _moments(predictor, prompts, REFERENCE)
+    logits = _mask_logits(options.adapter)
+    reference = _moments(predictor, prompts, logits, REFERENCE)
     results = []
     for name, kind in BANKS.items():
         for samples in options.samples:
             errors = np.array(
                 [
-                    _moments(predictor, prompts, {"samples": samples, "seed": seed, **kind})
+                    _moments(predictor, prompts, logits, {"samples": samples, "seed": seed, **kind})
                     - reference
                     for seed in range(options.seeds)
                 ]
@@ -80,11 +81,20 @@ def main() -> None:
     _figure(results, options.json.with_suffix(".png"))
 
 
+def _mask_logits(folder: Path) -> torch.Tensor:
+    """φ, `[modules, r]`."""
+    adapter = read_adapter(folder)
+    names = (f"base_model.model.{name}.lora_mask_logits" for name in adapter.manifest.modules)
+    return torch.stack([adapter.tensors[name] for name in names])
+
+
 def _moments(
-    predictor: Predictor, prompts: Sequence[Prompt], spec: dict[str, object]
+    predictor: Predictor,
+    prompts: Sequence[Prompt],
+    logits: torch.Tensor,
+    spec: dict[str, object],
 ) -> np.ndarray:
     """Probability of the second label and variance of the answer, `[2, examples]`."""
-    logits = mask_logits(predictor.model).detach()
     bank = MaskBank.draw(logits, BankSpec.model_validate(spec))
     found: list[Prediction] = []
     for start in range(0, len(prompts), 16):

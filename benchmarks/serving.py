@@ -82,7 +82,7 @@ def main() -> None:
     context = {
         "samples": predictor.samples,
         "adapter_digest": predictor.adapter_digest,
-        "dtype": str(predictor.model.dtype),
+        "dtype": str(predictor.dtype),
         "uvloop": find_spec("uvloop") is not None,
     }
     cells = [

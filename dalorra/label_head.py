@@ -7,39 +7,48 @@ over the head is integrated exactly (Rao–Blackwell) instead of sampled once:
     p(y | h) = Σ_z q(z) softmax(W₀ h + (α/r) B diag(z) A h)
 """
 
-from typing import Final, cast
+from typing import Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalorra.bank import NoiseBank
-from dalorra.stochastic_lora import StochasticLoraLinear, rank_noise
+from dalorra.low_rank import LowRankUpdate
+from dalorra.stochastic_lora import RankNoise
 
 MAX_INTEGRATED_RANK: Final = 10
 """2^10 masks; beyond that the head is sampled."""
 
 
 class LabelHead:
-    """Maps hidden states at the end of the cue to label probabilities.
+    """Maps hidden states at the end of the cue to label probabilities, in float32.
 
     Args:
-        head: the output projection, adapted or not.
-        label_ids: `[K]` token ids.
+        weight: of the output projection, `[vocabulary, d]`.
+        update: the adapter's; None where the output projection is not adapted.
+        label_ids: `[K]` token ids, the only rows that are kept.
     """
 
-    def __init__(self, head: nn.Module, label_ids: Tensor) -> None:
-        self._head = head
-        self._label_ids = label_ids
+    def __init__(self, weight: Tensor, update: LowRankUpdate | None, label_ids: Tensor) -> None:
+        self._weight = weight[label_ids].float()  # [K, d]
+        self._update = update and LowRankUpdate(
+            update.down.float().clone(), update.up[label_ids].float(), update.scale
+        )
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the label rows and their update."""
+        update = self._update
+        return self._weight.nbytes + (update.down.nbytes + update.up.nbytes if update else 0)
+
+    @torch.inference_mode()
     def logits(self, answers: Tensor, members: range, bank: NoiseBank) -> Tensor:
         """`[B, M, d]` → `[B, M, K]` float32, the head under the same sample as the rest."""
-        if not isinstance(self._head, StochasticLoraLinear):
-            weight = cast(nn.Linear, self._head).weight[self._label_ids]
-            return F.linear(answers.float(), weight.float())
+        if self._update is None:
+            return F.linear(answers.float(), self._weight)
         index = torch.tensor([list(members)], device=answers.device)
-        with rank_noise([self._head], bank.noise(index)[-1:]):
-            return self._head.rows(answers, self._label_ids)
+        return self._adapted(answers, self._update, bank.noise(index)[-1])
 
     @torch.inference_mode()
     def probabilities(
@@ -51,16 +60,19 @@ class LabelHead:
             `[B, M, S, K]` float32 and `[S]`, which sums to 1; S is 1 where the head is sampled.
         """
         on = bank.head_probabilities
-        if (
-            on is None
-            or not isinstance(self._head, StochasticLoraLinear)
-            or len(on) > MAX_INTEGRATED_RANK
-        ):
+        if on is None or self._update is None or len(on) > MAX_INTEGRATED_RANK:
             logits = self.logits(answers, members, bank)[:, :, None]
             return logits.softmax(dim=-1), answers.new_ones(1, dtype=torch.float32)
         masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=answers.device)] * len(on))
         masks = masks.view(-1, len(on))  # [2^r, r]
         weights = torch.where(masks > 0, on, 1.0 - on).prod(dim=-1)  # [2^r]
-        with rank_noise([self._head], [lambda activations, _: activations * masks]):
-            logits = self._head.rows(answers[:, :, None], self._label_ids)  # [B, M, 2^r, K]
+        logits = self._adapted(
+            answers[:, :, None], self._update, lambda activations, _: activations * masks
+        )  # [B, M, 2^r, K]
         return logits.softmax(dim=-1), weights
+
+    def _adapted(self, x: Tensor, update: LowRankUpdate, noise: RankNoise) -> Tensor:
+        """`[…, d]` → `[…, K]`: W₀x + (α/r) · B · noise(A x)."""
+        x = x.float()
+        activations = noise(F.linear(x, update.down), x)
+        return F.linear(x, self._weight) + F.linear(activations, update.up) * update.scale

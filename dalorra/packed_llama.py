@@ -13,7 +13,6 @@ approximated. What differs is the order of the work:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,31 +23,15 @@ from dalorra.bank import NoiseBank
 from dalorra.bound_noise import BoundNoise, Noise
 from dalorra.cue_layout import CueLayout, lay_out_cues, right_padded
 from dalorra.label_head import LabelHead
+from dalorra.low_rank import HEAD, Updates, low_rank_updates
+from dalorra.packed_base import Layer, PackedBase
 from dalorra.packing import Scope
 from dalorra.prefix_cache import PrefixCache
-from dalorra.projection import FusedProjection, can_prepack
+from dalorra.projection import FusedProjection
 from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import (
-    StochasticPeftModel,
-    stochastic_layers,
-)
+from dalorra.stochastic_lora import StochasticPeftModel
 
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Parts of one decoder layer; the last one has its query apart from key and value."""
-
-    input_norm: Tensor
-    attention: tuple[FusedProjection, ...]
-    output: FusedProjection
-    mlp_norm: Tensor
-    gate_up: FusedProjection
-    down: FusedProjection
-
-    @property
-    def projections(self) -> tuple[FusedProjection, ...]:
-        """In order of use."""
-        return (*self.attention, self.output, self.gate_up, self.down)
+_Layer = Layer[FusedProjection]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,40 +52,36 @@ class PackedLlama:
     """The packed forward of one adapter on its base.
 
     Args:
-        model: LlamaForCausalLM with the adapter attached, in evaluation mode. Its projections
-            become views of fused weights; their values stay.
+        base: shared with other adapters.
+        updates: the adapter's, copied in the base's precision.
         label_ids: `[K]` token ids of the labels.
-        prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
     """
 
-    def __init__(
-        self,
+    def __init__(self, base: PackedBase, updates: Updates, label_ids: Tensor) -> None:
+        self._base = base
+        self.head = LabelHead(base.head_weight, updates.get(HEAD), label_ids)
+        self._layers = [
+            layer.map(lambda projection: FusedProjection(projection, updates))
+            for layer in base.layers
+        ]
+        self._noise = BoundNoise([layer.projections for layer in self._layers], base.head_weight)
+
+    @classmethod
+    def of(
+        cls,
         model: StochasticPeftModel,
         label_ids: Tensor,
         prefix_cache: PrefixCache | None = None,
-    ) -> None:
-        causal_lm = cast(Any, model.get_base_model())
-        config = causal_lm.config
-        self._trunk = causal_lm.model
-        self.head = LabelHead(causal_lm.lm_head, label_ids)
-        self._label_ids = label_ids
-        self._prefix_cache = prefix_cache
-        self._eps = float(config.rms_norm_eps)
-        self._heads = int(config.num_attention_heads)
-        self._kv_heads = int(config.num_key_value_heads)
-        self._width = int(self._trunk.layers[0].self_attn.head_dim)
-        modules = list(stochastic_layers(model).values())
-        index: dict[Any, int] = {module: i for i, module in enumerate(modules)}
-        last = len(self._trunk.layers) - 1
-        prepack = can_prepack(self._trunk.embed_tokens.weight)
-        with torch.no_grad():
-            self._layers = [
-                _arrange(layer, index, prepack, separate_query=i == last)
-                for i, layer in enumerate(self._trunk.layers)
-            ]
-        self._noise = BoundNoise(
-            [layer.projections for layer in self._layers], self._trunk.embed_tokens.weight
-        )
+    ) -> "PackedLlama":
+        """The forward of an attached adapter, as it is now, on a base arranged for it alone."""
+        base = PackedBase(model.get_base_model(), prefix_cache)
+        return cls(base, low_rank_updates(model), label_ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the adapter's updates."""
+        projections = (projection for layer in self._layers for projection in layer.projections)
+        return self.head.nbytes + sum(projection.nbytes for projection in projections)
 
     @torch.inference_mode()
     def label_logits(
@@ -119,7 +98,7 @@ class PackedLlama:
         """Runs the network up to its output projection."""
         run = self._answer_tokens if scope == "answer_tokens" else self._all_tokens
         answers, prompt_end = run(prompts, members, bank)
-        return HiddenStates(self._norm(answers, self._trunk.norm.weight), prompt_end)
+        return HiddenStates(self._base.norm(answers, self._base.final_norm), prompt_end)
 
     def _answer_tokens(
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank
@@ -128,15 +107,14 @@ class PackedLlama:
         copies, k = len(members), len(prompts[0].cue_ids)
         rows, answers = self._noise.for_cues(bank, members, k)
         first = _first_stochastic([*rows, answers])
-        prefix = (
-            self._prefix_cache.find([p.prompt_ids for p in prompts]) if self._prefix_cache else None
-        )
+        cache, prompt_ids = self._base.prefix_cache, [p.prompt_ids for p in prompts]
+        prefix = cache.find(prompt_ids) if cache else None
         known = prefix.lengths if prefix else [0] * len(prompts)
-        layout = lay_out_cues(prompts, copies, self._rotary, self._label_ids.device, known)
+        layout = lay_out_cues(prompts, copies, self._base.rotary, self._base.device, known)
         below = layout.one_copy()  # the copies are equal below the first stochastic product
         past = prefix.keys_values.unbind() if prefix else [None] * len(self._layers)
         seen: list[Tensor] = []  # keys and values of the prompt rows, for the cache
-        x = self._trunk.embed_tokens(below.input_ids)  # [B, P + k, d]
+        x = self._base.embed(below.input_ids)  # [B, P + k, d]
         for i, (layer, noise) in enumerate(zip(self._layers[:-1], rows, strict=True)):
             if i == first:
                 x = layout.branch(x)
@@ -150,8 +128,8 @@ class PackedLlama:
         )
         prompt_end = x[torch.arange(len(prompts)), ends]
         x = self._packed_end(x, at, answers, past[-1], seen)
-        if self._prefix_cache:
-            self._prefix_cache.add([p.prompt_ids for p in prompts], known, torch.stack(seen))
+        if cache:
+            cache.add(prompt_ids, known, torch.stack(seen))
         return x.expand(-1, copies, -1), prompt_end
 
     def _packed_layer(
@@ -165,9 +143,9 @@ class PackedLlama:
     ) -> Tensor:
         """One layer for prompt rows and cue rows; `past` is `[2, B, kv_heads, C, head_dim]`."""
         start = layout.prompt_rows
-        h = self._norm(x, layer.input_norm)
+        h = self._base.norm(x, layer.input_norm)
         qkv = layer.attention[0](h, noise[0], start)
-        query, key, value = self._split(qkv, layout.cos, layout.sin)
+        query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
         self._record(seen, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query[:, :, start:], key, value, layout.visible)
@@ -195,17 +173,21 @@ class PackedLlama:
         """The last layer, for the rows that end a cue alone: `[B, copies, d]`."""
         layer, start = self._layers[-1], layout.prompt_rows
         ends = layout.ends
-        h = self._norm(x, layer.input_norm)
-        query = self._heads_of(layer.attention[0](h[:, ends], noise[0]))
-        query = _rotate(query, layout.cos[:, :, ends], layout.sin[:, :, ends])
-        key, value = self._key_value(layer.attention[1](h, noise[1], start), layout.cos, layout.sin)
+        h = self._base.norm(x, layer.input_norm)
+        query = self._base.query(
+            layer.attention[0](h[:, ends], noise[0]),
+            layout.cos[:, :, ends],
+            layout.sin[:, :, ends],
+        )
+        kv = layer.attention[1](h, noise[1], start)
+        key, value = self._base.key_value(kv, layout.cos, layout.sin)
         self._record(seen, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.visible[:, :, ends - start])
         return self._finish(layer, x[:, ends], attended, noise[2:])
 
     def _record(self, seen: list[Tensor], key: Tensor, value: Tensor, prompt_rows: int) -> None:
-        if self._prefix_cache:
+        if self._base.prefix_cache:
             seen.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
 
     def _all_tokens(
@@ -216,15 +198,15 @@ class PackedLlama:
         Returns:
             `[B, M, d]` and `[B, d]`.
         """
-        device, copies = self._label_ids.device, len(members)
+        device, copies = self._base.device, len(members)
         input_ids, lengths = right_padded([(*p.prompt_ids, *p.cue_ids) for p in prompts])
         batch, longest = input_ids.shape  # T
-        x = self._trunk.embed_tokens(input_ids.to(device))  # [B, T, d]
-        cos, sin = self._rotary(torch.arange(longest, device=device)[None])
+        x = self._base.embed(input_ids.to(device))  # [B, T, d]
+        cos, sin = self._base.rotary(torch.arange(longest, device=device)[None])
         rows = self._noise.for_sequences(bank, members, batch)
         first = _first_stochastic(rows)
         for i, (layer, noise) in enumerate(zip(self._layers[:-1], rows, strict=False)):
-            h = self._norm(x, layer.input_norm)
+            h = self._base.norm(x, layer.input_norm)
             if i == first:
                 # W₀x and A·x are the same under every sample, the update is not.
                 out = _for_each(layer.attention[0].base(h), copies)
@@ -233,7 +215,7 @@ class PackedLlama:
                 x = _for_each(x, copies)
             else:
                 out = layer.attention[0](h, noise[0])
-            query, key, value = self._split(out, cos, sin)
+            query, key, value = self._base.query_key_value(out, cos, sin)
             x = self._finish(layer, x, causal_attention(query, key, value), noise[1:])
         if first >= len(self._layers) - 1:
             x = _for_each(x, copies)
@@ -243,10 +225,13 @@ class PackedLlama:
         sequence = torch.arange(batch * copies, device=device)
         prompt_ends = (ends - len(prompts[0].cue_ids)).clamp_min(0)
         prompt_end = x[sequence, prompt_ends].view(batch, copies, -1).mean(dim=1)
-        h = self._norm(x, layer.input_norm)
-        query = self._heads_of(layer.attention[0](h[sequence, ends][:, None], noise[0]))
-        query = _rotate(query, cos[0, 0, ends][:, None, None], sin[0, 0, ends][:, None, None])
-        key, value = self._key_value(layer.attention[1](h, noise[1]), cos, sin)
+        h = self._base.norm(x, layer.input_norm)
+        query = self._base.query(
+            layer.attention[0](h[sequence, ends][:, None], noise[0]),
+            cos[0, 0, ends][:, None, None],
+            sin[0, 0, ends][:, None, None],
+        )
+        key, value = self._base.key_value(layer.attention[1](h, noise[1]), cos, sin)
         real = torch.arange(longest, device=device) <= ends[:, None]  # [B·M, T]
         attended = masked_attention(query, key, value, real[:, None, None])
         out = self._finish(layer, x[sequence, ends][:, None], attended, noise[2:])
@@ -258,37 +243,9 @@ class PackedLlama:
         """Output projection and MLP with their residuals; `attended` is `[B, heads, rows, w]`."""
         attended = attended.transpose(1, 2).flatten(2)  # [B, rows, heads · head_dim]
         x = x + layer.output(attended, noise[0], first)
-        h = self._norm(x, layer.mlp_norm)
+        h = self._base.norm(x, layer.mlp_norm)
         gate, up = layer.gate_up(h, noise[1], first).chunk(2, dim=-1)
         return x + layer.down(F.silu(gate).mul_(up), noise[2], first)
-
-    def _split(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`[B, rows, (heads + 2 kv_heads) · w]` → rotated query, rotated key, value."""
-        heads = self._heads_of(qkv)
-        rotated = _rotate(heads[:, : self._heads + self._kv_heads], cos, sin)
-        return (
-            rotated[:, : self._heads],
-            rotated[:, self._heads :],
-            heads[:, self._heads + self._kv_heads :],
-        )
-
-    def _key_value(self, kv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, rows, 2 kv_heads · w]` → rotated key, value."""
-        key, value = self._heads_of(kv).chunk(2, dim=1)
-        return _rotate(key, cos, sin), value
-
-    def _heads_of(self, x: Tensor) -> Tensor:
-        """`[B, rows, n · head_dim]` → `[B, n, rows, head_dim]`."""
-        heads: Tensor = x.unflatten(-1, (-1, self._width))
-        return heads.transpose(1, 2)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self._eps)
-
-    def _rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, `[B or 1, 1, rows, head_dim]`, in the model's precision."""
-        cos, sin = self._trunk.rotary_emb(self._trunk.embed_tokens.weight, position_ids)
-        return cos[:, None], sin[:, None]
 
 
 def _after(past: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,29 +259,6 @@ def _first_stochastic(rows: Sequence[Noise]) -> int:
     """The first layer with a stochastic product; the number of layers when there is none."""
     noisy = (i for i, noise in enumerate(rows) if any(n is not None for n in noise))
     return next(noisy, len(rows))
-
-
-def _arrange(layer: Any, index: dict[Any, int], prepack: bool, *, separate_query: bool) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-
-    def fused(*members: Any) -> FusedProjection:
-        return FusedProjection(members, index, prepack=prepack)
-
-    q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-    return _Layer(
-        input_norm=layer.input_layernorm.weight,
-        attention=(fused(q), fused(k, v)) if separate_query else (fused(q, k, v),),
-        output=fused(attention.o_proj),
-        mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=fused(mlp.gate_proj, mlp.up_proj),
-        down=fused(mlp.down_proj),
-    )
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of `[B, n, rows, head_dim]`."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 def _for_each(x: Tensor, copies: int) -> Tensor:

@@ -12,14 +12,16 @@ from dalorra.adapter import Adapter, check_tokens, load_adapter, read_adapter
 from dalorra.bank import MaskBank, NoiseBank
 from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.errors import AdapterError
+from dalorra.golden import check_golden
+from dalorra.low_rank import low_rank_updates
 from dalorra.novelty import Novelty
+from dalorra.packed_base import PackedBase
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, packed_row_count
 from dalorra.policy import Policy
 from dalorra.predictive import PosteriorSamples, Prediction, summarise
-from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
-from dalorra.stochastic_lora import StochasticPeftModel, mask_logits
+from dalorra.stochastic_lora import StochasticPeftModel, detach, mask_logits
 
 DEFAULT_ROW_BUDGET = 4096
 
@@ -28,7 +30,8 @@ class Predictor:
     """Answers inputs with M sampled passes packed into one forward.
 
     Args:
-        model: the base with the adapter attached; its weights must not change afterwards.
+        model: the base with the adapter attached, which may be detached afterwards; the base's
+            weights must not change.
         encoder: tokeniser of the adapter's prompts and labels.
         bank: the M samples.
         scope: rows the adapter acts on.
@@ -36,7 +39,7 @@ class Predictor:
         model_name, adapter_name, adapter_digest, method: what the answers carry.
         novelty: where the training data lie; None: answers carry no novelty.
         row_budget: most packed rows of one forward; a longer prompt is split along M.
-        prefix_cache_bytes: memory for the keys and values of prompt prefixes; 0 turns it off.
+        packed: the base as arranged for other adapters, too; None: for this one alone.
 
     One caller at a time: the model thread of the service.
     """
@@ -55,9 +58,8 @@ class Predictor:
         method: str,
         novelty: Novelty | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
-        prefix_cache_bytes: int = 0,
+        packed: PackedBase | None = None,
     ) -> None:
-        self.model = model
         self.encoder = encoder
         self.bank = bank
         self.scope = scope
@@ -68,9 +70,12 @@ class Predictor:
         self.method = method
         self.novelty = novelty
         self.row_budget = row_budget
-        label_ids = torch.tensor(encoder.label_ids, device=model.device)
-        self.prefix_cache = PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
-        self._network = PackedLlama(model, label_ids, self.prefix_cache)
+        packed = packed or PackedBase(model.get_base_model())
+        self.dtype = packed.dtype
+        self._hidden_size = packed.hidden_size
+        self.prefix_cache = packed.prefix_cache
+        label_ids = torch.tensor(encoder.label_ids, device=packed.device)
+        self._network = PackedLlama(packed, low_rank_updates(model), label_ids)
         self._mean_bank = MaskBank.mean(mask_logits(model))
 
     @classmethod
@@ -83,7 +88,6 @@ class Predictor:
         dtype: str = "auto",
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
-        prefix_cache_bytes: int = 0,
     ) -> "Predictor":
         """Loads an adapter (the bundled one by default) and the base model it was trained on.
 
@@ -94,13 +98,7 @@ class Predictor:
         adapter = read_adapter(adapter_dir or bundled_adapter())
         reference = base_model or adapter.manifest.base_model.name or DEFAULT_BASE_MODEL
         base = load_base_model(reference, device=device, dtype=dtype)
-        return cls.from_adapter(
-            adapter,
-            base,
-            on_overflow=on_overflow,
-            row_budget=row_budget,
-            prefix_cache_bytes=prefix_cache_bytes,
-        )
+        return cls.from_adapter(adapter, base, on_overflow=on_overflow, row_budget=row_budget)
 
     @classmethod
     def from_adapter(
@@ -108,14 +106,26 @@ class Predictor:
         adapter: Adapter,
         base: BaseModel,
         *,
+        packed: PackedBase | None = None,
+        name: str | None = None,
+        golden: bool = False,
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
-        prefix_cache_bytes: int = 0,
     ) -> "Predictor":
-        """Attaches `adapter` to `base` and draws its bank.
+        """Reads an adapter's updates off `base`, which is as it was afterwards, and draws its bank.
+
+        Args:
+            adapter: read and verified.
+            base: no adapter may be attached to it.
+            packed: the base as arranged for other adapters, too; None: for this one alone.
+            name: what answers call it; its own name by default.
+            golden: whether to run the golden check.
+            on_overflow: what happens to an over-long input.
+            row_budget: see the class.
 
         Raises:
-            AdapterError: see `load_adapter`; or its novelty features are of another width.
+            AdapterError: see `load_adapter` and `check_golden`; or its novelty features are of
+                another width.
         """
         manifest = adapter.manifest
         width = base.model.config.hidden_size
@@ -127,20 +137,28 @@ class Predictor:
         encoder = PromptEncoder(base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow)
         check_tokens(manifest, encoder)
         model = load_adapter(adapter, base)
-        return cls(
-            model,
-            encoder,
-            MaskBank.draw(mask_logits(model), manifest.bank),
-            manifest.scope,
-            policy=adapter.policy or Policy.never(adapter.digest),
-            model_name=base.name,
-            adapter_name=manifest.name,
-            adapter_digest=adapter.digest,
-            method=manifest.method,
-            novelty=adapter.novelty,
-            row_budget=row_budget,
-            prefix_cache_bytes=prefix_cache_bytes,
-        )
+        try:
+            predictor = cls(
+                model,
+                encoder,
+                MaskBank.draw(mask_logits(model), manifest.bank),
+                manifest.scope,
+                policy=adapter.policy or Policy.never(adapter.digest),
+                model_name=base.name,
+                adapter_name=name or manifest.name,
+                adapter_digest=adapter.digest,
+                method=manifest.method,
+                novelty=adapter.novelty,
+                row_budget=row_budget,
+                packed=packed,
+            )
+            if golden:
+                check_golden(predictor, model)
+        except AdapterError as error:
+            raise AdapterError(f"{adapter.path}: {error}") from error
+        finally:
+            detach(model)
+        return predictor
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -156,6 +174,11 @@ class Predictor:
     def samples(self) -> int:
         """M."""
         return self.bank.samples
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the adapter takes beside the base."""
+        return self._network.nbytes
 
     @property
     def max_tokens(self) -> int:
@@ -191,6 +214,10 @@ class Predictor:
         """Softmax over the label tokens under each of the M samples, `[B, M, K]` float32."""
         return self.posterior_samples(prompts).by_member
 
+    def label_logits(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Of the label tokens, every module under one sample, `[B, M, K]` float32."""
+        return self._network.label_logits(prompts, range(self.samples), self.bank, self.scope)
+
     def novelty_features(self, prompts: Sequence[Prompt]) -> Tensor:
         """What `Novelty` is fitted on and asked about, `[B, d]` float32 on the CPU.
 
@@ -211,7 +238,7 @@ class Predictor:
     def _run(self, prompts: Sequence[Prompt], bank: NoiseBank) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""
         parts, weights = [], torch.ones(1)
-        features = [torch.empty(0, self.model.config.hidden_size)]
+        features = [torch.empty(0, self._hidden_size)]
         for group, member_groups in self._plan(prompts, bank.samples):
             by_members, end = [], torch.zeros(())
             for members in member_groups:

@@ -1,49 +1,79 @@
 """Matrix products of the packed forward: fused, and prepacked for the processor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalorra.stochastic_lora import RankNoise, RowMask, StochasticLoraLinear
+from dalorra.low_rank import Updates
+from dalorra.stochastic_lora import RankNoise, RowMask
 
 Product = Callable[[Tensor], Tensor]
 
 
-class FusedProjection:
-    """Projections of one input, base and update, as one: `[B, rows, d_in]` → `[B, rows, Σd_out]`.
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseProjection:
+    """The frozen projections of one input, as one product that all adapters share.
 
-    Args:
-        members: base linears or stochastic layers, in output order.
-        index: stochastic layer → its position among the adapted modules.
-        prepack: whether to lay the weight out for the processor, at the cost of a copy.
+    Attributes:
+        product: `[B, rows, d_in]` → `[B, rows, Σd_out]`.
+        widths: name of each projection in the base model → its d_out, in output order.
+        dtype: of the weights.
     """
 
-    def __init__(
-        self, members: Sequence[nn.Module], index: dict[nn.Module, int], *, prepack: bool
-    ) -> None:
-        bases = [
-            cast(nn.Linear, m.base_layer if isinstance(m, StochasticLoraLinear) else m)
-            for m in members
-        ]
-        weight = _fuse_weights(bases)
-        biases = [cast(Tensor | None, base.bias) for base in bases]
+    product: Product
+    widths: Mapping[str, int]
+    dtype: torch.dtype
+
+    @classmethod
+    def fuse(cls, linears: Mapping[str, nn.Linear], *, prepack: bool) -> "BaseProjection":
+        """Fuses projections, whose own weights become views of the fused one.
+
+        Args:
+            linears: by name, in output order.
+            prepack: whether to lay the weight out for the processor, at the cost of a copy.
+        """
+        members = list(linears.values())
+        weight = _fuse_weights(members)
+        biases = [cast(Tensor | None, linear.bias) for linear in members]
         bias = torch.cat(cast(list[Tensor], biases)) if biases[0] is not None else None
-        self.base = _prepacked(weight, bias) if prepack else lambda x: F.linear(x, weight, bias)
-        adapted = [m for m in members if isinstance(m, StochasticLoraLinear)]
-        self.modules = [index[m] for m in adapted]
+        product = _prepacked(weight, bias) if prepack else lambda x: F.linear(x, weight, bias)
+        widths = {name: linear.out_features for name, linear in linears.items()}
+        return cls(product, widths, weight.dtype)
+
+
+class FusedProjection:
+    """Base product and one adapter's update: `[B, rows, d_in]` → `[B, rows, Σd_out]`.
+
+    Args:
+        base: shared with other adapters.
+        updates: of the whole adapter.
+    """
+
+    def __init__(self, base: BaseProjection, updates: Updates) -> None:
+        self.base = base.product
+        position = {name: i for i, name in enumerate(updates)}
+        adapted = [name for name in base.widths if name in updates]
+        self.modules = [position[name] for name in adapted]
         if adapted:
-            self._ranks = [m.down.shape[0] for m in adapted]
-            self._down = torch.cat([m.down for m in adapted]).to(weight.dtype)  # [Σr, d_in]
+            own = [updates[name] for name in adapted]
+            self._ranks = [update.down.shape[0] for update in own]
+            self._down = torch.cat([update.down for update in own]).to(base.dtype)  # [Σr, d_in]
             blocks = [
-                m.up * m.scale
-                if isinstance(m, StochasticLoraLinear)
-                else weight.new_zeros((base.out_features, 0), dtype=torch.float32)
-                for m, base in zip(members, bases, strict=True)
+                updates[name].up * updates[name].scale
+                if name in updates
+                else own[0].up.new_zeros((width, 0))
+                for name, width in base.widths.items()
             ]
-            self._up = torch.block_diag(*blocks).to(weight.dtype)  # [Σd_out, Σr]
+            self._up = torch.block_diag(*blocks).to(base.dtype)  # [Σd_out, Σr]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the update."""
+        return self._down.nbytes + self._up.nbytes if self.modules else 0
 
     def noise(self, noise: Sequence[RankNoise], dtype: torch.dtype) -> RankNoise | None:
         """This projection's part of one `RankNoise` per module, as a single one."""

@@ -27,11 +27,11 @@ from service.api.middleware.auth import OPEN_PATHS
 from service.api.openinference import openinference_routes
 from service.api.page import page_routes
 from service.api.routes import operation_routes, prediction_routes
-from service.lifecycle import Lifecycle, LoadPredictor
+from service.lifecycle import Lifecycle, LoadBase
 from service.telemetry import Telemetry, package_version
 
 if TYPE_CHECKING:
-    from service.engine import Predictor
+    from service.adapters import Base
     from service.mcp import McpEndpoint
     from service.settings import Settings
     from service.tracing import Tracing
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def create_app(
     settings: Settings,
-    load_predictor: LoadPredictor | None = None,
+    load_base: LoadBase | None = None,
     *,
     tracing: Tracing | None = None,
 ) -> FastAPI:
@@ -47,14 +47,14 @@ def create_app(
 
     Args:
         settings: see `service.settings`.
-        load_predictor: makes the predictor; `dalorra`'s by default.
+        load_base: loads the base model; `dalorra`'s by default.
         tracing: makes spans; if the settings say so, as the environment says, by default.
 
     Returns:
         An application whose `state.lifecycle` says what it is doing.
     """
     telemetry = Telemetry(errors.ERROR_TYPES)
-    lifecycle = Lifecycle(settings, load_predictor or load_adapter, telemetry)
+    lifecycle = Lifecycle(settings, load_base or load_shared_base, telemetry)
     tracing = tracing or _tracing(settings)
     answering = Answering(
         lifecycle,
@@ -114,13 +114,14 @@ def _middleware(
     ]
 
 
-def load_adapter(settings: Settings) -> Predictor:
-    """Loads the adapter and base model that the settings name."""
-    from dalorra.predictor import Predictor as AdapterPredictor
+def load_shared_base(settings: Settings) -> Base:
+    """Loads the base model that the settings name, or the one of the first adapter."""
+    from dalorra.shared_base import SharedBase
 
-    return AdapterPredictor.load(
-        settings.adapter,
+    _, first = settings.first_adapters()[0]
+    return SharedBase.load(
         settings.base_model,
+        first,
         device=settings.device,
         dtype=settings.dtype,
         on_overflow=settings.on_overflow,

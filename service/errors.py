@@ -44,8 +44,20 @@ class UnauthorizedError(ServiceError):
     """The request carries no key, or one that is not known."""
 
 
-class NotServedError(ServiceError):
-    """Nothing of that name is served."""
+class UnknownAdapterError(ServiceError):
+    """No adapter of that name is loaded."""
+
+
+class DefaultAdapterError(ServiceError):
+    """The adapter that answers when none is named cannot be unloaded."""
+
+
+class TooManyAdaptersError(ServiceError):
+    """As many adapters are loaded as may be."""
+
+
+class ForbiddenError(ServiceError):
+    """The key is known, but not for this; or nobody may do it."""
 
 
 class DeadlineError(ServiceError):

@@ -32,7 +32,7 @@ from service.client import (
     UnauthorizedError,
 )
 from service.client import InvalidInputError as _InvalidInputError
-from service.tool import TOOL_NAME, field_description, sentence, tool_description
+from service.tool import TOOL_NAME, field_description, sentence, tool_description, tool_name
 
 DEFAULT_TIMEOUT = 65.0
 
@@ -49,6 +49,7 @@ class UncertainPredictTool(BaseTool):
         api_key: bearer key, if the server wants one.
         timeout: seconds for one attempt.
         retries: what to do when the server is busy.
+        adapter: which one answers; the server's default if none is named.
         info: what the server serves; asked for when left out, which blocks. In a coroutine, pass
             `await AsyncClient(…).info()`.
 
@@ -67,6 +68,7 @@ class UncertainPredictTool(BaseTool):
     api_key: SecretStr | None = Field(default=None, exclude=True)
     timeout: float = DEFAULT_TIMEOUT
     retries: Retries = Retries()
+    adapter: str | None = None
     info: Info | None = None
 
     _client: Client = PrivateAttr()
@@ -79,15 +81,17 @@ class UncertainPredictTool(BaseTool):
         """Learns from the server what the tool's arguments are."""
         super().model_post_init(context)
         self._client = Client(**self._connection())
-        info = self.info or self._client.info()
+        info = self.info or self._client.info(self.adapter)
         self.info = info
+        if self.name == TOOL_NAME:
+            self.name = tool_name(self.adapter)
         self.description = self.description or tool_description(info.adapter, info.labels)
         if self.args_schema is None:
             self.args_schema = arguments_model(info.fields)
 
     def _run(self, **values: str) -> tuple[str, dict[str, Any]]:
         try:
-            return _answer(self._client.predict(values))
+            return _answer(self._client.predict(values, adapter=self.adapter))
         except ClientError as error:
             raise ToolException(_advice(error)) from error
 
@@ -97,7 +101,7 @@ class UncertainPredictTool(BaseTool):
         if client is None:
             client = self._async_clients[loop] = AsyncClient(**self._connection())
         try:
-            return _answer(await client.predict(values))
+            return _answer(await client.predict(values, adapter=self.adapter))
         except ClientError as error:
             raise ToolException(_advice(error)) from error
 

@@ -35,17 +35,26 @@ class AsyncPredictNode(Protocol):
 
 @overload
 def predict_node(
-    client: Client, *, reads: str | Callable[[State], Input], writes: str = ...
+    client: Client,
+    *,
+    reads: str | Callable[[State], Input],
+    writes: str = ...,
+    adapter: str | None = ...,
 ) -> PredictNode: ...
 @overload
 def predict_node(
-    client: AsyncClient, *, reads: str | Callable[[State], Input], writes: str = ...
+    client: AsyncClient,
+    *,
+    reads: str | Callable[[State], Input],
+    writes: str = ...,
+    adapter: str | None = ...,
 ) -> AsyncPredictNode: ...
 def predict_node(
     client: Client | AsyncClient,
     *,
     reads: str | Callable[[State], Input],
     writes: str = "prediction",
+    adapter: str | None = None,
 ) -> PredictNode | AsyncPredictNode:
     """A node that asks the server and puts the prediction, as a dict, into the state.
 
@@ -53,6 +62,7 @@ def predict_node(
         client: an `AsyncClient` makes a node for graphs that are run with `ainvoke`.
         reads: key of the state that holds the input, or a function of the state that makes it.
         writes: key of the state for the prediction.
+        adapter: which one answers; the server's default if none is named.
 
     The node raises a `ClientError` when it gets no prediction: give it a `RetryPolicy`, or let
     the graph fail, but do not route on an answer that was not given.
@@ -70,12 +80,12 @@ def predict_node(
     if isinstance(client, Client):
 
         def predict(state: State) -> Update:
-            return update(client.predict(read(state)))
+            return update(client.predict(read(state), adapter=adapter))
 
         return predict
 
     async def predict_async(state: State) -> Update:
-        return update(await client.predict(read(state)))
+        return update(await client.predict(read(state), adapter=adapter))
 
     return predict_async
 

@@ -7,12 +7,13 @@ from enum import StrEnum
 
 import structlog
 
-from service.engine import Engine, Limits, ModelThread, Predictor
+from service.adapters import Adapters, Base
+from service.engine import Engine, Limits, ModelThread
 from service.errors import DrainingError, LoadingError, ServiceError, UnavailableError
 from service.settings import Settings
 from service.telemetry import Telemetry
 
-LoadPredictor = Callable[[Settings], Predictor]
+LoadBase = Callable[[Settings], Base]
 
 _log = structlog.get_logger("dalorra.service")
 
@@ -27,22 +28,21 @@ class Phase(StrEnum):
 
 
 class Lifecycle:
-    """Owner of the engine, its threads and the phase.
+    """Owner of the engine, its adapters and threads, and the phase.
 
     Args:
         settings: limits and times.
-        load_predictor: loads the model; runs on the model thread, so that one thread touches the
+        load_base: loads the base model; runs on the model thread, so that one thread touches the
             model from loading it to the last forward, and health is answered meanwhile.
         telemetry: metrics.
     """
 
-    def __init__(
-        self, settings: Settings, load_predictor: LoadPredictor, telemetry: Telemetry
-    ) -> None:
+    def __init__(self, settings: Settings, load_base: LoadBase, telemetry: Telemetry) -> None:
         self._settings = settings
-        self._load_predictor = load_predictor
+        self._load_base = load_base
         self._telemetry = telemetry
         self._engine: Engine | None = None
+        self._adapters: Adapters | None = None
         self._model: ModelThread | None = None
         self._tokenizer: ThreadPoolExecutor | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -68,6 +68,17 @@ class Lifecycle:
         if self._engine is None:
             raise LoadingError("the model is still loading")
         return self._engine
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters, when the engine may be asked.
+
+        Raises:
+            LoadingError, DrainingError, UnavailableError: it may not.
+        """
+        if self.not_ready() is None and self._adapters is not None:
+            return self._adapters
+        raise self.not_ready() or LoadingError("the model is still loading")
 
     def not_ready(self) -> ServiceError | None:
         """Why no request is taken now; None when they are."""
@@ -103,20 +114,27 @@ class Lifecycle:
         await asyncio.shield(self._draining)
 
     async def _load(self, model: ModelThread, tokenizer: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
+        loop, settings = asyncio.get_running_loop(), self._settings
         started = loop.time()
         try:
-            predictor = await loop.run_in_executor(model, self._load_predictor, self._settings)
+            base = await loop.run_in_executor(model, self._load_base, settings)
             loaded = loop.time()
-            await loop.run_in_executor(model, predictor.warm_up)
+            adapters = Adapters(
+                base,
+                model=model,
+                reader=tokenizer,
+                limit=settings.max_adapters,
+                watcher=self._telemetry,
+            )
+            for name, path in settings.first_adapters():
+                await adapters.load(path, name)
         except Exception as error:  # noqa: BLE001 - kept for whoever asks, and ends the process
             self.failure = error
             self.phase = Phase.FAILED
             _log.error("load_failed", error=str(error), exc_info=error)
             return
-        settings = self._settings
+        self._adapters = adapters
         self._engine = Engine(
-            predictor,
             model=model,
             tokenizer=tokenizer,
             limits=Limits(
@@ -127,16 +145,16 @@ class Lifecycle:
             ),
             observer=self._telemetry,
         )
-        self._telemetry.adapter_loaded(predictor)
+        self._telemetry.base_loaded(base.prefix_cache)
         self._engine.start()
         self.phase = Phase.READY
         _log.info(
             "ready",
-            model=predictor.model_name,
-            adapter=predictor.adapter_name,
-            adapter_digest=predictor.adapter_digest,
+            model=adapters.find().model_name,
+            adapter=adapters.find().adapter_name,
+            adapters={one.adapter_name: one.adapter_digest for one in adapters.served},
             load_seconds=round(loaded - started, 3),
-            warm_up_seconds=round(loop.time() - loaded, 3),
+            adapters_seconds=round(loop.time() - loaded, 3),
         )
 
     async def _drain(self) -> None:

@@ -1,5 +1,6 @@
 """The prediction as a tool of the Model Context Protocol, over streamable HTTP at `/mcp`.
 
+One tool for each adapter, because each has fields of its own; the default's has the plain name.
 Stateless: every request stands alone, so any replica answers it. Built on the SDK's own low-level
 server, because the tool's schema is that of the adapter, which is known only once it is loaded.
 """
@@ -35,10 +36,11 @@ from dalorra.errors import InputError
 from service.api.answering import Answering
 from service.api.errors import INTERNAL, problem_of
 from service.api.schemas import PredictRequest, PredictResponse
+from service.engine import Predictor
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle
 from service.telemetry import Outcome, Telemetry, package_version
-from service.tool import TOOL_NAME, parameters_schema, sentence, tool_description
+from service.tool import adapter_of, parameters_schema, sentence, tool_description, tool_name
 
 PATH = "/mcp"
 
@@ -104,32 +106,27 @@ class McpEndpoint:
         self, _context: ServerRequestContext[Any, Any], _params: PaginatedRequestParams | None
     ) -> ListToolsResult:
         try:
-            predictor = self._lifecycle.engine.predictor
+            default, *others = self._lifecycle.adapters.served
         except ServiceError as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error
-        tool = Tool(
-            name=TOOL_NAME,
-            title="Predict with uncertainty",
-            description=tool_description(predictor.adapter_name, predictor.labels),
-            input_schema=parameters_schema(predictor.fields),
-            output_schema=_OUTPUT_SCHEMA,
-            annotations=ToolAnnotations(
-                read_only_hint=True, idempotent_hint=True, open_world_hint=False
-            ),
-        )
-        return ListToolsResult(tools=[tool])
+        named = [(tool_name(one.adapter_name), one) for one in others]
+        tools = [_tool(*item) for item in [(tool_name(None), default), *named]]
+        return ListToolsResult(tools=tools)
 
     async def _call(
         self, context: ServerRequestContext[Any, Any], params: CallToolRequestParams
     ) -> CallToolResult:
-        if params.name != TOOL_NAME:
-            raise MCPError(INVALID_PARAMS, f"there is no such tool: call {TOOL_NAME}")
+        try:
+            adapter = adapter_of(params.name)
+        except ValueError as error:
+            raise MCPError(INVALID_PARAMS, str(error)) from None
         request_id = context.request.state.request_id if context.request else ""
         started = time.perf_counter()
         self._telemetry.request_started()
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
-            answered = await self._answering.answer([_checked(params.arguments)], request_id)
+            inputs = [_checked(params.arguments)]
+            answered = await self._answering.answer(inputs, request_id, adapter=adapter)
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type
@@ -157,6 +154,19 @@ class McpEndpoint:
                 **({"error_type": error_type} if error_type else {}),
                 **facts,
             )
+
+
+def _tool(name: str, predictor: Predictor) -> Tool:
+    return Tool(
+        name=name,
+        title="Predict with uncertainty",
+        description=tool_description(predictor.adapter_name, predictor.labels),
+        input_schema=parameters_schema(predictor.fields),
+        output_schema=_OUTPUT_SCHEMA,
+        annotations=ToolAnnotations(
+            read_only_hint=True, idempotent_hint=True, open_world_hint=False
+        ),
+    )
 
 
 def _checked(arguments: dict[str, Any] | None) -> dict[str, str]:

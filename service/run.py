@@ -9,8 +9,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app, load_adapter
-from service.engine import Predictor
+from service.adapters import Base
+from service.app import create_app, load_shared_base
 from service.lifecycle import Lifecycle
 from service.logs import adopt_logger, configure_logging
 from service.settings import Settings, load_settings
@@ -68,13 +68,13 @@ def serve_app(app: FastAPI, settings: Settings) -> None:
         raise lifecycle.failure
 
 
-def _load(settings: Settings) -> Predictor:
+def _load(settings: Settings) -> Base:
     import huggingface_hub
     import transformers
 
     for library in (huggingface_hub, transformers):
         adopt_logger(library.__name__)
-    return load_adapter(settings)
+    return load_shared_base(settings)
 
 
 class Server(uvicorn.Server):

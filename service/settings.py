@@ -20,6 +20,8 @@ from dalorra.errors import ConfigError
 from service.keys import digests_in, known_digest
 
 ENV_PREFIX = "DALORRA_"
+ADAPTER_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,38}"
+"""What an adapter may be called over HTTP: fit for a path, a metric's label and a tool's name."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NOT_SETTINGS = {"DALORRA_CACHE", "DALORRA_CONFIG"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
@@ -34,6 +36,17 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
 
     adapter: Path | None = Field(None, description="Adapter directory; the bundled one if unset.")
+    adapters: Annotated[dict[str, Path], NoDecode] = Field(
+        default_factory=dict,
+        description="Instead of adapter: several by name, as name=directory,…; the first is the "
+        "default.",
+    )
+    adapter_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Folders, separated by commas, below which adapters may be loaded over HTTP; "
+        "none may if there is none.",
+    )
+    max_adapters: int = Field(16, ge=1, description="Adapters loaded at once.")
     base_model: str | None = Field(
         None,
         description="Hub id, folder or GGUF file; the one the adapter was trained on if unset.",
@@ -96,7 +109,27 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least.")
     log_format: Literal["json", "console"] = Field("json", description="One object per line.")
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _split_adapters(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(name.strip() and path.strip() for name, _, path in pairs):
+            raise ValueError("write name=directory,name=directory")
+        return {name.strip(): path.strip() for name, _, path in pairs}
+
+    @field_validator("adapters")
+    @classmethod
+    def _check_names(cls, adapters: dict[str, Path]) -> dict[str, Path]:
+        for name in adapters:
+            if not re.fullmatch(ADAPTER_NAME, name):
+                raise ValueError(
+                    f"{name!r} is no name for an adapter: use up to 39 letters, digits, - and _"
+                )
+        return adapters
+
+    @field_validator("adapter_roots", "api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
@@ -139,6 +172,20 @@ class Settings(BaseSettings):
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile, the certificate of that key")
         return self
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        if self.adapter is not None and self.adapters:
+            raise ValueError("give adapter or adapters, not both")
+        if len(self.adapters) > self.max_adapters:
+            raise ValueError(
+                f"adapters names {len(self.adapters)}, max_adapters allows {self.max_adapters}"
+            )
+        return self
+
+    def first_adapters(self) -> list[tuple[str | None, Path | None]]:
+        """Name and directory of what is loaded first; None: its own name, the bundled one."""
+        return list(self.adapters.items()) or [(None, self.adapter)]
 
     @property
     def on_loopback(self) -> bool:

@@ -61,8 +61,10 @@ class Telemetry:
         self._failures = self._counter(
             "request_failures", "Prediction requests that failed, by reason.", ["error_type"]
         )
-        self._decisions = self._counter("decisions", "Answers by decision.", ["decision"])
-        self._labels = self._counter("labels", "Answers by predicted label.", ["label"])
+        self._decisions = self._counter(
+            "decisions", "Answers by decision.", ["adapter", "decision"]
+        )
+        self._labels = self._counter("labels", "Answers by predicted label.", ["adapter", "label"])
         self._tokens = self._counter("tokens", "Prompt tokens tokenised.")
         self._mask_samples = self._counter("mask_samples", "Posterior samples averaged in answers.")
         self._coalesced = self._counter(
@@ -76,11 +78,10 @@ class Telemetry:
             what: self._gauge(
                 f"calibrated_{what}_ratio",
                 f"{what.capitalize()} share when the policy was picked; NaN if it is unknown.",
+                ["adapter"],
             )
             for what in ("acceptance", "escalation")
         }
-        for gauge in self._calibrated.values():
-            gauge.set(math.nan)
         self._request_seconds = self._histogram(
             "request_duration_seconds", "Prediction request, first byte to last.", SECONDS
         )
@@ -96,19 +97,31 @@ class Telemetry:
         self._batch_rows = self._histogram("batch_rows", "Packed rows of a batch.", ROWS)
         self._batch_requests = self._histogram("batch_requests", "Inputs of a batch.", REQUESTS)
         self._variance = self._histogram(
-            "predictive_variance", "Variance of the predicted label's probability.", VARIANCE
+            "predictive_variance",
+            "Variance of the predicted label's probability.",
+            VARIANCE,
+            ["adapter"],
         )
         self._novelty = self._histogram(
             "novelty_p_value",
             "p-value of the input among those like the training data; small is novel.",
             NOVELTY_P,
+            ["adapter"],
         )
         self._confidence = self._histogram(
-            "confidence", "Mean probability of the predicted label.", CONFIDENCE
+            "confidence", "Mean probability of the predicted label.", CONFIDENCE, ["adapter"]
         )
         self._adapter = Info(
-            "adapter", "The adapter served.", namespace="dalorra", registry=self.registry
+            "adapter",
+            "The adapters served.",
+            ["adapter"],
+            namespace="dalorra",
+            registry=self.registry,
         )
+        self._adapter_bytes = self._gauge(
+            "adapter_bytes", "Memory that an adapter takes beside the base model.", ["adapter"]
+        )
+        self._served: dict[str, tuple[str, ...]] = {}  # labels of each adapter
         build = Info("build", "The software.", namespace="dalorra", registry=self.registry)
         build.info({"version": package_version(), "python": platform.python_version()})
         ProcessCollector(registry=self.registry)
@@ -116,8 +129,6 @@ class Telemetry:
             self._requests.labels(outcome)
         for error_type in error_types:
             self._failures.labels(error_type)
-        for decision in Decision:
-            self._decisions.labels(decision)
 
     def watch(
         self, *, ready: Callable[[], bool], requests: Callable[[], int], rows: Callable[[], int]
@@ -127,11 +138,19 @@ class Telemetry:
         self._queue_requests.set_function(requests)
         self._queue_rows.set_function(rows)
 
+    def base_loaded(self, prefix_cache: PrefixCache | None) -> None:
+        """Reads the cache that all adapters share at scrape time."""
+        if prefix_cache is not None:
+            self.registry.register(_PrefixCacheCollector(prefix_cache))
+
     def adapter_loaded(self, predictor: Predictor) -> None:
-        """Says which adapter is served and creates the series of its labels."""
-        self._adapter.info(
+        """Says which adapter is served, and creates its series; those of its name go."""
+        name = predictor.adapter_name
+        if name in self._served:
+            self.adapter_unloaded(name)
+        self._served[name] = predictor.labels
+        self._adapter.labels(name).info(
             {
-                "adapter": predictor.adapter_name,
                 "digest": predictor.adapter_digest,
                 "model": predictor.model_name,
                 "method": predictor.method,
@@ -141,11 +160,30 @@ class Telemetry:
         )
         policy = predictor.policy
         for what, share in (("acceptance", policy.accepted), ("escalation", policy.escalated)):
-            self._calibrated[what].set(math.nan if share is None else share)
+            self._calibrated[what].labels(name).set(math.nan if share is None else share)
+        self._adapter_bytes.labels(name).set(predictor.nbytes)
+        for decision in Decision:
+            self._decisions.labels(name, decision)
         for label in predictor.labels:
-            self._labels.labels(label)
-        if predictor.prefix_cache is not None:
-            self.registry.register(_PrefixCacheCollector(predictor.prefix_cache))
+            self._labels.labels(name, label)
+        for histogram in (self._variance, self._confidence, self._novelty):
+            histogram.labels(name)
+
+    def adapter_unloaded(self, name: str) -> None:
+        """Forgets the series of an adapter."""
+        for label in self._served.pop(name):
+            self._labels.remove(name, label)
+        for decision in Decision:
+            self._decisions.remove(name, decision)
+        for metric in (
+            self._adapter,
+            self._adapter_bytes,
+            *self._calibrated.values(),
+            self._variance,
+            self._confidence,
+            self._novelty,
+        ):
+            metric.remove(name)
 
     def request_started(self) -> None:
         """One prediction request arrived."""
@@ -159,16 +197,18 @@ class Telemetry:
             self._failures.labels(error_type).inc()
         self._request_seconds.observe(seconds, exemplar())
 
-    def answered(self, answer: Answer, decision: Decision) -> None:
-        """One input was answered."""
+    def answered(self, adapter: str, answer: Answer, decision: Decision) -> None:
+        """One input was answered; not counted for an adapter that was unloaded meanwhile."""
         prediction, link = answer.prediction, exemplar()
-        self._decisions.labels(decision).inc(exemplar=link)
-        self._labels.labels(prediction.label).inc()
         self._mask_samples.inc(prediction.samples)
-        self._variance.observe(prediction.variance, link)
-        self._confidence.observe(prediction.probability, link)
+        if prediction.label not in self._served.get(adapter, ()):
+            return
+        self._decisions.labels(adapter, decision).inc(exemplar=link)
+        self._labels.labels(adapter, prediction.label).inc()
+        self._variance.labels(adapter).observe(prediction.variance, link)
+        self._confidence.labels(adapter).observe(prediction.probability, link)
         if prediction.novelty is not None:
-            self._novelty.observe(prediction.novelty, link)
+            self._novelty.labels(adapter).observe(prediction.novelty, link)
 
     def tokenized(self, tokens: int, seconds: float) -> None:
         """See `Observer`."""
@@ -192,11 +232,15 @@ class Telemetry:
     def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(name, text, labels, namespace="dalorra", registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, namespace="dalorra", registry=self.registry)
+    def _gauge(self, name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+        return Gauge(name, text, labels, namespace="dalorra", registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, namespace="dalorra", registry=self.registry, buckets=buckets)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], labels: Iterable[str] = ()
+    ) -> Histogram:
+        return Histogram(
+            name, text, labels, namespace="dalorra", registry=self.registry, buckets=buckets
+        )
 
 
 class _PrefixCacheCollector(Collector):

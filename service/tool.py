@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 TOOL_NAME = "predict_with_uncertainty"
+"""The tool that asks the default adapter."""
 
 _ADVICE = {
     "accept": "This is reliable enough to act on.",
@@ -31,6 +32,23 @@ class Predicted(Protocol):
     def reason(self) -> str: ...
     @property
     def truncated(self) -> bool: ...
+
+
+def tool_name(adapter: str | None) -> str:
+    """The tool that asks an adapter by its name, or the default one."""
+    return f"{TOOL_NAME}_{adapter}" if adapter else TOOL_NAME
+
+
+def adapter_of(tool: str) -> str | None:
+    """The adapter that a tool asks; None is the default.
+
+    Raises:
+        ValueError: there is no such tool.
+    """
+    adapter = tool.removeprefix(TOOL_NAME).removeprefix("_")
+    if tool not in (TOOL_NAME, tool_name(adapter or None)):
+        raise ValueError(f"there is no such tool: call {TOOL_NAME}")
+    return adapter or None
 
 
 def tool_description(adapter: str, labels: Sequence[str]) -> str:
@@ -60,12 +78,14 @@ def parameters_schema(fields: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def function_schema(adapter: str, labels: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:
+def function_schema(
+    adapter: str, labels: Sequence[str], fields: Sequence[str], *, name: str = TOOL_NAME
+) -> dict[str, Any]:
     """The tool as OpenAI's function calling and whoever copied it take it, in strict mode."""
     return {
         "type": "function",
         "function": {
-            "name": TOOL_NAME,
+            "name": name,
             "description": tool_description(adapter, labels),
             "parameters": parameters_schema(fields),
             "strict": True,

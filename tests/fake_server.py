@@ -1,4 +1,4 @@
-"""The real server, in a process of its own, around a fake predictor.
+"""The real server, in a process of its own, around a fake predictor for each of its adapters.
 
 `python -m tests.fake_server '{"port": 0}' '{"seconds": 0.1, "load_seconds": 1}'`
 """
@@ -7,11 +7,12 @@ import json
 import sys
 import time
 
+from service.adapters import Base
 from service.app import create_app
 from service.logs import configure_logging
 from service.run import serve_app
 from service.settings import load_settings
-from tests.fakes import FakePredictor
+from tests.fakes import FakeBase, FakePredictor
 
 
 def main(settings_json: str, predictor_json: str) -> None:
@@ -19,8 +20,10 @@ def main(settings_json: str, predictor_json: str) -> None:
     options = json.loads(predictor_json)
     load_seconds = options.pop("load_seconds", 0)
 
-    def load(_: object) -> FakePredictor:
+    def load(_: object) -> Base:
         time.sleep(load_seconds)
+        if settings.adapters:
+            return FakeBase(**{name: FakePredictor(**options) for name in settings.adapters})
         return FakePredictor(**options)
 
     configure_logging(settings.log_level, settings.log_format)

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Self
 
-from dalorra.errors import InputError
+from dalorra.errors import AdapterError, InputError
 from dalorra.policy import Policy
 from dalorra.predictive import Prediction
 from dalorra.prompts import InputFields, Prompt
@@ -42,6 +44,7 @@ class FakePredictor:
     labels = ("negative", "positive")
     samples = 10
     max_tokens = 300
+    nbytes = 1_000
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class FakePredictor:
         on_warm_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.fields = tuple(fields)
-        self.prefix_cache = None
+        self.prefix_cache = None  # for it is its own base, too
         self.policy = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
         self.seconds = seconds
         self.gate = threading.Event()
@@ -90,10 +93,50 @@ class FakePredictor:
             raise RuntimeError("this prompt is poisoned")
         return [expected_prediction(prompt) for prompt in prompts]
 
+    def read(self, path: Path | None) -> Self:
+        """As a base on which it is the only adapter."""
+        return self
+
+    def bind(self, adapter: Self, name: str | None) -> Self:
+        return adapter
+
     def warm_up(self) -> None:
         self._on_warm_up()
         if self.broken:
             raise RuntimeError("the device fell off the bus")
+
+
+class FakeBase:
+    """A base on which every directory is an adapter that answers by its folder's name.
+
+    Attributes:
+        bound: the predictors that were made, in order.
+        damaged: folders that cannot be read.
+        misfits: folders of adapters that do not fit.
+    """
+
+    prefix_cache = None
+
+    def __init__(self, **predictors: FakePredictor) -> None:
+        self.bound: list[FakePredictor] = []
+        self.damaged: set[str] = set()
+        self.misfits: set[str] = set()
+        self._predictors = predictors
+
+    def read(self, path: Path | None) -> str:
+        name = path.name if path else "bundled"
+        if name in self.damaged:
+            raise AdapterError(f"{path} has no dalorra.json: it is not a complete DALorRA adapter")
+        return name
+
+    def bind(self, adapter: str, name: str | None) -> FakePredictor:
+        if adapter in self.misfits:
+            raise AdapterError(f"{adapter} was trained on another base model")
+        predictor = self._predictors.get(adapter) or FakePredictor()
+        predictor.adapter_name = name or adapter
+        predictor.adapter_digest = f"digest-of-{adapter}"
+        self.bound.append(predictor)
+        return predictor
 
 
 def expected_prediction(prompt: Prompt) -> Prediction:

@@ -145,11 +145,15 @@ def tiny_manifest(
 def save_tiny_adapter(
     path: Path, base: BaseModel, scope: Scope = "answer_tokens", **options: Any
 ) -> Path:
-    """Writes `tiny_adapter` on a copy of `base`, which stays as it was."""
+    """Writes `tiny_adapter` on a copy of `base`, which stays as it was.
+
+    Options of `tiny_adapter`, of `tiny_manifest` and of `save_adapter`.
+    """
     spare = BaseModel(copy.deepcopy(base.model), base.tokenizer, base.name, base.digest)
     last_layers = options.pop("last_layers", None)
     dtype = options.pop("dtype", "float32")
-    model = tiny_adapter(spare, last_layers=last_layers)
+    shape = {name: options.pop(name) for name in ("rank", "modules", "seed") if name in options}
+    model = tiny_adapter(spare, last_layers=last_layers, **shape)
     manifest = tiny_manifest(spare, model, scope, last_layers=last_layers, **options)
     save_adapter(model, manifest, path, dtype)
     return path

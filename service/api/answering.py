@@ -56,22 +56,35 @@ class Answering:
         self._tracing = tracing
 
     async def answer(
-        self, inputs: Sequence[InputFields], request_id: str, *, return_samples: bool = False
+        self,
+        inputs: Sequence[InputFields],
+        request_id: str,
+        *,
+        adapter: str | None = None,
+        return_samples: bool = False,
     ) -> Answered:
         """Answers at least one input; all of them or none.
 
+        Args:
+            inputs: strings, or the template's fields.
+            request_id: of the bodies.
+            adapter: which one answers; the default if none is named.
+            return_samples: whether the bodies have `sample_probabilities`.
+
         Raises:
-            InputError, ServiceError: see `Engine.predict`.
+            InputError, ServiceError: see `Adapters.find` and `Engine.predict`.
         """
         engine = self._lifecycle.engine
-        answers = await engine.predict(inputs, within=self._timeout_seconds)
+        predictor = self._lifecycle.adapters.find(adapter)
+        answers = await engine.predict(predictor, inputs, within=self._timeout_seconds)
         if self._tracing is not None:
             self._tracing.stages(answers)
-        bodies = [_body(one, engine.predictor, request_id, return_samples) for one in answers]
+        bodies = [_body(one, predictor, request_id, return_samples) for one in answers]
         for one, body in zip(answers, bodies, strict=True):
-            self._telemetry.answered(one, body.decision)
+            self._telemetry.answered(predictor.adapter_name, one, body.decision)
         timings = _timings(answers)
         facts = {
+            "adapter": predictor.adapter_name,
             "inputs": len(answers),
             "tokens": sum(one.tokens for one in answers),
             "truncated": sum(one.truncated for one in answers),

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from dalorra.errors import InputError
+from dalorra.errors import AdapterError, InputError
 from service import errors
 from service.api.schemas import ErrorBody
 from service.telemetry import Outcome
@@ -60,6 +60,36 @@ UNAUTHORIZED = Problem(
     "send a known key in the header Authorization: Bearer …",
 )
 NOT_FOUND = Problem(404, "not_found", "No such path.", "there is nothing at /nowhere")
+UNKNOWN_ADAPTER = Problem(
+    404,
+    "unknown_adapter",
+    "No such path, or no adapter of that name.",
+    "no adapter of that name is served: ask for 'sentiment'",
+)
+FORBIDDEN = Problem(
+    403,
+    "forbidden",
+    "The key is not one that may do this, or the place is not one where it may be done.",
+    "adapters are loaded and unloaded with a key of admin_keys: this is none",
+)
+DEFAULT_ADAPTER = Problem(
+    409,
+    "default_adapter",
+    "The adapters that are loaded do not allow it.",
+    "'sentiment' is the default adapter: it can be replaced, but not unloaded",
+)
+TOO_MANY_ADAPTERS = Problem(
+    409,
+    "too_many_adapters",
+    "The adapters that are loaded do not allow it.",
+    "16 adapters are loaded, as many as max_adapters allows: unload one first",
+)
+ADAPTER_REFUSED = Problem(
+    422,
+    "adapter_refused",
+    "The adapter is damaged, or does not fit the base model.",
+    "/adapters/topic has no dalorra.json: it is not a complete DALorRA adapter",
+)
 METHOD_NOT_ALLOWED = Problem(
     405, "method_not_allowed", "Wrong method.", "GET is not allowed here: use POST"
 )
@@ -126,7 +156,11 @@ GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client close
 PROBLEMS: dict[type[Exception], Problem] = {
     InputError: INVALID,
     errors.UnauthorizedError: UNAUTHORIZED,
-    errors.NotServedError: NOT_FOUND,
+    AdapterError: ADAPTER_REFUSED,
+    errors.ForbiddenError: FORBIDDEN,
+    errors.UnknownAdapterError: UNKNOWN_ADAPTER,
+    errors.DefaultAdapterError: DEFAULT_ADAPTER,
+    errors.TooManyAdaptersError: TOO_MANY_ADAPTERS,
     errors.BodyTooLargeError: BODY_TOO_LARGE,
     errors.BatchTooLargeError: BATCH_TOO_LARGE,
     errors.QueueFullError: QUEUE_FULL,

@@ -18,10 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from dalorra.errors import InputError
 from service.api import errors
 from service.api.answering import Answering
-from service.api.routes import NOT_NOW, PREDICTION_ERRORS, ask, check_batch
+from service.api.routes import (
+    ABOUT_ADAPTER_ERRORS,
+    NOT_NOW,
+    PREDICTION_ERRORS,
+    ask,
+    check_batch,
+)
 from service.api.schemas import PredictResponse
-from service.engine import Predictor
-from service.errors import NotServedError
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import package_version
@@ -127,25 +131,25 @@ class ModelReady(_Sent):
 def openinference_routes(
     settings: Settings, lifecycle: Lifecycle, answering: Answering
 ) -> APIRouter:
-    """The facade; the model's name is the adapter's."""
+    """The facade; a model is an adapter, by its name."""
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
     _about_the_server(router, lifecycle)
     _about_the_model(router, lifecycle)
 
     @router.post(
         "/models/{model}/infer",
-        responses={**PREDICTION_ERRORS, **errors.documented(errors.NOT_FOUND)},
+        responses=PREDICTION_ERRORS,
         response_model_exclude_none=True,
     )
     async def infer(
         model: str, body: InferRequest, request: Request, response: Response
     ) -> InferResponse:
         """Answers n inputs with a label, a probability, a variance and a decision each."""
-        predictor = _served(model, lifecycle)
+        predictor = lifecycle.adapters.find(model)
         names = _wanted(body.outputs)
         inputs = _inputs(body.inputs, predictor.fields)
         check_batch(len(inputs), settings)
-        answers = await ask(answering, request, response, inputs)
+        answers = await ask(answering, request, response, inputs, adapter=model)
         return InferResponse(
             model_name=model,
             model_version=predictor.adapter_digest,
@@ -178,13 +182,10 @@ def _about_the_server(router: APIRouter, lifecycle: Lifecycle) -> None:
 
 
 def _about_the_model(router: APIRouter, lifecycle: Lifecycle) -> None:
-    # FastAPI documents a 422 of its own for every path with a parameter.
-    responses = errors.documented(errors.UNAUTHORIZED, errors.NOT_FOUND, errors.INVALID, *NOT_NOW)
-
-    @router.get("/models/{model}", responses=responses)
+    @router.get("/models/{model}", responses=ABOUT_ADAPTER_ERRORS)
     async def model_metadata(model: str) -> ModelMetadata:
         """Inputs and outputs of the adapter."""
-        predictor = _served(model, lifecycle)
+        predictor = lifecycle.adapters.find(model)
         inputs = dict.fromkeys(predictor.fields, "BYTES")
         return ModelMetadata(
             name=model,
@@ -194,24 +195,11 @@ def _about_the_model(router: APIRouter, lifecycle: Lifecycle) -> None:
             outputs=[_any_number_of(name, kind) for name, kind in _OUTPUTS.items()],
         )
 
-    @router.get("/models/{model}/ready", responses=responses)
+    @router.get("/models/{model}/ready", responses=ABOUT_ADAPTER_ERRORS)
     async def model_ready(model: str) -> ModelReady:
         """200 while requests are taken."""
-        _served(model, lifecycle)
+        lifecycle.adapters.find(model)
         return ModelReady(name=model, ready=True)
-
-
-def _served(model: str, lifecycle: Lifecycle) -> Predictor:
-    """The adapter of that name.
-
-    Raises:
-        NotServedError: another one is served.
-        ServiceError: none can be asked now.
-    """
-    predictor = lifecycle.engine.predictor
-    if model != predictor.adapter_name:
-        raise NotServedError(f"no such model is served: ask for {predictor.adapter_name!r}")
-    return predictor
 
 
 def _any_number_of(name: str, datatype: str) -> TensorMetadata:

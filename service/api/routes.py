@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import choose_encoder
 
+from service.adapters import Adapters
 from service.api import errors
 from service.api.answering import Answering
 from service.api.schemas import (
@@ -20,12 +21,11 @@ from service.api.schemas import (
     PredictRequest,
     PredictResponse,
 )
-from service.engine import Predictor
 from service.errors import BatchTooLargeError, ClientGoneError
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import Telemetry, package_version
-from service.tool import function_schema
+from service.tool import function_schema, tool_name
 
 if TYPE_CHECKING:
     from dalorra.prompts import InputFields
@@ -36,6 +36,7 @@ NOT_NOW = (errors.LOADING, errors.DRAINING, errors.UNAVAILABLE)
 PREDICTION_ERRORS = errors.documented(
     errors.MALFORMED,
     errors.UNAUTHORIZED,
+    errors.UNKNOWN_ADAPTER,
     errors.BODY_TOO_LARGE,
     errors.BATCH_TOO_LARGE,
     errors.INVALID,
@@ -46,6 +47,14 @@ PREDICTION_ERRORS = errors.documented(
     *NOT_NOW,
     errors.DEADLINE,
 )
+# FastAPI documents a 422 of its own for every path with a parameter.
+ABOUT_ADAPTER_ERRORS = errors.documented(
+    errors.UNAUTHORIZED, errors.UNKNOWN_ADAPTER, errors.INVALID, *NOT_NOW
+)
+
+AdapterQuery = Annotated[
+    str | None, Query(description="Which adapter, see /adapters; the default if left out.")
+]
 
 
 def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
@@ -58,7 +67,12 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
     ) -> PredictResponse:
         """Answers one input with a label, its probability, its variance, and a decision."""
         [prediction] = await ask(
-            answering, request, response, [body.input], return_samples=body.return_samples
+            answering,
+            request,
+            response,
+            [body.input],
+            adapter=body.adapter,
+            return_samples=body.return_samples,
         )
         return prediction
 
@@ -69,7 +83,12 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
         """Answers several inputs, in their order; all of them or none."""
         check_batch(len(body.inputs), settings)
         predictions = await ask(
-            answering, request, response, body.inputs, return_samples=body.return_samples
+            answering,
+            request,
+            response,
+            body.inputs,
+            adapter=body.adapter,
+            return_samples=body.return_samples,
         )
         return BatchResponse(predictions=predictions)
 
@@ -82,6 +101,7 @@ async def ask(
     response: Response,
     inputs: Sequence[InputFields],
     *,
+    adapter: str | None = None,
     return_samples: bool = False,
 ) -> list[PredictResponse]:
     """Answers the inputs of an HTTP request; cancelled when its client closes the connection.
@@ -90,7 +110,9 @@ async def ask(
         ClientGoneError: it did.
         InputError, ServiceError: see `Answering.answer`.
     """
-    work = answering.answer(inputs, request.state.request_id, return_samples=return_samples)
+    work = answering.answer(
+        inputs, request.state.request_id, adapter=adapter, return_samples=return_samples
+    )
     answered = await _unless_gone(request, work)
     response.headers["Server-Timing"] = answered.server_timing
     request.state.facts = answered.facts
@@ -114,16 +136,19 @@ def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Teleme
     """What operators and their machines ask."""
     router = APIRouter(tags=["operation"])
 
-    @router.get("/info", responses=errors.documented(errors.UNAUTHORIZED, *NOT_NOW))
-    async def info() -> InfoResponse:
+    @router.get("/info", responses=ABOUT_ADAPTER_ERRORS)
+    async def info(adapter: AdapterQuery = None) -> InfoResponse:
         """What is served: model, adapter, labels, policy, limits."""
-        return _info(lifecycle.engine.predictor, settings)
+        return _info(lifecycle.adapters, adapter, settings)
 
-    @router.get("/tool.json", responses=errors.documented(errors.UNAUTHORIZED, *NOT_NOW))
-    async def tool() -> dict[str, Any]:
+    @router.get("/tool.json", responses=ABOUT_ADAPTER_ERRORS)
+    async def tool(adapter: AdapterQuery = None) -> dict[str, Any]:
         """The prediction as a tool for language models, in the schema of OpenAI's functions."""
-        predictor = lifecycle.engine.predictor
-        return function_schema(predictor.adapter_name, predictor.labels, predictor.fields)
+        predictor = lifecycle.adapters.find(adapter)
+        name = tool_name(predictor.adapter_name if adapter else None)
+        return function_schema(
+            predictor.adapter_name, predictor.labels, predictor.fields, name=name
+        )
 
     @router.get("/health/live", responses=errors.documented(errors.UNAVAILABLE))
     async def live() -> Health:
@@ -167,12 +192,14 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         task.cancel()
 
 
-def _info(predictor: Predictor, settings: Settings) -> InfoResponse:
+def _info(adapters: Adapters, name: str | None, settings: Settings) -> InfoResponse:
+    predictor = adapters.find(name)
     return InfoResponse(
         version=package_version(),
         model=predictor.model_name,
         adapter=predictor.adapter_name,
         adapter_digest=predictor.adapter_digest,
+        adapters=[one.adapter_name for one in adapters.served],
         method=predictor.method,
         scope=str(predictor.scope),
         samples=predictor.samples,

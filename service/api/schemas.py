@@ -1,5 +1,6 @@
 """Bodies of requests and answers. The examples are checked against the schemas by the tests."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
@@ -53,6 +54,9 @@ class _Answer(BaseModel):
 
 
 class _Asked(_Request):
+    adapter: str | None = Field(
+        None, description="Which adapter answers, see /adapters; the default if left out."
+    )
     return_samples: bool = Field(
         False, description="Whether to add sample_probabilities to the answer."
     )
@@ -131,6 +135,7 @@ class InfoResponse(_Answer):
     model: str
     adapter: str
     adapter_digest: str = Field(description="Changes with anything that changes an answer.")
+    adapters: list[str] = Field(description="Every adapter that can be asked, the default first.")
     method: str = Field(description="How the adapter is stochastic.")
     scope: str = Field(description="Rows that the adapter acts on.")
     samples: int
@@ -139,6 +144,36 @@ class InfoResponse(_Answer):
     on_overflow: str = Field(description="What happens to an over-long input.")
     policy: Policy = Field(description="The thresholds, where they come from, what they promise.")
     limits: LimitsInfo
+
+
+class AdapterInfo(_Answer):
+    """One adapter that can be asked."""
+
+    name: str = Field(description="What requests call it.", examples=["topic"])
+    digest: str = Field(description="Changes with anything that changes an answer.")
+    method: str = Field(description="How the adapter is stochastic.")
+    scope: str = Field(description="Rows that the adapter acts on.")
+    samples: int
+    labels: list[str]
+    fields: list[str] = Field(description="Fields of the template, for inputs that are objects.")
+    max_tokens: int = Field(description="Tokens of one input, template and cue included.")
+    bytes: int = Field(description="Memory that it takes beside the base model.")
+
+
+class AdaptersResponse(_Answer):
+    """Every adapter that can be asked."""
+
+    default: str = Field(description="Answers requests that name none.", examples=["sentiment"])
+    adapters: list[AdapterInfo] = Field(description="The default first.")
+
+
+class LoadRequest(_Request):
+    """Where an adapter is."""
+
+    path: Path = Field(
+        description="Its directory on the server, below one of adapter_roots.",
+        examples=["topic-2"],
+    )
 
 
 class Health(_Answer):

@@ -12,12 +12,24 @@ with Client("http://localhost:8000", api_key="…") as client:
 Needs httpx and pydantic only, as `pip install dalorra-service` without an extra brings them.
 """
 
-from service.client._answers import Decision, Health, Info, Input, Limits, Policy, Prediction
+from service.client._answers import (
+    Adapter,
+    Decision,
+    Health,
+    Info,
+    Input,
+    Limits,
+    Policy,
+    Prediction,
+)
 from service.client._client import AsyncClient, Client
 from service.client._errors import (
+    AdapterRefusedError,
     BusyError,
     ClientError,
+    ConflictError,
     DeadlineExceededError,
+    ForbiddenError,
     InferenceFailedError,
     InvalidInputError,
     MalformedRequestError,
@@ -32,16 +44,21 @@ from service.client._errors import (
     TransportError,
     UnauthorizedError,
     UnexpectedAnswerError,
+    UnknownAdapterError,
 )
 from service.client._retries import Retries
 
 __all__ = [
+    "Adapter",
+    "AdapterRefusedError",
     "AsyncClient",
     "BusyError",
     "Client",
     "ClientError",
+    "ConflictError",
     "DeadlineExceededError",
     "Decision",
+    "ForbiddenError",
     "Health",
     "InferenceFailedError",
     "Info",
@@ -63,4 +80,5 @@ __all__ = [
     "TransportError",
     "UnauthorizedError",
     "UnexpectedAnswerError",
+    "UnknownAdapterError",
 ]

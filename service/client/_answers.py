@@ -99,6 +99,7 @@ class Info(_Answer):
         model: the base model.
         adapter: the adapter.
         adapter_digest: changes with anything that changes an answer.
+        adapters: names of all adapters that can be asked, the default first.
         method: how the adapter is stochastic.
         scope: rows that the adapter acts on.
         samples: M.
@@ -113,6 +114,7 @@ class Info(_Answer):
     model: str
     adapter: str
     adapter_digest: str
+    adapters: tuple[str, ...] = ()
     method: str
     scope: str
     samples: int
@@ -121,6 +123,39 @@ class Info(_Answer):
     on_overflow: str
     policy: Policy
     limits: Limits
+
+
+class Adapter(_Answer):
+    """One adapter that can be asked.
+
+    Attributes:
+        name: what requests call it.
+        digest: changes with anything that changes an answer.
+        method: how it is stochastic.
+        scope: rows that it acts on.
+        samples: M.
+        labels: names of the labels.
+        fields: the template's fields, for inputs that are objects.
+        max_tokens: of one input, template and cue included.
+        bytes: memory that it takes beside the base model.
+    """
+
+    name: str
+    digest: str
+    method: str
+    scope: str
+    samples: int
+    labels: tuple[str, ...]
+    fields: tuple[str, ...]
+    max_tokens: int
+    bytes: int
+
+
+class Adapters(_Answer):
+    """Every adapter that can be asked, the default first."""
+
+    default: str
+    adapters: list[Adapter]
 
 
 class Health(_Answer):

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client._answers import Health, Info, Input, Prediction
+from service.client._answers import Adapter, Health, Info, Input, Prediction
 from service.client._exchange import Exchange, Exchanges, transport_error
 from service.client._retries import Retries
 
@@ -55,17 +55,23 @@ class Client:
         self._exchanges = Exchanges(self._http, retries)
 
     def predict(
-        self, value: Input, *, return_samples: bool = False, request_id: str | None = None
+        self,
+        value: Input,
+        *,
+        adapter: str | None = None,
+        return_samples: bool = False,
+        request_id: str | None = None,
     ) -> Prediction:
         """Answers one input.
 
         Args:
             value: text, or the template's fields by name.
+            adapter: which one answers; the server's default if none is named.
             return_samples: adds `sample_probabilities` to the answer.
             request_id: up to 128 letters, digits, `.`, `_` and `-`, for the server's log.
         """
         exchange = self._exchanges.predict(
-            value, return_samples=return_samples, request_id=request_id
+            value, adapter=adapter, return_samples=return_samples, request_id=request_id
         )
         return self._drive(exchange)
 
@@ -73,6 +79,7 @@ class Client:
         self,
         inputs: Sequence[Input],
         *,
+        adapter: str | None = None,
         return_samples: bool = False,
         request_id: str | None = None,
     ) -> list[Prediction]:
@@ -80,17 +87,38 @@ class Client:
 
         Args:
             inputs: at most `Info.limits.max_batch_inputs`.
+            adapter: see `predict`.
             return_samples: see `predict`.
             request_id: see `predict`.
         """
         exchange = self._exchanges.predict_batch(
-            inputs, return_samples=return_samples, request_id=request_id
+            inputs, adapter=adapter, return_samples=return_samples, request_id=request_id
         )
         return self._drive(exchange)
 
-    def info(self) -> Info:
-        """What is served."""
-        return self._drive(self._exchanges.info())
+    def info(self, adapter: str | None = None) -> Info:
+        """What is served: the default adapter, or the named one."""
+        return self._drive(self._exchanges.info(adapter))
+
+    def adapters(self) -> list[Adapter]:
+        """Every adapter that can be asked, the default first."""
+        return self._drive(self._exchanges.adapters())
+
+    def load_adapter(self, name: str, path: str) -> Adapter:
+        """Loads an adapter, or replaces the one of that name, without a restart.
+
+        Args:
+            name: what requests will call it.
+            path: its directory on the server, below one of its `adapter_roots`.
+
+        Raises:
+            AdapterRefusedError: it is damaged or does not fit; nothing has changed.
+        """
+        return self._drive(self._exchanges.load_adapter(name, path))
+
+    def unload_adapter(self, name: str) -> list[Adapter]:
+        """Unloads an adapter; returns what is left."""
+        return self._drive(self._exchanges.unload_adapter(name))
 
     def health(self) -> Health:
         """Whether the server takes requests now; does not raise when it says no."""
@@ -150,11 +178,16 @@ class AsyncClient:
         self._exchanges = Exchanges(self._http, retries)
 
     async def predict(
-        self, value: Input, *, return_samples: bool = False, request_id: str | None = None
+        self,
+        value: Input,
+        *,
+        adapter: str | None = None,
+        return_samples: bool = False,
+        request_id: str | None = None,
     ) -> Prediction:
         """See `Client.predict`."""
         exchange = self._exchanges.predict(
-            value, return_samples=return_samples, request_id=request_id
+            value, adapter=adapter, return_samples=return_samples, request_id=request_id
         )
         return await self._drive(exchange)
 
@@ -162,18 +195,31 @@ class AsyncClient:
         self,
         inputs: Sequence[Input],
         *,
+        adapter: str | None = None,
         return_samples: bool = False,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """See `Client.predict_batch`."""
         exchange = self._exchanges.predict_batch(
-            inputs, return_samples=return_samples, request_id=request_id
+            inputs, adapter=adapter, return_samples=return_samples, request_id=request_id
         )
         return await self._drive(exchange)
 
-    async def info(self) -> Info:
+    async def info(self, adapter: str | None = None) -> Info:
         """See `Client.info`."""
-        return await self._drive(self._exchanges.info())
+        return await self._drive(self._exchanges.info(adapter))
+
+    async def adapters(self) -> list[Adapter]:
+        """See `Client.adapters`."""
+        return await self._drive(self._exchanges.adapters())
+
+    async def load_adapter(self, name: str, path: str) -> Adapter:
+        """See `Client.load_adapter`."""
+        return await self._drive(self._exchanges.load_adapter(name, path))
+
+    async def unload_adapter(self, name: str) -> list[Adapter]:
+        """See `Client.unload_adapter`."""
+        return await self._drive(self._exchanges.unload_adapter(name))
 
     async def health(self) -> Health:
         """See `Client.health`."""

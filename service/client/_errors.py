@@ -5,9 +5,13 @@ ClientError
 │   └── TimedOutError
 ├── RequestError              this request will never succeed
 │   ├── InvalidInputError
+│   │   └── AdapterRefusedError
 │   ├── MalformedRequestError
 │   ├── UnauthorizedError
+│   │   └── ForbiddenError
 │   ├── NotFoundError
+│   │   └── UnknownAdapterError
+│   ├── ConflictError
 │   └── TooLargeError
 ├── BusyError                 the same request may succeed later
 │   ├── QueueFullError
@@ -64,6 +68,10 @@ class InvalidInputError(RequestError):
     """The input does not fit the adapter's template, or is over-long."""
 
 
+class AdapterRefusedError(InvalidInputError):
+    """The adapter to be loaded is damaged, or does not fit the base model."""
+
+
 class MalformedRequestError(RequestError):
     """The server could not read the body as JSON."""
 
@@ -74,6 +82,18 @@ class UnauthorizedError(RequestError):
 
 class NotFoundError(RequestError):
     """There is nothing at this address, or not for this method: is the address right?"""
+
+
+class ForbiddenError(UnauthorizedError):
+    """The key is known, but not for this; or the server's settings allow it to nobody."""
+
+
+class UnknownAdapterError(NotFoundError):
+    """No adapter of that name is loaded."""
+
+
+class ConflictError(RequestError):
+    """What is loaded does not allow it: the default adapter, or as many as there may be."""
 
 
 class TooLargeError(RequestError):
@@ -116,7 +136,12 @@ BY_ERROR_TYPE: dict[str, type[ClientError]] = {
     "invalid_input": InvalidInputError,
     "malformed_json": MalformedRequestError,
     "unauthorized": UnauthorizedError,
+    "forbidden": ForbiddenError,
     "not_found": NotFoundError,
+    "unknown_adapter": UnknownAdapterError,
+    "default_adapter": ConflictError,
+    "too_many_adapters": ConflictError,
+    "adapter_refused": AdapterRefusedError,
     "method_not_allowed": NotFoundError,
     "body_too_large": TooLargeError,
     "batch_too_large": TooLargeError,
@@ -136,6 +161,7 @@ BY_STATUS: dict[int, type[ClientError]] = {
     403: UnauthorizedError,
     404: NotFoundError,
     405: NotFoundError,
+    409: ConflictError,
     413: TooLargeError,
     422: InvalidInputError,
     429: BusyError,

@@ -7,11 +7,20 @@ the response, and returns the answer. `Client` and `AsyncClient` differ in who s
 import json
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.client._answers import Health, Info, Input, Prediction, Predictions
+from service.client._answers import (
+    Adapter,
+    Adapters,
+    Health,
+    Info,
+    Input,
+    Prediction,
+    Predictions,
+)
 from service.client._errors import (
     ClientError,
     TimedOutError,
@@ -42,19 +51,30 @@ class Exchanges:
         self._retries = retries
 
     def predict(
-        self, value: Input, *, return_samples: bool, request_id: str | None
+        self,
+        value: Input,
+        *,
+        adapter: str | None,
+        return_samples: bool,
+        request_id: str | None,
     ) -> Exchange[Prediction]:
         """POST /predict."""
-        body = {"input": _plain(value), **_options(return_samples)}
+        body = {"input": _plain(value), **_options(adapter, return_samples)}
         return (yield from self._ask("POST", "predict", Prediction, body, request_id))
 
     def predict_batch(
-        self, inputs: Sequence[Input], *, return_samples: bool, request_id: str | None
+        self,
+        inputs: Sequence[Input],
+        *,
+        adapter: str | None,
+        return_samples: bool,
+        request_id: str | None,
     ) -> Exchange[list[Prediction]]:
         """POST /predict/batch."""
         if not inputs:
             return []
-        body = {"inputs": [_plain(value) for value in inputs], **_options(return_samples)}
+        options = _options(adapter, return_samples)
+        body = {"inputs": [_plain(value) for value in inputs], **options}
         answer = yield from self._ask("POST", "predict/batch", Predictions, body, request_id)
         if len(answer.predictions) != len(inputs):
             raise UnexpectedAnswerError(
@@ -62,9 +82,24 @@ class Exchanges:
             )
         return answer.predictions
 
-    def info(self) -> Exchange[Info]:
+    def info(self, adapter: str | None) -> Exchange[Info]:
         """GET /info."""
-        return (yield from self._ask("GET", "info", Info))
+        path = "info" if adapter is None else f"info?adapter={_escaped(adapter)}"
+        return (yield from self._ask("GET", path, Info))
+
+    def adapters(self) -> Exchange[list[Adapter]]:
+        """GET /adapters."""
+        return (yield from self._ask("GET", "adapters", Adapters)).adapters
+
+    def load_adapter(self, name: str, path: str) -> Exchange[Adapter]:
+        """PUT /adapters/{name}."""
+        address = f"adapters/{_escaped(name)}"
+        return (yield from self._ask("PUT", address, Adapter, {"path": path}))
+
+    def unload_adapter(self, name: str) -> Exchange[list[Adapter]]:
+        """DELETE /adapters/{name}."""
+        address = f"adapters/{_escaped(name)}"
+        return (yield from self._ask("DELETE", address, Adapters)).adapters
 
     def health(self) -> Exchange[Health]:
         """GET /health/ready: one attempt, as "no" is an answer."""
@@ -116,8 +151,14 @@ def _plain(value: Input) -> str | dict[str, str]:
     return value if isinstance(value, str) else dict(value)
 
 
-def _options(return_samples: bool) -> dict[str, bool]:
-    return {"return_samples": True} if return_samples else {}
+def _options(adapter: str | None, return_samples: bool) -> dict[str, Any]:
+    """What differs from the server's defaults."""
+    named = {} if adapter is None else {"adapter": adapter}
+    return {**named, **({"return_samples": True} if return_samples else {})}
+
+
+def _escaped(name: str) -> str:
+    return quote(name, safe="")
 
 
 def _parse(response: httpx.Response, kind: type[A]) -> A:

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.engine.admission import Admission
 from service.engine.entry import Answer, Entry, Stage
-from service.engine.interfaces import Limits, Observer
+from service.engine.interfaces import Limits, Observer, Predictor
 from service.engine.queue import Queue
 from service.engine.worker import Worker
 from service.errors import DeadlineError, InferenceError
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries that share a forward, and when it began in loop time."""
+    """Entries of one predictor that share a forward, and when it began in loop time."""
 
+    predictor: Predictor
     entries: list[Entry]
     prompts: list[Prompt]
     started_at: float
@@ -97,14 +99,15 @@ class Batcher:
 
     def _submit(self, batch: Batch) -> asyncio.Future[list[Prediction | Exception]]:
         loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._model, self._worker.run, batch.prompts)
+        forward = partial(self._worker.run, batch.predictor)
+        return loop.run_in_executor(self._model, forward, batch.prompts)
 
     def _next_batch(self, now: float) -> Batch | None:
         while entries := self._queue.take(self._limits.batch_rows):
             wanted = [entry for entry in entries if self._start(entry, now)]
             if wanted:
                 prompts = [entry.prompt for entry in wanted if entry.prompt is not None]
-                return Batch(wanted, prompts, now)
+                return Batch(wanted[0].predictor, wanted, prompts, now)
         return None
 
     def _start(self, entry: Entry, now: float) -> bool:

@@ -43,9 +43,8 @@ class Engine:
     """Answers inputs; all methods run on the event loop that `start` was called on.
 
     Args:
-        predictor: loaded and warmed up.
-        model: the one thread that may call `predictor.predict`.
-        tokenizer: threads that may call `predictor.encode`, beside the running forward.
+        model: the one thread that may call `Predictor.predict`.
+        tokenizer: threads that may call `Predictor.encode`, beside the running forward.
         limits: what it holds at most.
         observer: hears what happens.
         admission: owner of the places; one with `limits` by default.
@@ -53,7 +52,6 @@ class Engine:
 
     def __init__(
         self,
-        predictor: Predictor,
         *,
         model: Executor,
         tokenizer: Executor,
@@ -61,13 +59,12 @@ class Engine:
         observer: Observer,
         admission: Admission | None = None,
     ) -> None:
-        self.predictor = predictor
         self._tokenizer = tokenizer
         self._observer = observer
         self._admission = admission or Admission(limits)
         self._queue = Queue()
         self._batcher = Batcher(
-            Worker(predictor),
+            Worker(),
             model,
             queue=self._queue,
             admission=self._admission,
@@ -104,10 +101,13 @@ class Engine:
         self._task = asyncio.get_running_loop().create_task(self._batcher.run(), name="batcher")
         self._task.add_done_callback(self._stopped)
 
-    async def predict(self, inputs: Sequence[InputFields], *, within: float) -> list[Answer]:
+    async def predict(
+        self, predictor: Predictor, inputs: Sequence[InputFields], *, within: float
+    ) -> list[Answer]:
         """Answers inputs, order kept. Cancelling it frees the places it holds.
 
         Args:
+            predictor: warmed up; answers these inputs whatever is loaded or unloaded meanwhile.
             inputs: at least one; all are admitted or none is.
             within: seconds until it gives up.
 
@@ -121,7 +121,7 @@ class Engine:
         if self._refusal is not None:
             raise self._refusal()
         deadline = asyncio.get_running_loop().time() + within
-        seats = self._admit(inputs, deadline)
+        seats = self._admit(predictor, inputs, deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait(
@@ -150,10 +150,10 @@ class Engine:
         self._fail_all(self._refusal)
 
     def _admit(
-        self, inputs: Sequence[InputFields], deadline: float
+        self, predictor: Predictor, inputs: Sequence[InputFields], deadline: float
     ) -> list[tuple[Entry, asyncio.Future[Answer]]]:
         """A seat for each input: beside an equal one that is on its way, or in a new entry."""
-        keys = [_key(value, self.predictor.fields) for value in inputs]
+        keys = [(predictor, _key(value, predictor.fields)) for value in inputs]
         fresh = {
             key: value
             for key, value in zip(keys, inputs, strict=True)
@@ -162,7 +162,7 @@ class Engine:
         estimate = self._admission.reserve(len(fresh)) if fresh else 0
         for _ in range(len(keys) - len(fresh)):
             self._observer.coalesced()
-        entries = [Entry(key, value, estimate) for key, value in fresh.items()]
+        entries = [Entry(key, predictor, value, estimate) for key, value in fresh.items()]
         self._in_flight.update((entry.key, entry) for entry in entries)
         self._idle.clear()
         seats = [(entry, entry.join(deadline)) for entry in (self._in_flight[key] for key in keys)]
@@ -179,8 +179,8 @@ class Engine:
         for entry in entries:
             started = time.perf_counter()
             try:
-                prompt = self.predictor.encode(entry.value)
-                rows = self.predictor.packed_rows(prompt)
+                prompt = entry.predictor.encode(entry.value)
+                rows = entry.predictor.packed_rows(prompt)
             except Exception as error:  # noqa: BLE001 - it belongs to this input
                 results.append(error)
             else:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from service.engine.interfaces import Predictor
+
 if TYPE_CHECKING:
     from dalorra.predictive import Prediction
     from dalorra.prompts import InputFields, Prompt
@@ -52,7 +54,8 @@ class Entry:
     """One distinct input.
 
     Attributes:
-        key: equal for equal inputs.
+        key: equal for equal inputs of one predictor.
+        predictor: answers it.
         value: the input.
         rows: rows it holds in the queue: an estimate first, exact once tokenised.
         stage: where it is.
@@ -64,6 +67,7 @@ class Entry:
     """
 
     key: Hashable
+    predictor: Predictor
     value: InputFields
     rows: int
     stage: Stage = Stage.TOKENIZING

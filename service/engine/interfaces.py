@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from dalorra.policy import Policy
     from dalorra.predictive import Prediction
-    from dalorra.prefix_cache import PrefixCache
     from dalorra.prompts import InputFields, Prompt
 
 
@@ -21,7 +20,6 @@ class Predictor(Protocol):
     adapter_digest: str
     method: str
     policy: Policy
-    prefix_cache: PrefixCache | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -38,6 +36,10 @@ class Predictor(Protocol):
     @property
     def scope(self) -> str:
         """Rows the adapter acts on."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the adapter takes beside the base model."""
 
     @property
     def max_tokens(self) -> int:

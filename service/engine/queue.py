@@ -34,6 +34,9 @@ class Queue:
     def take(self, budget: int) -> list[Entry]:
         """Removes the next batch: the oldest entry and its nearest in length among the oldest.
 
+        All of one predictor: a forward is that of one adapter, and two small forwards cost what
+        two batches do. Each takes its turn when its entry is the oldest.
+
         The forward pads its prompts to the longest, so n entries of at most r rows cost n·r; that
         product stays within `budget`. The oldest entry is always part of it, even when it is over
         the budget by itself: then it goes alone and the predictor splits it. So an entry with p
@@ -45,8 +48,11 @@ class Queue:
         oldest = self.oldest()
         if oldest is None:
             return []
+        alike = (
+            entry for entry in islice(self._entries, _WINDOW) if entry.predictor is oldest.predictor
+        )
         window = sorted(
-            islice(self._entries, _WINDOW), key=lambda entry: abs(entry.rows - oldest.rows)
+            alike, key=lambda entry: abs(entry.rows - oldest.rows)
         )  # stable: among equals the older one goes first, and the oldest of all is at the front
         batch, longest = [oldest], oldest.rows
         for entry in window[1:]:

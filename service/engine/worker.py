@@ -83,53 +83,57 @@ class Worker:
     again: if even that fails the device is broken, not the input.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-        self._known_good: Prompt | None = None
+    def __init__(self) -> None:
+        self._known_good: tuple[Predictor, Prompt] | None = None
 
-    def run(self, prompts: Sequence[Prompt]) -> list[Prediction | Exception]:
+    def run(self, predictor: Predictor, prompts: Sequence[Prompt]) -> list[Prediction | Exception]:
         """One prediction or one error for each prompt, order kept.
 
         Raises:
             UnavailableError: the device is broken; nothing will succeed any more.
         """
-        results = self._run_or_halve(prompts)
+        results = self._run_or_halve(predictor, prompts)
         succeeded = [
             prompt
             for prompt, result in zip(prompts, results, strict=True)
             if not isinstance(result, Exception)
         ]
         if succeeded:
-            self._known_good = succeeded[0]
+            self._known_good = predictor, succeeded[0]
         else:
-            self._check_device()
+            self._check_device(predictor)
         return results
 
-    def _run_or_halve(self, prompts: Sequence[Prompt]) -> list[Prediction | Exception]:
+    def _run_or_halve(
+        self, predictor: Predictor, prompts: Sequence[Prompt]
+    ) -> list[Prediction | Exception]:
         try:
-            return [*self._forward(prompts)]
+            return [*_forward(predictor, prompts)]
         except Exception as error:  # noqa: BLE001 - any failure belongs to the inputs it hit
             _log.warning("forward_failed", batch_requests=len(prompts), exc_info=error)
             if len(prompts) == 1:
                 return [error]
         # Outside the handler: the traceback of an out-of-memory error keeps its tensors alive.
         middle = len(prompts) // 2
-        return [*self._run_or_halve(prompts[:middle]), *self._run_or_halve(prompts[middle:])]
+        halves = prompts[:middle], prompts[middle:]
+        return [result for half in halves for result in self._run_or_halve(predictor, half)]
 
-    def _forward(self, prompts: Sequence[Prompt]) -> list[Prediction]:
-        predictions = self._predictor.predict(prompts)
-        if len(predictions) != len(prompts):
-            raise RuntimeError(f"{len(prompts)} prompts gave {len(predictions)} predictions")
-        for prediction in predictions:
-            if not math.isfinite(prediction.probability + prediction.variance):
-                raise FloatingPointError("the forward gave a probability that is not a number")
-        return predictions
-
-    def _check_device(self) -> None:
+    def _check_device(self, predictor: Predictor) -> None:
         try:
             if self._known_good is None:
-                self._predictor.warm_up()
+                predictor.warm_up()
             else:
-                self._forward([self._known_good])
+                proven, prompt = self._known_good
+                _forward(proven, [prompt])
         except Exception as error:
             raise UnavailableError("the model no longer works: restart the server") from error
+
+
+def _forward(predictor: Predictor, prompts: Sequence[Prompt]) -> list[Prediction]:
+    predictions = predictor.predict(prompts)
+    if len(predictions) != len(prompts):
+        raise RuntimeError(f"{len(prompts)} prompts gave {len(predictions)} predictions")
+    for prediction in predictions:
+        if not math.isfinite(prediction.probability + prediction.variance):
+            raise FloatingPointError("the forward gave a probability that is not a number")
+    return predictions

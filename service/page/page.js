@@ -19,7 +19,8 @@ async function ask(path, body) {
 
 async function connect() {
   try {
-    state.info = (await ask("info")).answer;
+    const chosen = get("adapter").value;
+    state.info = (await ask(chosen ? `info?adapter=${encodeURIComponent(chosen)}` : "info")).answer;
   } catch (error) {
     const wantsKey = error.status === 401;
     get("served").textContent = wantsKey ? "locked" : "not ready";
@@ -37,6 +38,7 @@ async function connect() {
   get("key-form").hidden = true;
   get("docs").hidden = sessionStorage.getItem("key") !== null; // a link cannot carry a key
   get("served").textContent = `${state.info.adapter} on ${state.info.model}`;
+  showAdapters(state.info);
   showFields(state.info.fields);
   get("predict").disabled = false;
 }
@@ -49,14 +51,18 @@ async function predict() {
   get("status").textContent = "asking …";
   complain(null);
   try {
-    const { answer, timing } = await ask("predict", { input, return_samples: true });
-    const entry = { input, answer, timing };
+    const { answer, timing } = await ask("predict", { input, adapter: state.info.adapter, return_samples: true });
+    const entry = { input, answer, timing, info: state.info };
     state.history.unshift(entry);
     state.history.length = Math.min(state.history.length, 50);
     show(entry);
   } catch (error) {
     complain(error);
     if (error.status === 401) await connect();
+    if (error.error_type === "unknown_adapter") { // unloaded meanwhile: start again with the default
+      get("adapter").value = "";
+      await connect();
+    }
   } finally {
     get("status").textContent = "";
     get("predict").disabled = false;
@@ -73,17 +79,17 @@ function complain(error) {
 // The answer
 function show(entry) {
   state.shown = entry;
-  const { answer } = entry;
+  const { answer, info } = entry;
   get("welcome").hidden = true;
   get("answer").hidden = false;
   get("decision").className = answer.decision;
   get("decision").textContent = answer.decision;
   get("verdict").textContent = `${answer.label}, ${percent(answer.probability)}`;
   get("reason").textContent = `${answer.reason}.`;
-  const { policy } = state.info;
-  const past = state.history.filter((other) => other !== entry).map((other) => other.answer);
+  const { policy } = info;
+  const past = state.history.filter((other) => other !== entry && other.info.adapter === info.adapter).map((other) => other.answer);
   drawLabels(get("labels"), answer, policy);
-  drawPlane(get("plane"), answer, past, state.info);
+  drawPlane(get("plane"), answer, past, info);
   get("policy-note").textContent = policyNote(policy);
   get("novelty-figure").hidden = answer.novelty == null;
   if (answer.novelty != null) drawNovelty(get("novelty"), answer.novelty, policy.min_novelty_p);
@@ -91,14 +97,23 @@ function show(entry) {
   showHistory();
 }
 
+function showAdapters(info) {
+  get("adapter-row").hidden = info.adapters.length < 2;
+  get("adapter").replaceChildren(...info.adapters.map((name) => element("option", { value: name }, name)));
+  get("adapter").value = info.adapter;
+}
+
 function showFields(names) {
+  const typed = new Map([...get("fields").querySelectorAll("textarea")].map((area) => [area.name, area.value]));
   const areas = names.map((name) => {
     const id = `field-${name}`;
-    const area = element("textarea", { id, name, required: true, spellcheck: false });
+    const area = element("textarea", { id, name, value: typed.get(name) ?? "", required: true, spellcheck: false });
     return [element("label", { htmlFor: id }, name.replaceAll("_", " ")), area];
   });
   get("fields").replaceChildren(...areas.flat());
-  get("fields").querySelector("textarea")?.focus();
+  // Whoever chooses an adapter, or an older answer, by keyboard stays where they are.
+  const choosing = [get("adapter"), get("history")].some((part) => part.contains(document.activeElement));
+  if (!choosing) get("fields").querySelector("textarea")?.focus();
 }
 
 // Only a policy with a confidence promises anything; its errors are costs where costs were given.
@@ -147,7 +162,11 @@ function showHistory() {
   get("clear").hidden = items.length === 0;
 }
 
-function recall(entry) {
+async function recall(entry) {
+  if (entry.info.adapter !== state.info.adapter) {
+    get("adapter").value = entry.info.adapter;
+    await connect();
+  }
   for (const [name, value] of Object.entries(entry.input)) {
     const area = get(`field-${name}`);
     if (area) area.value = value;
@@ -171,6 +190,7 @@ get("clear").addEventListener("click", () => {
   state.history = [];
   showHistory();
 });
+get("adapter").addEventListener("change", connect);
 get("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   predict();

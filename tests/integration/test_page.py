@@ -207,6 +207,31 @@ def test_several_fields_and_a_narrow_screen(browser: Browser):
         process.stop()
 
 
+def test_of_several_adapters_one_is_chosen_by_keyboard(browser: Browser):
+    process = start("fake", api_keys=[], adapters="sentiment=/a,topic=/b")
+    try:
+        process.until_ready()
+        page = browser.new_page()
+        page.goto(process.url)
+        expect(page.locator("#served")).to_have_text("sentiment on fake-model")
+        ask(page, "a text")
+        page.get_by_label("adapter").focus()
+        page.keyboard.press("ArrowDown")
+        expect(page.locator("#served")).to_have_text("topic on fake-model")
+        expect(page.get_by_label("adapter")).to_be_focused()
+        expect(page.get_by_label("sentence")).to_have_value("a text")
+        ask(page, "another")
+        expect(page.locator("#plane .past")).to_have_count(0)  # those of another policy are not
+        page.locator("#history button").nth(1).press("Enter")
+        expect(page.locator("#served")).to_have_text("sentiment on fake-model")
+        expect(page.get_by_label("sentence")).to_have_value("a text")
+        counted = httpx.get(f"{process.url}/metrics").text
+        assert 'dalorra_labels_total{adapter="topic",label="positive"} 1.0' in counted
+        page.close()
+    finally:
+        process.stop()
+
+
 def test_it_waits_for_a_model_that_loads(browser: Browser):
     process = start("fake", api_keys=[], predictor={"load_seconds": 2})
     try:

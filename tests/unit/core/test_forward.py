@@ -49,7 +49,7 @@ def arranged(
     label_ids: tuple[int, ...],
     scope: Scope,
 ) -> Tensor:
-    network = PackedLlama(model, torch.tensor(label_ids))
+    network = PackedLlama.of(model, torch.tensor(label_ids))
     return network.label_logits(prompts, members, bank, scope).clone()
 
 

@@ -15,7 +15,7 @@ NAMES = ("a", "b", "c")
 def test_integrated_head_is_the_mean_over_every_mask_of_the_head() -> None:
     model, sampled = adapted(["q_proj", "v_proj", "lm_head"])
     on = torch.tensor([0.2, 0.5, 0.9, 1.0])
-    network, inputs = PackedLlama(model, LABELS), prompts((5, 8), 2)
+    network, inputs = PackedLlama.of(model, LABELS), prompts((5, 8), 2)
     members = range(sampled.samples)
     answers = network.hidden_states(inputs, members, sampled, "answer_tokens").answers
     integrated = MaskBank(sampled.masks, head_probabilities=on)
@@ -39,7 +39,7 @@ def test_variance_is_that_of_the_whole_posterior() -> None:
     """Integrating must not hide the part of the variance that the head has."""
     model, _ = adapted(["q_proj", "v_proj", "lm_head"])
     logits = mask_logits(model).detach()
-    network, inputs = PackedLlama(model, LABELS), prompts((5, 8), 2)
+    network, inputs = PackedLlama.of(model, LABELS), prompts((5, 8), 2)
     many = 2_000
 
     def moments(head: str) -> list[tuple[float, float, float]]:
@@ -75,7 +75,7 @@ def test_total_variance_of_a_case_worked_out_by_hand() -> None:
 def test_a_head_that_is_not_adapted_is_not_integrated() -> None:
     model, bank = adapted(["q_proj", "v_proj"])
     integrated = MaskBank(bank.masks, head_probabilities=torch.full((4,), 0.5))
-    network, inputs = PackedLlama(model, LABELS), prompts((5,), 2)
+    network, inputs = PackedLlama.of(model, LABELS), prompts((5,), 2)
     answers = network.hidden_states(inputs, range(2), integrated, "answer_tokens").answers
     probabilities, weights = network.head.probabilities(answers, range(2), integrated)
     assert probabilities.shape == (1, 2, 1, 3)

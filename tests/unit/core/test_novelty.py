@@ -13,6 +13,7 @@ from dalorra.novelty import NOVELTY_FILE, Novelty
 from dalorra.packed_llama import PackedLlama
 from dalorra.policy import Decision, Policy
 from dalorra.predictor import Predictor
+from dalorra.shared_base import SharedBase
 from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base, tiny_llama, tiny_prompts
 
@@ -154,7 +155,7 @@ def with_novelty(path, scope="answer_tokens"):
 @pytest.mark.parametrize("options", [{}, {"row_budget": 1}, {"prefix_cache_bytes": 1 << 20}])
 def test_answers_carry_it_however_they_are_computed(tmp_path, scope, options):
     plain, novelty = with_novelty(tmp_path / "a", scope)
-    served = Predictor.from_adapter(read_adapter(tmp_path / "a"), tiny_base(), **options)
+    served = SharedBase(tiny_base(), **options).bind(read_adapter(tmp_path / "a"))
     prompts = [served.encode(text) for text in SENTENCES]
     expected = plain.novelty_features(prompts)
     for _ in range(2):  # the second time the prefix cache is warm
@@ -206,7 +207,7 @@ def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
     with torch.no_grad():
         head.up.copy_(torch.randn(head.up.shape, generator=generator))
     bank = MaskBank.draw(mask_logits(model).detach(), BankSpec(samples=6))
-    network = PackedLlama(model, torch.tensor([260, 270]))
+    network = PackedLlama.of(model, torch.tensor([260, 270]))
 
     def variance(x: torch.Tensor) -> torch.Tensor:
         """Of the first label's logit, `[B, 6, d]` → `[B]`; that of a probability may saturate."""

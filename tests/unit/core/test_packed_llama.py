@@ -72,7 +72,7 @@ def test_equals_the_unmodified_model(
     inputs = prompts(lengths, k)
     with torch.no_grad():
         expected = answer_logits(model, pack(inputs, range(SAMPLES), scope), bank, LABELS)
-    got = PackedLlama(model, LABELS).label_logits(inputs, range(SAMPLES), bank, scope)
+    got = PackedLlama.of(model, LABELS).label_logits(inputs, range(SAMPLES), bank, scope)
     assert (expected - got).abs().max() < TOLERANCE
     assert expected.std(dim=1).max() > 100 * TOLERANCE  # the samples do differ
 
@@ -81,7 +81,7 @@ def test_equals_the_unmodified_model(
 def test_members_can_be_split(scope: Scope) -> None:
     model, bank = adapted(["q_proj", "v_proj", "lm_head"], tied=True)
     inputs = prompts((11, 4), 3)
-    network = PackedLlama(model, LABELS)
+    network = PackedLlama.of(model, LABELS)
     whole = network.label_logits(inputs, range(SAMPLES), bank, scope)
     parts = [
         network.label_logits(inputs, members, bank, scope)
@@ -94,7 +94,7 @@ def test_two_banks_do_not_mix() -> None:
     model, bank = adapted(["q_proj", "v_proj", "lm_head"])
     other = MaskBank(1.0 - bank.masks)
     inputs = prompts((6,), 2)
-    network = PackedLlama(model, LABELS)
+    network = PackedLlama.of(model, LABELS)
     first = network.label_logits(inputs, range(SAMPLES), bank, "answer_tokens")
     second = network.label_logits(inputs, range(SAMPLES), other, "answer_tokens")
     again = network.label_logits(inputs, range(SAMPLES), bank, "answer_tokens")
@@ -105,7 +105,7 @@ def test_two_banks_do_not_mix() -> None:
 def test_shares_weights_with_the_model_and_keeps_their_values() -> None:
     model, _ = adapted(["q_proj", "v_proj", "lm_head"])
     before = copy.deepcopy(model.state_dict())
-    PackedLlama(model, LABELS)
+    PackedLlama.of(model, LABELS)
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -137,5 +137,5 @@ def test_noise_may_read_the_layer_input(scope: Scope) -> None:
     inputs = prompts((7, 3), 2)
     with torch.no_grad():
         expected = answer_logits(model, pack(inputs, range(SAMPLES), scope), bank, LABELS)
-    got = PackedLlama(model, LABELS).label_logits(inputs, range(SAMPLES), bank, scope)
+    got = PackedLlama.of(model, LABELS).label_logits(inputs, range(SAMPLES), bank, scope)
     assert (expected - got).abs().max() < 10 * TOLERANCE

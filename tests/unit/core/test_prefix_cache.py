@@ -17,7 +17,7 @@ def prompt(tail: tuple[int, ...], head: tuple[int, ...] = HEAD) -> Prompt:
 def test_answers_are_those_of_the_uncached_network() -> None:
     model, bank = adapted(["q_proj", "v_proj", "lm_head"])
     cache = PrefixCache(1 << 20)
-    cached, plain = PackedLlama(model, LABELS, cache), PackedLlama(model, LABELS)
+    cached, plain = PackedLlama.of(model, LABELS, cache), PackedLlama.of(model, LABELS)
     batches = [
         [prompt((50, 51))],
         [prompt((60, 61, 62, 63, 64, 65, 66)), prompt((50, 51))],  # different known lengths
@@ -38,7 +38,10 @@ def test_answers_are_those_of_the_uncached_network() -> None:
 def test_works_when_only_the_last_layer_or_the_head_is_stochastic() -> None:
     for modules, layers in ((["q_proj", "lm_head"], range(2, 3)), (["lm_head"], None)):
         model, bank = adapted(modules, layers)
-        cached, plain = PackedLlama(model, LABELS, PrefixCache(1 << 20)), PackedLlama(model, LABELS)
+        cached, plain = (
+            PackedLlama.of(model, LABELS, PrefixCache(1 << 20)),
+            PackedLlama.of(model, LABELS),
+        )
         for batch in ([prompt((50,))], [prompt((60, 61)), prompt((62,))]):
             expected = plain.label_logits(batch, range(SAMPLES), bank, "answer_tokens")
             got = cached.label_logits(batch, range(SAMPLES), bank, "answer_tokens")

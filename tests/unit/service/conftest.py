@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.settings import Settings
 from service.tracing import Tracing
-from tests.fakes import FakePredictor
+from tests.fakes import FakeBase, FakePredictor
 
 
 class Running:
@@ -62,10 +62,11 @@ def serving() -> Serving:
         *,
         ready: bool = True,
         tracing: Tracing | None = None,
+        base: FakeBase | None = None,
         **settings: Any,
     ) -> AsyncIterator[Running]:
         predictor = predictor or FakePredictor()
-        app = create_app(Settings(**settings), lambda _: predictor, tracing=tracing)
+        app = create_app(Settings(**settings), lambda _: base or predictor, tracing=tracing)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),

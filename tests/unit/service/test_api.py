@@ -158,7 +158,7 @@ async def test_identical_concurrent_requests_run_once(serving: Serving):
         assert len({response.json()["request_id"] for response in responses}) == 8
         metrics = await server.metrics()
         assert metrics["dalorra_coalesced_inputs_total"] == 7
-        assert metrics['dalorra_labels_total{label="positive"}'] == 8
+        assert metrics['dalorra_labels_total{adapter="fake-adapter",label="positive"}'] == 8
 
 
 async def test_concurrent_requests_share_forwards(serving: Serving):
@@ -240,16 +240,20 @@ async def test_every_series_exists_before_the_first_request(serving: Serving):
     for error_type in ERROR_TYPES:
         assert metrics[f'dalorra_request_failures_total{{error_type="{error_type}"}}'] == 0
     for decision in ("accept", "escalate", "clarify"):
-        assert metrics[f'dalorra_decisions_total{{decision="{decision}"}}'] == 0
+        assert (
+            metrics[f'dalorra_decisions_total{{adapter="fake-adapter",decision="{decision}"}}'] == 0
+        )
     for label in ("negative", "positive"):
-        assert metrics[f'dalorra_labels_total{{label="{label}"}}'] == 0
+        assert metrics[f'dalorra_labels_total{{adapter="fake-adapter",label="{label}"}}'] == 0
     for name in ("tokens_total", "mask_samples_total", "coalesced_inputs_total", "queue_requests",
                  "queue_rows", "inflight_requests"):  # fmt: skip
         assert metrics[f"dalorra_{name}"] == 0
-    for name in ("request_duration_seconds", "queue_duration_seconds", "batch_rows", "confidence",
-                 "tokenize_duration_seconds", "inference_duration_seconds", "batch_requests",
-                 "predictive_variance", "novelty_p_value"):  # fmt: skip
+    for name in ("request_duration_seconds", "queue_duration_seconds", "batch_rows",
+                 "tokenize_duration_seconds", "inference_duration_seconds",
+                 "batch_requests"):  # fmt: skip
         assert metrics[f"dalorra_{name}_count"] == 0
+    for name in ("confidence", "predictive_variance", "novelty_p_value"):
+        assert metrics[f'dalorra_{name}_count{{adapter="fake-adapter"}}'] == 0
     [build] = [series for series in metrics if series.startswith("dalorra_build_info{")]
     assert "version=" in build
     [adapter] = [series for series in metrics if series.startswith("dalorra_adapter_info{")]
@@ -267,7 +271,7 @@ async def test_what_the_policy_was_picked_with_is_shown_where_it_is_known(
     async with serving(predictor) as server:
         metrics = await server.metrics()
     for name, share in (("acceptance", 0.75), ("escalation", 0.2)):
-        shown = metrics[f"dalorra_calibrated_{name}_ratio"]
+        shown = metrics[f'dalorra_calibrated_{name}_ratio{{adapter="fake-adapter"}}']
         assert shown == share if known else math.isnan(shown)
 
 
@@ -286,15 +290,18 @@ async def test_requests_are_counted_by_what_became_of_them(serving: Serving):
     assert metrics['dalorra_request_failures_total{error_type="invalid_input"}'] == 1
     assert metrics['dalorra_request_failures_total{error_type="inference_failed"}'] == 1
     assert metrics['dalorra_request_failures_total{error_type="not_found"}'] == 0
-    assert metrics[f'dalorra_decisions_total{{decision="{body["decision"]}"}}'] == 1
-    assert metrics[f'dalorra_labels_total{{label="{body["label"]}"}}'] == 1
+    assert (
+        metrics[f'dalorra_decisions_total{{adapter="fake-adapter",decision="{body["decision"]}"}}']
+        == 1
+    )
+    assert metrics[f'dalorra_labels_total{{adapter="fake-adapter",label="{body["label"]}"}}'] == 1
     assert metrics["dalorra_tokens_total"] == 7 + 3
     assert metrics["dalorra_mask_samples_total"] == 10
     assert metrics["dalorra_request_duration_seconds_count"] == 3
     assert metrics["dalorra_batch_rows_sum"] == (5 + 20) + (1 + 20)
-    assert metrics["dalorra_confidence_sum"] == body["probability"]
-    assert metrics["dalorra_predictive_variance_sum"] == body["variance"]
-    assert metrics["dalorra_novelty_p_value_sum"] == body["novelty"]
+    assert metrics['dalorra_confidence_sum{adapter="fake-adapter"}'] == body["probability"]
+    assert metrics['dalorra_predictive_variance_sum{adapter="fake-adapter"}'] == body["variance"]
+    assert metrics['dalorra_novelty_p_value_sum{adapter="fake-adapter"}'] == body["novelty"]
 
 
 async def test_metrics_are_well_formed_in_both_formats(serving: Serving):

@@ -59,7 +59,6 @@ class Bench:
         self.predictor = FakePredictor(fields)
         self.record = Record()
         self.engine = Engine(
-            self.predictor,
             model=VirtualThread(loop, lambda prompts: forward),
             tokenizer=VirtualThread(loop, lambda entries: tokenize),
             limits=limited or limits(),
@@ -68,7 +67,7 @@ class Bench:
         self.engine.start()
 
     def ask(self, *inputs: Any, within: float = 1_000.0) -> asyncio.Task[list[Answer]]:
-        return self.loop.create_task(self.engine.predict(inputs, within=within))
+        return self.loop.create_task(self.engine.predict(self.predictor, inputs, within=within))
 
     async def at(self, moment: float) -> None:
         await asyncio.sleep(moment - self.loop.now)

@@ -1,13 +1,19 @@
-"""Whatever arrives, leaves, fails or expires: nothing is lost, answered twice, mixed up or kept."""
+"""Whatever arrives, leaves, fails or expires: nothing is lost, answered twice, mixed up or kept.
+
+Of two adapters, each client asks one.
+"""
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalorra.errors import InputError
+from dalorra.predictive import Prediction
+from dalorra.prompts import Prompt
 from service.engine import Engine
 from service.errors import DeadlineError, DrainingError, InferenceError, QueueFullError
 from tests.fakes import FakePredictor, expected_prediction, limits
@@ -26,6 +32,7 @@ class Client:
     texts: list[str]
     within: float
     patience: float | None
+    asks: int
 
 
 times = st.floats(0, 60, allow_nan=False).map(lambda seconds: round(seconds, 1))
@@ -35,15 +42,30 @@ clients = st.builds(
     texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=5),
     within=times.map(lambda seconds: seconds + 0.1),
     patience=st.none() | times,
+    asks=st.integers(0, 1),
 )
 
 
-async def live(client: Client, engine: Engine) -> str:
+class Opposite(FakePredictor):
+    """Another adapter: what the fake finds positive it finds negative."""
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        return [replace(one, label="negative") for one in super().predict(prompts)]
+
+
+def expected(text: str, asks: int) -> Prediction:
+    answer = expected_prediction(FakePredictor().encode(text))
+    return replace(answer, label=("positive", "negative")[asks])
+
+
+async def live(client: Client, engine: Engine, adapters: Sequence[FakePredictor]) -> str:
     """One client's life; how it ended."""
     await asyncio.sleep(client.arrives)
     try:
         async with asyncio.timeout(client.patience):
-            answers = await engine.predict(client.texts, within=client.within)
+            answers = await engine.predict(
+                adapters[client.asks], client.texts, within=client.within
+            )
     except TimeoutError:
         return "left"
     except (InputError, InferenceError, DeadlineError, QueueFullError, DrainingError) as error:
@@ -53,7 +75,7 @@ async def live(client: Client, engine: Engine) -> str:
             assert "☠" in client.texts
         return type(error).__name__
     assert [one.prediction for one in answers] == [
-        expected_prediction(FakePredictor().encode(text)) for text in client.texts
+        expected(text, client.asks) for text in client.texts
     ]
     return "answered"
 
@@ -74,9 +96,8 @@ def test_every_client_gets_exactly_one_honest_end(
     drained_at: float | None,
 ):
     async def main(loop: VirtualLoop) -> None:
-        predictor, record = FakePredictor(), Record()
+        adapters, record = (FakePredictor(), Opposite()), Record()
         engine = Engine(
-            predictor,
             model=VirtualThread(loop, lambda prompts: 1 + len(prompts) / 10),
             tokenizer=VirtualThread(loop, lambda entries: len(entries) / 20),
             limits=limits(
@@ -85,7 +106,7 @@ def test_every_client_gets_exactly_one_honest_end(
             observer=record,
         )
         engine.start()
-        lives = [loop.create_task(live(client, engine)) for client in crowd]
+        lives = [loop.create_task(live(client, engine, adapters)) for client in crowd]
         if drained_at is not None:
             await asyncio.sleep(drained_at)
             await engine.drain(5)
@@ -101,27 +122,27 @@ def test_every_client_gets_exactly_one_honest_end(
             assert "DrainingError" not in ends
             await engine.drain(100)
         assert not engine._in_flight
-        for batch in predictor.batches:
-            assert len(batch) == 1 or (
-                len(batch) * max(map(predictor.packed_rows, batch)) <= batch_rows
-            )
-            texts = [text_of(prompt) for prompt in batch]
-            assert len(set(texts)) == len(texts)  # equal inputs share an entry
+        for predictor in adapters:
+            for batch in predictor.batches:
+                assert len(batch) == 1 or (
+                    len(batch) * max(map(predictor.packed_rows, batch)) <= batch_rows
+                )
+                texts = [text_of(prompt) for prompt in batch]
+                assert len(set(texts)) == len(texts)  # equal inputs share an entry
 
     run(main)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(times, st.integers(1, 250)), min_size=1, max_size=60))
+@given(st.lists(st.tuples(times, st.integers(1, 250), st.integers(0, 1)), min_size=1, max_size=60))
 def test_with_room_and_time_for_all_everyone_is_answered_in_bounded_time(
-    arrivals: list[tuple[float, int]],
+    arrivals: list[tuple[float, int, int]],
 ):
     forward = 2.0
 
     async def main(loop: VirtualLoop) -> None:
-        predictor = FakePredictor()
+        adapters = FakePredictor(), Opposite()
         engine = Engine(
-            predictor,
             model=VirtualThread(loop, lambda prompts: forward),
             tokenizer=VirtualThread(loop, lambda entries: 0.0),
             limits=limits(batch_rows=600),
@@ -129,16 +150,18 @@ def test_with_room_and_time_for_all_everyone_is_answered_in_bounded_time(
         )
         engine.start()
 
-        async def ask(number: int, arrives: float, length: int) -> None:
+        async def ask(number: int, arrives: float, length: int, asks: int) -> None:
             await asyncio.sleep(arrives)
             ahead = engine.queue_requests
             asked = loop.now
-            await engine.predict([f"{number:03d}" + "x" * length], within=1e6)
+            text = f"{number:03d}" + "x" * length
+            await engine.predict(adapters[asks], [text], within=1e6)
             # The running batch, at most one batch for each entry ahead, and its own.
             assert loop.now - asked <= (ahead + 2) * forward + 1e-6
 
         await asyncio.gather(*(ask(n, *arrival) for n, arrival in enumerate(arrivals)))
-        assert sum(map(len, predictor.batches)) == len(arrivals)  # each ran once
+        ran = [batch for predictor in adapters for batch in predictor.batches]
+        assert sum(map(len, ran)) == len(arrivals)  # each ran once
         await engine.drain(0)
 
     run(main)

@@ -17,7 +17,7 @@ from dalorra.errors import ConfigError
 from service.app import create_app
 from service.settings import Settings
 from service.tool import TOOL_NAME
-from tests.fakes import FakePredictor, expected_prediction
+from tests.fakes import FakeBase, FakePredictor, expected_prediction
 from tests.unit.service.conftest import Running, Serving
 
 INITIALIZE = {
@@ -192,3 +192,21 @@ def test_without_the_extra_it_is_left_out_unless_asked_for(
     else:
         app = create_app(Settings(), lambda _: FakePredictor())
         assert "/mcp" not in {getattr(route, "path", None) for route in app.routes}
+
+
+async def test_each_adapter_is_a_tool_with_fields_of_its_own(serving: Serving):
+    base = FakeBase(topic=FakePredictor(["title", "body"]))
+    adapters = {"sentiment": "/a/sentiment", "topic": "/a/topic"}
+    async with serving(base=base, adapters=adapters) as server, connected(server) as client:
+        tools = (await client.list_tools()).tools
+        answer = await client.call_tool(f"{TOOL_NAME}_topic", {"title": "a", "body": "b"})
+        unknown = await client.call_tool(f"{TOOL_NAME}_x", {"sentence": "a"})
+        for name in (f"{TOOL_NAME}_", "", "x"):
+            with pytest.raises(MCPError, match="no such tool"):
+                await client.call_tool(name, {"sentence": "a"})
+    assert [tool.name for tool in tools] == [TOOL_NAME, f"{TOOL_NAME}_topic"]
+    assert tools[1].input_schema["required"] == ["title", "body"]
+    assert "'topic'" in tools[1].description
+    assert answer.structured_content["adapter"] == "topic"
+    assert unknown.is_error
+    assert unknown.content[0].text.startswith("unknown_adapter: ")

@@ -11,7 +11,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakePredictor
 
-PREDICTION = {"200", "400", "401", "413", "422", "429", "500", "503", "504"}
+PREDICTION = {"200", "400", "401", "404", "413", "422", "429", "500", "503", "504"}
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +24,17 @@ def document() -> dict[str, Any]:
     [
         ("/predict", "post", PREDICTION),
         ("/predict/batch", "post", PREDICTION),
-        ("/info", "get", {"200", "401", "503"}),
+        ("/info", "get", {"200", "401", "404", "422", "503"}),
         ("/health/live", "get", {"200", "503"}),
         ("/health/ready", "get", {"200", "503"}),
         ("/metrics", "get", {"200"}),
-        ("/tool.json", "get", {"200", "401", "503"}),
+        ("/tool.json", "get", {"200", "401", "404", "422", "503"}),
         ("/v2", "get", {"200", "401"}),
         ("/v2/health/live", "get", {"200", "503"}),
         ("/v2/health/ready", "get", {"200", "503"}),
         ("/v2/models/{model}", "get", {"200", "401", "404", "422", "503"}),
         ("/v2/models/{model}/ready", "get", {"200", "401", "404", "422", "503"}),
-        ("/v2/models/{model}/infer", "post", PREDICTION | {"404"}),
+        ("/v2/models/{model}/infer", "post", PREDICTION),
     ],
 )
 def test_every_code_is_documented(

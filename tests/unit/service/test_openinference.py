@@ -102,7 +102,7 @@ async def test_limits_and_names(serving: Serving):
     async with serving(FakePredictor(["claim", "evidence"])) as server:
         unequal = await server.client.post(INFER, json={"inputs": uneven})
     assert (many.status_code, many.json()["error_type"]) == (413, "batch_too_large")
-    assert (other.status_code, other.json()["error_type"]) == (404, "not_found")
+    assert (other.status_code, other.json()["error_type"]) == (404, "unknown_adapter")
     assert "'fake-adapter'" in other.json()["error"]
     assert "label, probability" in unknown.json()["error"]
     assert "equally many" in unequal.json()["error"]

@@ -5,10 +5,13 @@ from hypothesis import strategies as st
 
 from service.engine.entry import Entry
 from service.engine.queue import Queue
+from tests.fakes import FakePredictor
+
+ALICE, BOB = FakePredictor(), FakePredictor()
 
 
-def entry(name: object, rows: int) -> Entry:
-    return Entry(key=name, value=str(name), rows=rows)
+def entry(name: object, rows: int, predictor: FakePredictor | None = None) -> Entry:
+    return Entry(key=name, predictor=predictor or ALICE, value=str(name), rows=rows)
 
 
 def queue_of(*rows: int) -> Queue:
@@ -26,6 +29,20 @@ def test_takes_the_oldest_with_its_nearest_in_length_from_short_to_long():
     assert [one.rows for one in queue.take(budget=160)] == [390]
     assert [one.rows for one in queue.take(budget=160)] == [47]
     assert queue.take(budget=160) == []
+
+
+def test_a_batch_is_of_one_predictor_and_each_takes_its_turn():
+    queue = Queue()
+    for number, (rows, whose) in enumerate([(50, ALICE), (50, BOB), (51, ALICE), (49, BOB)]):
+        queue.push(entry(number, rows, whose))
+
+    batches = [queue.take(budget=1_000) for _ in range(3)]
+
+    assert [[(one.predictor, one.rows) for one in batch] for batch in batches] == [
+        [(ALICE, 50), (ALICE, 51)],
+        [(BOB, 49), (BOB, 50)],
+        [],
+    ]
 
 
 def test_padding_counts_against_the_budget():

@@ -17,7 +17,7 @@ def predictor() -> FakePredictor:
 def test_a_poisoned_input_does_not_fail_its_neighbours(predictor: FakePredictor):
     prompts = [predictor.encode(text) for text in ("a", "b", "☠", "d", "e", "f", "g")]
 
-    results = Worker(predictor).run(prompts)
+    results = Worker().run(predictor, prompts)
 
     assert isinstance(results[2], RuntimeError)
     healthy = [*prompts[:2], *prompts[3:]]
@@ -33,35 +33,35 @@ def test_a_batch_too_large_for_the_memory_succeeds_in_parts(predictor: FakePredi
     )
     prompts = [predictor.encode(text) for text in "abcde"]
 
-    assert Worker(predictor).run(prompts) == [expected_prediction(one) for one in prompts]
+    assert Worker().run(predictor, prompts) == [expected_prediction(one) for one in prompts]
 
 
 def test_an_input_that_fails_alone_does_not_condemn_the_device(predictor: FakePredictor):
-    worker = Worker(predictor)
+    worker = Worker()
     good = predictor.encode("good")
-    worker.run([good])
+    worker.run(predictor, [good])
 
-    [error] = worker.run([predictor.encode("☠")])
+    [error] = worker.run(predictor, [predictor.encode("☠")])
 
     assert isinstance(error, RuntimeError)
     assert predictor.batches[-1] == [good]  # asked again, to tell the input from the device
 
 
 def test_a_device_that_fails_even_what_it_could_do_is_broken(predictor: FakePredictor):
-    worker = Worker(predictor)
+    worker = Worker()
     prompts = [predictor.encode("good")]
-    worker.run(prompts)
+    worker.run(predictor, prompts)
     predictor.broken = True
 
     with pytest.raises(UnavailableError):
-        worker.run(prompts)
+        worker.run(predictor, prompts)
 
 
 def test_a_device_that_never_did_anything_is_asked_to_warm_up(predictor: FakePredictor):
     predictor.broken = True
 
     with pytest.raises(UnavailableError):
-        Worker(predictor).run([predictor.encode("first")])
+        Worker().run(predictor, [predictor.encode("first")])
 
 
 @pytest.mark.parametrize("field", ["probability", "variance"])
@@ -72,7 +72,7 @@ def test_a_number_that_is_none_is_a_failure(predictor: FakePredictor, field: str
     predictor.predict = lambda prompts: [bad for _ in prompts]  # type: ignore[method-assign]
 
     # Nothing was ever known to be good and warming up works, so the device is not to blame.
-    [error] = Worker(predictor).run([predictor.encode("x")])
+    [error] = Worker().run(predictor, [predictor.encode("x")])
 
     assert isinstance(error, FloatingPointError)
 
@@ -80,7 +80,7 @@ def test_a_number_that_is_none_is_a_failure(predictor: FakePredictor, field: str
 def test_a_predictor_that_loses_an_answer_fails_its_batch(predictor: FakePredictor):
     predictor.predict = lambda prompts: []  # type: ignore[method-assign]
 
-    [error] = Worker(predictor).run([predictor.encode("x")])
+    [error] = Worker().run(predictor, [predictor.encode("x")])
 
     assert "1 prompts gave 0 predictions" in str(error)
 

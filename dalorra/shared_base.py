@@ -1,0 +1,97 @@
+"""One base model in memory, and any number of adapters on it."""
+
+from pathlib import Path
+
+from dalorra.adapter import Adapter, read_adapter
+from dalorra.base_model import BaseModel, load_base_model
+from dalorra.packed_base import PackedBase
+from dalorra.predictor import DEFAULT_ROW_BUDGET, Predictor, bundled_adapter
+from dalorra.prefix_cache import PrefixCache
+from dalorra.prompts import Overflow
+
+
+class SharedBase:
+    """A base model arranged once; each adapter on it costs its A, B and noise.
+
+    Args:
+        base: no adapter may be attached to it.
+        on_overflow, row_budget: see `Predictor`; the same for every adapter.
+        prefix_cache_bytes: memory for the keys and values of prompt prefixes, which all adapters
+            under `answer_tokens` share; 0 turns it off.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        *,
+        on_overflow: Overflow = "truncate",
+        row_budget: int = DEFAULT_ROW_BUDGET,
+        prefix_cache_bytes: int = 0,
+    ) -> None:
+        self._base = base
+        self._packed = PackedBase(
+            base.model, PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+        )
+        self._on_overflow: Overflow = on_overflow
+        self._row_budget = row_budget
+
+    @classmethod
+    def load(
+        cls,
+        base_model: str | None = None,
+        adapter_dir: Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        on_overflow: Overflow = "truncate",
+        row_budget: int = DEFAULT_ROW_BUDGET,
+        prefix_cache_bytes: int = 0,
+    ) -> "SharedBase":
+        """Loads a base model: the named one, or that of an adapter (the bundled one by default).
+
+        Raises:
+            AdapterError: the adapter's directory is damaged.
+            BaseModelError: the base model cannot be had.
+        """
+        name = base_model or read_adapter(adapter_dir or bundled_adapter()).manifest.base_model.name
+        return cls(
+            load_base_model(name, device=device, dtype=dtype),
+            on_overflow=on_overflow,
+            row_budget=row_budget,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+
+    @property
+    def prefix_cache(self) -> PrefixCache | None:
+        """Shared by all adapters."""
+        return self._packed.prefix_cache
+
+    def read(self, path: Path | None = None) -> Adapter:
+        """Reads and verifies a directory (the bundled one by default); on any thread.
+
+        Raises:
+            AdapterError: see `read_adapter`.
+        """
+        return read_adapter(path or bundled_adapter())
+
+    def bind(self, adapter: Adapter, name: str | None = None) -> Predictor:
+        """A predictor of this adapter, which passed its golden check; the base stays as it was.
+
+        One caller at a time, and none of its predictors may run meanwhile.
+
+        Args:
+            adapter: what `read` returned.
+            name: what answers call it; its own name by default.
+
+        Raises:
+            AdapterError: it does not fit this base model, or answers otherwise than it.
+        """
+        return Predictor.from_adapter(
+            adapter,
+            self._base,
+            packed=self._packed,
+            name=name,
+            golden=True,
+            on_overflow=self._on_overflow,
+            row_budget=self._row_budget,
+        )

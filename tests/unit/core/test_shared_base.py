@@ -1,0 +1,147 @@
+"""Several adapters on one base: each answers as if it were alone, and costs little."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dalorra.adapter import read_adapter
+from dalorra.bank import BankSpec
+from dalorra.errors import AdapterError
+from dalorra.packed_base import PackedBase
+from dalorra.predictor import Predictor
+from dalorra.prefix_cache import BLOCK
+from dalorra.prompts import PromptFormat
+from dalorra.shared_base import SharedBase
+from dalorra.stochastic_lora import stochastic_layers
+from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
+
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOPIC = PromptFormat(
+    template="Review: {sentence}",
+    answer_cue=" Sentiment::",
+    labels={"neutral": " neutral", "negative": " negative", "positive": " positive"},
+)
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "wide": {"rank": 8, "modules": EVERY_LINEAR, "seed": 2, "bank": BankSpec(samples=3)},
+    "topic": {"prompt": TOPIC, "seed": 3, "last_layers": 1},
+    "head": {"modules": ("lm_head",), "seed": 4, "bank": BankSpec(samples=4, head="integrated")},
+    "faithful": {"scope": "all_tokens", "seed": 5, "modules": ("q_proj", "o_proj")},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, options in ADAPTERS.items():
+        save_tiny_adapter(folder / name, tiny_base(layers=3), **options)
+    return folder
+
+
+def test_each_answers_as_if_it_were_alone(folders: Path) -> None:
+    shared = SharedBase(tiny_base(layers=3), prefix_cache_bytes=1 << 20)
+    together = {name: shared.bind(shared.read(folders / name)) for name in ADAPTERS}
+    alone = {
+        name: Predictor.from_adapter(read_adapter(folders / name), tiny_base(layers=3))
+        for name in ADAPTERS
+    }
+    for _ in range(2):  # the second time the prefix cache is warm
+        for name, predictor in together.items():
+            prompts = [predictor.encode(text) for text in SENTENCES]
+            found, expected = predictor.predict(prompts), alone[name].predict(prompts)
+            for one, other in zip(found, expected, strict=True):
+                assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5), name
+                assert one.variance == pytest.approx(other.variance, abs=1e-5), name
+    prompts = [together["plain"].encode(text) for text in SENTENCES]
+    answers = {p.predict(prompts)[0].probability for p in together.values() if p.samples == 5}
+    assert len(answers) > 1, "they are different adapters"
+
+
+def test_the_keys_and_values_of_a_prompt_are_everyones(folders: Path) -> None:
+    shared = SharedBase(tiny_base(layers=3), prefix_cache_bytes=1 << 20)
+    first, second = (shared.bind(shared.read(folders / name)) for name in ("plain", "topic"))
+    cache = shared.prefix_cache
+    assert cache is not None
+    assert first.prefix_cache is second.prefix_cache is cache
+    prompt = first.encode(SENTENCES[1])
+    first.predict([prompt])
+    before = cache.tokens_found
+    second.predict([second.encode(SENTENCES[1])])
+    assert cache.tokens_found - before == (len(prompt.prompt_ids) - 1) // BLOCK * BLOCK > 0
+
+
+def test_one_base_in_memory_and_little_for_each_adapter(folders: Path) -> None:
+    base = tiny_base(layers=3)
+    shared = SharedBase(base)
+    weights = {name: (p.data_ptr(), p.clone()) for name, p in base.model.named_parameters()}
+    first, second = (shared.bind(shared.read(folders / name)) for name in ("plain", "wide"))
+    ours, theirs = first._network._layers, second._network._layers
+    for one, other in zip(ours, theirs, strict=True):
+        for mine, its in zip(one.projections, other.projections, strict=True):
+            assert mine.base is its.base
+    assert not stochastic_layers(base.model), "the base is as it was"
+    for name, parameter in base.model.named_parameters():
+        pointer, value = weights[name]
+        assert parameter.data_ptr() == pointer
+        assert torch.equal(parameter, value)
+    # plain, rank 4: q and v (32 → 32, 16) in 3 layers, fused with k in 2; the head's A and labels.
+    fused = 2 * (8 * 32 + 64 * 8) + (4 * 32 + 32 * 4) + (4 * 32 + 32 * 4)
+    assert first.nbytes == 4 * (fused + 4 * 32 + 2 * 4 + 2 * 32)
+
+
+def test_an_adapter_of_another_base_is_refused_and_changes_nothing(
+    folders: Path, tmp_path: Path
+) -> None:
+    save_tiny_adapter(tmp_path / "foreign", tiny_base(layers=3, seed=9))
+    base = tiny_base(layers=3)
+    shared = SharedBase(base)
+    kept = shared.bind(shared.read(folders / "plain"))
+    prompts = [kept.encode(text) for text in SENTENCES]
+    before = kept.predict(prompts)
+    with pytest.raises(AdapterError, match="was trained on tiny-llama"):
+        shared.bind(shared.read(tmp_path / "foreign"))
+    assert not stochastic_layers(base.model)
+    assert kept.predict(prompts) == before
+
+
+def test_answers_carry_the_name_that_it_is_served_as(folders: Path) -> None:
+    shared = SharedBase(tiny_base(layers=3))
+    adapter = shared.read(folders / "plain")
+    assert shared.bind(adapter).adapter_name == "tiny"
+    assert shared.bind(adapter, "sentiment").adapter_name == "sentiment"
+
+
+def test_the_golden_check_sees_a_forward_that_computes_something_else(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base(layers=3)
+    shared = SharedBase(base)
+    norm = PackedBase.norm
+    monkeypatch.setattr(PackedBase, "norm", lambda self, x, w: norm(self, x, w) * 1.05)
+    with pytest.raises(AdapterError, match=r"golden check failed: its probabilities are .* away"):
+        shared.bind(shared.read(folders / "plain"))
+    assert not stochastic_layers(base.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"variance": float("nan")}, "not finite"),
+        ({"probabilities": {"negative": 0.5, "positive": 0.6}}, "do not sum to 1"),
+    ],
+)
+def test_the_golden_check_sees_answers_that_are_none(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], sentence: str
+) -> None:
+    predict = Predictor.predict
+    monkeypatch.setattr(
+        Predictor,
+        "predict",
+        lambda self, prompts: [replace(p, **change) for p in predict(self, prompts)],
+    )
+    shared = SharedBase(tiny_base(layers=3))
+    with pytest.raises(AdapterError, match=sentence):
+        shared.bind(shared.read(folders / "plain"))
