@@ -8,12 +8,18 @@ from rich.console import Console
 
 EXIT_REFUSED = 2
 EXIT_NOTHING_QUALIFIES = 3
+EXIT_INTERRUPTED = 130
 
 
 def refuse(sentence: str) -> None:
     """Shows on stderr why a command does not do what it was asked."""
+    note(f"error: {sentence}", style="red")
+
+
+def note(sentence: str, style: str | None = None) -> None:
+    """Shows on stderr what is no part of a command's result."""
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"error: {sentence}", style="red", markup=False, highlight=False)
+    console.print(sentence, style=style, markup=False, highlight=False)
 
 
 def print_json(value: Any) -> None:

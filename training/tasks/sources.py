@@ -1,26 +1,10 @@
 """Rows of a data set, from a file, a folder or the hub, each with where it came from."""
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from dalorra.errors import ConfigError
+from dalorra.rows import SUFFIXES, Row, read_rows
 from training.tasks.task import Task
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row and its place: `train.jsonl, row 3`, rows counted from 1.
-
-    In JSONL a row's number is its line's, and in CSV the header is not counted.
-    """
-
-    where: str
-    values: Mapping[str, object]
 
 
 def find_file(folder: Path, task: Task, split: str) -> Path:
@@ -50,24 +34,13 @@ def read_file(path: Path) -> list[Row]:
     """All rows of a file, by its suffix.
 
     Raises:
-        ConfigError: the file is missing, of another kind, or damaged.
+        ConfigError: the file is missing, of another kind, or damaged, or a row of it is.
     """
-    readers = {
-        ".jsonl": _read_jsonl,
-        ".json": _read_json,
-        ".csv": _read_csv,
-        ".parquet": _read_parquet,
-    }
-    if path.suffix not in readers:
-        raise ConfigError(f"{path} must end in one of {', '.join(SUFFIXES)}")
-    try:
-        rows = list(readers[path.suffix](path))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from error
+    rows = []
+    for row in read_rows(path):
+        if row.problem is not None:
+            raise ConfigError(f"{row.where}: {row.problem}")
+        rows.append(row)
     if not rows:
         raise ConfigError(f"{path} holds no rows, expected at least one")
     return rows
@@ -100,71 +73,3 @@ def read_hub(task: Task, split: str) -> list[Row]:
     if not rows:
         raise ConfigError(f"{place} holds no rows, expected at least one")
     return rows
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():  # an empty line holds no row
-                continue
-            where = f"{path}, row {number}"
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError(
-                    f"{where}: not JSON ({error.msg} at column {error.colno}), "
-                    "expected one object per line"
-                ) from error
-            yield _object(where, values)
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not JSON ({error}), expected a list of objects") from error
-    if not isinstance(values, list):
-        raise ConfigError(f"{path}: a {type(values).__name__}, expected a list of objects")
-    for number, value in enumerate(values, start=1):
-        yield _object(f"{path}, row {number}", value)
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise ConfigError(f"{path}: a column name occurs twice in the header")
-            for number, cells in enumerate((c for c in reader if c), start=1):
-                where = f"{path}, row {number}"
-                if len(cells) != len(header):
-                    raise ConfigError(
-                        f"{where}: {len(cells)} cells, expected {len(header)} as in the header; "
-                        "quote texts that contain commas"
-                    )
-                yield Row(where, dict(zip(header, cells, strict=True)))
-        except csv.Error as error:
-            raise ConfigError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError(
-            f"{path} needs the pyarrow library: pip install 'dalorra-service[training]'"
-        ) from error
-    try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"{path}: not a parquet file ({error})") from error
-    for number, values in enumerate(table.to_pylist(), start=1):
-        yield Row(f"{path}, row {number}", values)
-
-
-def _object(where: str, values: object) -> Row:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: a {type(values).__name__}, expected an object of columns")
-    return Row(where, values)

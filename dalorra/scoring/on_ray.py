@@ -1,0 +1,134 @@
+"""The same answers from many processes: Ray Data hands the windows to actors that hold the model.
+
+One task beside the driver reads the file, so no other node needs it. Each node needs the adapter's
+folder, and the base model or a way to fetch it.
+"""
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from dalorra.errors import ConfigError, DalorraError
+from dalorra.scoring.answers import Line, Scorer, answer
+from dalorra.scoring.questions import Questions
+from dalorra.scoring.run import Answers
+
+Batch = dict[str, list[bytes]]
+"""Windows and lines travel pickled, one in each row, so that Arrow need not guess their types."""
+
+
+def on_ray(load: Callable[[], Scorer], batch_rows: int, workers: int | None = None) -> Answers:
+    """Answers on the cluster that this machine or RAY_ADDRESS names, or on one started here.
+
+    Args:
+        load: makes the predictor, on another machine.
+        batch_rows: packed rows of one forward.
+        workers: copies of the model; by default one for each GPU, or for each node without any.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+    if find_spec("ray") is None:
+        raise ConfigError("--ray needs Ray: pip install 'dalorra-service[ray]'")
+
+    def answers(questions: Questions) -> Iterator[list[Line]]:
+        import ray
+
+        with _cluster():
+            windows = _dataset(questions, load, batch_rows, workers).iter_rows()
+            try:
+                for row in windows:
+                    yield pickle.loads(row["lines"])  # noqa: S301 - our own actors wrote it
+            except ray.exceptions.RayError as error:
+                raise _cause(error) from None
+
+    return answers
+
+
+class WindowScorer:
+    """One actor.
+
+    Args:
+        load: makes the predictor.
+        batch_rows: packed rows of one forward.
+    """
+
+    def __init__(self, load: Callable[[], Scorer], batch_rows: int) -> None:
+        self._predictor = load()
+        self._batch_rows = batch_rows
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Answers the windows of a batch."""
+        windows = map(pickle.loads, batch["window"])
+        answered = (answer(self._predictor, window, self._batch_rows) for window in windows)
+        return {"lines": [pickle.dumps(lines) for lines in answered]}
+
+
+def _dataset(
+    questions: Questions, load: Callable[[], Scorer], batch_rows: int, workers: int | None
+) -> Any:
+    """The windows as they are answered, in order."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1  # bytes: a window is handed on as soon as it is read
+
+    def windows(_: Any) -> Iterator[Batch]:
+        for window in questions:
+            yield {"window": [pickle.dumps(window)]}
+
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    count, resources = _share(workers)
+    return (
+        ray.data.from_items([None])  # one task, which yields all windows
+        .map_batches(windows, num_cpus=0, resources=here)
+        .map_batches(
+            WindowScorer,
+            fn_constructor_args=(load, batch_rows),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=count),
+            **resources,
+        )
+    )
+
+
+def _share(workers: int | None) -> tuple[int, dict[str, float]]:
+    """How many actors there are, and what each of them takes of the cluster."""
+    import ray
+
+    cluster = ray.cluster_resources()
+    if gpus := int(cluster.get("GPU", 0)):
+        return workers or gpus, {"num_gpus": 1}
+    cpus = cluster.get("CPU", 1)
+    count = workers or sum(node["Alive"] and "CPU" in node["Resources"] for node in ray.nodes())
+    share = cpus / count
+    # Ray gives an actor's process as many threads as it has whole cores.
+    return count, {"num_cpus": share if share < 1 else int(share)}
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our bar and errors say enough
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an actor refused with, where it is one of our own errors."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, DalorraError):
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return seen or error
