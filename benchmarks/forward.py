@@ -28,6 +28,7 @@ from dalorra.base_model import load_base_model
 from dalorra.forward import answer_logits
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, pack
+from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import StochasticPeftModel, attach, lora_config, mask_logits
 
@@ -55,7 +56,9 @@ class Contenders:
             autocast_adapter_dtype=False,
         ).eval()
         self.plain: Any = plain
-        self.model: StochasticPeftModel = attach(base, lora_config(8, 16, MODULES, "benchmark"))
+        self.model: StochasticPeftModel = attach(
+            base, lora_config(8, 16, MODULES, "benchmark"), RankMasks()
+        )
         _same_values(self.plain, self.model)
         self.model.eval()
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))

@@ -23,10 +23,11 @@ from torch import nn
 from benchmarks.report import interleaved, print_table, write_json
 from dalorra.base_model import load_base_model
 from dalorra.packing import Scope
+from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import attach, lora_config
-from training.config import DalorraConfig
-from training.objective import ElboObjective
+from training.methods import Dalorra
+from training.objective import Objective
 from training.prompt_cache import PromptCache
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
@@ -46,7 +47,7 @@ def main() -> None:
     plain = get_peft_model(
         copy.deepcopy(base), LoraConfig(r=8, lora_alpha=16, target_modules=MODULES)
     )
-    ours = attach(base, lora_config(8, 16, MODULES, "benchmark"))
+    ours = attach(base, lora_config(8, 16, MODULES, "benchmark"), RankMasks())
     results = []
     for tokens in options.tokens:
         generator = torch.Generator().manual_seed(0)
@@ -97,7 +98,7 @@ def _plain_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Te
 def _objective(
     model: Any, scope: Scope, prompts: list[Prompt], labels: torch.Tensor, cache: PromptCache | None
 ) -> Callable[[], torch.Tensor]:
-    objective = ElboObjective(DalorraConfig(), torch.tensor(LABELS), scope, 1000, cache)
+    objective = Objective(Dalorra(), torch.tensor(LABELS), scope, 1000, cache)
     generator = torch.Generator().manual_seed(0)
     return lambda: objective(model, prompts, labels, generator).total
 

@@ -1,7 +1,7 @@
 """An adapter on disk: one directory, one digest, safetensors and JSON only.
 
     adapter_config.json         PEFT's own description (rank, alpha, modules)
-    adapter_model.safetensors   A, B and the mask logits φ
+    adapter_model.safetensors   A, B and the tensors of the posterior, such as the mask logits φ
     dalorra.json                `Manifest`: everything else that decides an answer
     policy.json                 thresholds; names the digests that it was made for
     novelty.safetensors         where the training data lie; names the digest that it was made for
@@ -33,6 +33,7 @@ from dalorra.errors import AdapterError
 from dalorra.novelty import NOVELTY_FILE, Novelty
 from dalorra.packing import Scope
 from dalorra.policy import POLICY_FILE, Policy
+from dalorra.posteriors import Posterior, find_posterior
 from dalorra.prompts import PromptEncoder, PromptFormat
 from dalorra.stochastic_lora import (
     StochasticPeftModel,
@@ -47,9 +48,10 @@ CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 MANIFEST_FILE: Final = "dalorra.json"
 DIGESTED_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
-METHODS: Final = ("dalorra",)
 
 WeightDtype = Literal["bfloat16", "float32"]
+
+_WEIGHTS: Final = (".lora_A.weight", ".lora_B.weight")
 
 
 class BaseReference(BaseModel):
@@ -65,7 +67,8 @@ class Manifest(BaseModel):
     """`dalorra.json`.
 
     Attributes:
-        method: how the adapter is stochastic, one of `METHODS`.
+        method: how the adapter is stochastic, one of `dalorra.posteriors.POSTERIORS`.
+        posterior: fields of that posterior: what inference needs beside the tensors.
         method_parameters: e.g. prior p₀ and temperature τ; for the reader, not for inference.
         scope: rows that the adapter acts on.
         last_layers: K when only the last K layers (and the head) are adapted, else None.
@@ -81,7 +84,8 @@ class Manifest(BaseModel):
     format_version: Literal[1] = 1
     name: str
     method: str
-    method_parameters: dict[str, float]
+    posterior: dict[str, int | float | str] = Field(default_factory=dict)
+    method_parameters: dict[str, Any]
     scope: Scope
     last_layers: int | None = None
     base_model: BaseReference
@@ -111,6 +115,7 @@ class Adapter:
 
     path: Path
     manifest: Manifest
+    posterior: Posterior
     config: LoraConfig
     tensors: Mapping[str, Tensor]
     policy: Policy | None
@@ -145,6 +150,7 @@ def read_adapter(path: Path) -> Adapter:
         if not (path / name).is_file():
             raise AdapterError(f"{path} has no {name}: it is not a complete DALorRA adapter")
     manifest = _read_manifest(path / MANIFEST_FILE)
+    posterior = _posterior(manifest, path / MANIFEST_FILE)
     try:
         config = LoraConfig.from_pretrained(str(path))
     except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
@@ -171,7 +177,7 @@ def read_adapter(path: Path) -> Adapter:
         policy = policy.held_to(
             digest, manifest.bank.model_dump(), novelty.digest if novelty else None
         )
-    return Adapter(path, manifest, config, tensors, policy, digest, novelty)
+    return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty)
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -181,17 +187,19 @@ def _read_manifest(path: Path) -> Manifest:
         raise AdapterError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise AdapterError(f"{path} is not format version {FORMAT_VERSION}: use a newer release")
-    if content.get("method") not in METHODS:
-        raise AdapterError(
-            f"{path} names the unknown method {content.get('method')!r}: this release knows "
-            f"{', '.join(METHODS)}"
-        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise AdapterError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _posterior(manifest: Manifest, path: Path) -> Posterior:
+    try:
+        return find_posterior(manifest.method, manifest.posterior)
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from error
 
 
 def load_adapter(adapter: Adapter, base: BaseLanguageModel) -> StochasticPeftModel:
@@ -207,7 +215,7 @@ def load_adapter(adapter: Adapter, base: BaseLanguageModel) -> StochasticPeftMod
             f"base model is {base.name} ({base.digest[:12]}…)"
         )
     try:
-        model: StochasticPeftModel = attach(base.model, adapter.config)
+        model: StochasticPeftModel = attach(base.model, adapter.config, adapter.posterior)
     except ValueError as error:
         raise AdapterError(f"{adapter.path} does not fit {base.name}: {error}") from error
     problem = _first_mismatch(adapter_tensors(model), adapter.tensors)
@@ -236,7 +244,7 @@ def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 
 
 def adapter_tensors(model: StochasticPeftModel) -> dict[str, Tensor]:
-    """A, B and φ by PEFT's names, detached, never a base weight."""
+    """A, B and the posterior's tensors by PEFT's names, detached, never a base weight."""
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: tensor.detach() for name, tensor in state.items()}
 
@@ -255,8 +263,8 @@ def save_adapter(
 ) -> str:
     """Writes the directory atomically: a reader sees the old one, the new one, or none.
 
-    φ is kept in float32, whatever `dtype` is used for A and B. Other files in an existing
-    directory (model card, policy) are not carried over: they describe other weights.
+    The posterior's tensors stay in float32, whatever `dtype` is used for A and B. Other files in
+    an existing directory (model card, policy) are not carried over: they describe other weights.
 
     Returns:
         The adapter's digest.
@@ -266,7 +274,7 @@ def save_adapter(
     config.inference_mode = True
     tensors = {
         name: tensor.to(
-            "cpu", torch.float32 if "mask_logits" in name else getattr(torch, dtype)
+            "cpu", getattr(torch, dtype) if name.endswith(_WEIGHTS) else torch.float32
         ).contiguous()
         for name, tensor in adapter_tensors(model).items()
     }

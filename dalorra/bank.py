@@ -12,8 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from dalorra.errors import ConfigError
 from dalorra.masks import Sampler, hard_masks
-from dalorra.stochastic_lora import RankNoise, RowMask
+from dalorra.stochastic_lora import ModuleTensors, RankNoise, RowMask
 
 
 class BankSpec(BaseModel):
@@ -56,6 +57,14 @@ class NoiseBank(Protocol):
         """
         ...
 
+    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+        """A `[r, d_in]` and B `[d_out, r]` of each module under one member, float32.
+
+        Raises:
+            ConfigError: the update depends on the input, so that no plain LoRA equals it.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class MaskBank:
@@ -88,6 +97,23 @@ class MaskBank:
         return self.masks.shape[0]
 
     def noise(self, sample_index: Tensor) -> list[RankNoise]:
-        off = torch.zeros_like(self.masks[:1])
-        rows = torch.cat([self.masks, off])[sample_index]  # −1 picks `off`; [.., modules, r]
+        rows = of_rows(self.masks, sample_index)  # [.., modules, r]
         return [RowMask(mask) for mask in rows.unbind(dim=-2)]
+
+    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+        """B · diag(z) · A = (B · diag(z)) · A."""
+        masks = self.masks[member]  # [modules, r]
+        return [
+            (m["down"].float(), m["up"].float() * z) for m, z in zip(modules, masks, strict=True)
+        ]
+
+
+def of_rows(members: Tensor, sample_index: Tensor) -> Tensor:
+    """The member of each row, `[M, …]` → `[batch or 1, rows or 1, …]`; zeros where it is −1."""
+    return torch.cat([members, torch.zeros_like(members[:1])])[sample_index]
+
+
+def no_integrated_head(spec: BankSpec, what: str) -> None:
+    """Refuses a bank whose head is to be integrated where only rank masks can be."""
+    if spec.head == "integrated":
+        raise ConfigError(f"bank.head: {what} cannot be integrated, say `sampled`")

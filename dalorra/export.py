@@ -1,10 +1,9 @@
 """Adapters as plain LoRA, which servers that know nothing of masks can run.
 
-Plain PEFT ignores the mask logits without a word, so a mask is folded into B instead:
+Plain PEFT ignores the mask logits without a word, so a sample is folded into A and B instead; for
+rank masks B · diag(z) · A = (B · diag(z)) · A.
 
-    B · diag(z) · A = (B · diag(z)) · A
-
-`export_mean` folds the posterior mean σ(φ), one deterministic adapter; `export_bank` writes every
+`export_mean` folds the posterior's mean, one deterministic adapter; `export_bank` writes every
 member of the bank. An `answer_tokens` adapter acts on the cue alone: its export is an activated
 LoRA (`alora_invocation_tokens`), which a server must support; applied to every token it would be
 another adapter.
@@ -12,31 +11,32 @@ another adapter.
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dalorra.adapter import WEIGHTS_FILE, Adapter, read_adapter
-from dalorra.bank import MaskBank
+from dalorra.bank import NoiseBank
 from dalorra.errors import AdapterError
+from dalorra.stochastic_lora import ModuleTensors
 
-_LOGITS = ".lora_mask_logits"
+_DOWN = ".lora_A.weight"
 _UP = ".lora_B.weight"
 
 
 def export_mean(adapter_dir: Path, out: Path) -> Path:
-    """Writes one plain LoRA with the mean mask folded into B.
+    """Writes one plain LoRA, the posterior's mean.
 
     Raises:
         AdapterError: the adapter is damaged, or `out` exists.
+        ConfigError: no plain LoRA equals it.
     """
     adapter = read_adapter(adapter_dir)
-    logits = _logits(adapter)
-    masks = MaskBank.mean(torch.stack(list(logits.values()))).masks
-    return _write(adapter, logits, {".": masks[0]}, out)
+    modules = _modules(adapter)
+    return _write(adapter, modules, adapter.posterior.mean(list(modules.values())), (".",), out)
 
 
 def export_bank(adapter_dir: Path, out: Path) -> Path:
@@ -44,41 +44,50 @@ def export_bank(adapter_dir: Path, out: Path) -> Path:
 
     Raises:
         AdapterError: the adapter is damaged, or `out` exists.
+        ConfigError: no plain LoRA equals a member.
     """
     adapter = read_adapter(adapter_dir)
-    logits = _logits(adapter)
-    bank = MaskBank.draw(torch.stack(list(logits.values())), adapter.manifest.bank)
-    members = {f"member-{m:02d}": mask for m, mask in enumerate(bank.masks)}
-    return _write(adapter, logits, members, out)
+    modules = _modules(adapter)
+    bank = adapter.posterior.bank(list(modules.values()), adapter.manifest.bank)
+    folders = tuple(f"member-{m:02d}" for m in range(bank.samples))
+    return _write(adapter, modules, bank, folders, out)
 
 
-def _logits(adapter: Adapter) -> dict[str, Tensor]:
-    """PEFT's prefix of each module → φ, in the order of the bank's masks."""
+def _modules(adapter: Adapter) -> dict[str, ModuleTensors]:
+    """PEFT's prefix of each module → its tensors, in the order of the bank's."""
     prefixes = [f"base_model.model.{name}" for name in adapter.manifest.modules]
-    try:
-        return {prefix: adapter.tensors[prefix + _LOGITS] for prefix in prefixes}
-    except KeyError as error:
-        raise AdapterError(f"{adapter.path / WEIGHTS_FILE}: {error} is missing") from error
+    modules: dict[str, ModuleTensors] = {}
+    for prefix in prefixes:
+        start = f"{prefix}.lora_"
+        own = {k[len(start) :]: t for k, t in adapter.tensors.items() if k.startswith(start)}
+        down, up = own.pop("A.weight", None), own.pop("B.weight", None)
+        expected = {} if down is None else adapter.posterior.tensors(down)
+        if down is None or up is None or own.keys() != expected.keys():
+            raise AdapterError(f"{adapter.path / WEIGHTS_FILE}: a tensor of {prefix} is missing")
+        modules[prefix] = {"down": down, "up": up, **own}
+    return modules
 
 
 def _write(
-    adapter: Adapter, logits: dict[str, Tensor], members: dict[str, Tensor], out: Path
+    adapter: Adapter,
+    modules: dict[str, ModuleTensors],
+    bank: NoiseBank,
+    folders: Sequence[str],
+    out: Path,
 ) -> Path:
     if out.exists():
         raise AdapterError(f"{out} exists: name a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        for name, masks in members.items():
+        for member, name in enumerate(folders):
             folder = staging / name
             folder.mkdir(exist_ok=True)
-            tensors = {
-                key: tensor.float().contiguous()
-                for key, tensor in adapter.tensors.items()
-                if not key.endswith(_LOGITS)
-            }
-            for prefix, mask in zip(logits, masks, strict=True):
-                tensors[prefix + _UP] = (tensors[prefix + _UP] * mask.float()).contiguous()
+            tensors: dict[str, Tensor] = {}
+            plain = bank.plain(member, list(modules.values()))
+            for prefix, (down, up) in zip(modules, plain, strict=True):
+                tensors[prefix + _DOWN] = down.contiguous()
+                tensors[prefix + _UP] = up.contiguous()
             save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
             _plain_config(adapter).save_pretrained(str(folder))
         staging.chmod(0o755)

@@ -91,3 +91,23 @@ def hard_masks(
     count = torch.floor(samples * p + start).clamp_(max=samples)
     ranking = torch.rand((samples, *p.shape), generator=generator).argsort(dim=0).argsort(dim=0)
     return (ranking < count).float()
+
+
+def fixed_count_masks(shape: tuple[int, int, int], off: int, generator: torch.Generator) -> Tensor:
+    """Masks with exactly `off` zeros in every row of the last dimension, in random places.
+
+    Args:
+        shape: `[samples, modules, r]`.
+        off: K, so many components are off; 0 ≤ K < r.
+        generator: CPU generator.
+
+    Returns:
+        Float32 of zeros and ones, on the CPU.
+
+    Raises:
+        ValueError: nothing would be left on.
+    """
+    if not 0 <= off < shape[-1]:
+        raise ValueError(f"{off} of {shape[-1]} components cannot be off: at least one must be on")
+    ranking = torch.rand(shape, generator=generator).argsort(dim=-1).argsort(dim=-1)
+    return (ranking >= off).float()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dalorra.adapter import Adapter, check_tokens, load_adapter, read_adapter
-from dalorra.bank import MaskBank, NoiseBank
+from dalorra.bank import BankSpec, NoiseBank
 from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
@@ -19,9 +19,10 @@ from dalorra.packed_base import PackedBase
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, packed_row_count
 from dalorra.policy import Policy
+from dalorra.posteriors import Posterior
 from dalorra.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
-from dalorra.stochastic_lora import StochasticPeftModel, detach, mask_logits
+from dalorra.stochastic_lora import StochasticPeftModel, detach, module_tensors
 
 DEFAULT_ROW_BUDGET = 4096
 
@@ -33,7 +34,8 @@ class Predictor:
         model: the base with the adapter attached, which may be detached afterwards; the base's
             weights must not change.
         encoder: tokeniser of the adapter's prompts and labels.
-        bank: the M samples.
+        posterior: how the adapter is stochastic.
+        bank: how its M samples are drawn.
         scope: rows the adapter acts on.
         policy: thresholds; one that never accepts when the adapter has none.
         model_name, adapter_name, adapter_digest, method: what the answers carry.
@@ -48,7 +50,8 @@ class Predictor:
         self,
         model: StochasticPeftModel,
         encoder: PromptEncoder,
-        bank: NoiseBank,
+        posterior: Posterior,
+        bank: BankSpec,
         scope: Scope,
         *,
         policy: Policy,
@@ -61,7 +64,8 @@ class Predictor:
         packed: PackedBase | None = None,
     ) -> None:
         self.encoder = encoder
-        self.bank = bank
+        modules = module_tensors(model)
+        self.bank = posterior.bank(modules, bank)
         self.scope = scope
         self.policy = policy
         self.model_name = model_name
@@ -76,7 +80,7 @@ class Predictor:
         self.prefix_cache = packed.prefix_cache
         label_ids = torch.tensor(encoder.label_ids, device=packed.device)
         self._network = PackedLlama(packed, low_rank_updates(model), label_ids)
-        self._mean_bank = MaskBank.mean(mask_logits(model))
+        self._mean_bank = posterior.mean(modules)
 
     @classmethod
     def load(
@@ -141,7 +145,8 @@ class Predictor:
             predictor = cls(
                 model,
                 encoder,
-                MaskBank.draw(mask_logits(model), manifest.bank),
+                adapter.posterior,
+                manifest.bank,
                 manifest.scope,
                 policy=adapter.policy or Policy.never(adapter.digest),
                 model_name=base.name,
@@ -207,7 +212,7 @@ class Predictor:
         return [replace(p, novelty=value) for p, value in zip(predictions, novelty, strict=True)]
 
     def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """The same with the posterior mean mask σ(φ): one deterministic pass, variance 0."""
+        """The same with the posterior's mean: one deterministic pass, variance 0."""
         return summarise(self.posterior_samples(prompts, self._mean_bank), self.labels)
 
     def sample_probabilities(self, prompts: Sequence[Prompt]) -> Tensor:

@@ -10,10 +10,10 @@ The base weight is neither merged nor saved; a tied head stays tied.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,14 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dalorra.masks import prior_logit
+if TYPE_CHECKING:
+    from dalorra.posteriors import Posterior
 
 ADAPTER_NAME: Final = "default"
+
+ModuleTensors = Mapping[str, Tensor]
+"""What one adapted module learned: A `[r, d_in]` as `down`, B `[d_out, r]` as `up`, and the
+tensors that its posterior adds, by their names."""
 
 RankNoise = Callable[[Tensor, Tensor], Tensor]
 """Maps (A·x `[..., rows, r]`, x `[..., rows, d_in]`) to the perturbed A·x, same shape."""
@@ -52,18 +57,24 @@ class RowMask:
 class StochasticLoraLinear(lora.Linear):
     """`lora.Linear` whose rank activations pass through `rank_noise` (None: plain LoRA).
 
-    Holds the mask logits φ `[r]` as `lora_mask_logits`, which PEFT saves and loads with A and B.
+    The tensors of its posterior are attributes `lora_<name>`, which PEFT saves and loads with A
+    and B.
     """
-
-    adapter_layer_names = (*lora.Linear.adapter_layer_names, "lora_mask_logits")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
         self.rank_noise: RankNoise | None = None
+        self._posterior_tensors: tuple[str, ...] = ()
         super().__init__(base_layer, adapter_name, **kwargs)
 
-    def update_layer(self, adapter_name: str, r: int, *args: Any, **kwargs: Any) -> None:
-        self.lora_mask_logits = nn.ParameterDict({adapter_name: nn.Parameter(torch.zeros(r))})
-        super().update_layer(adapter_name, r, *args, **kwargs)
+    def add_posterior(self, tensors: Mapping[str, Tensor]) -> None:
+        """Adds trainable tensors beside A and B, with these initial values."""
+        for name, values in tensors.items():
+            parameter = nn.Parameter(values.detach().clone())
+            setattr(self, f"lora_{name}", nn.ParameterDict({ADAPTER_NAME: parameter}))
+        self._posterior_tensors = tuple(tensors)
+        added = tuple(f"lora_{name}" for name in tensors)
+        # PEFT reads the names of what an adapter owns from here.
+        self.adapter_layer_names = (*lora.Linear.adapter_layer_names, *added)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ValueError(
@@ -85,10 +96,20 @@ class StochasticLoraLinear(lora.Linear):
         """α / r."""
         return float(self.scaling[ADAPTER_NAME])
 
+    def posterior_tensor(self, name: str) -> nn.Parameter:
+        """A tensor that the posterior added."""
+        return cast(nn.Parameter, getattr(self, f"lora_{name}")[ADAPTER_NAME])
+
+    @property
+    def tensors(self) -> ModuleTensors:
+        """A, B and what the posterior added, differentiable."""
+        own = {name: self.posterior_tensor(name) for name in self._posterior_tensors}
+        return {"down": self.down, "up": self.up, **own}
+
     @property
     def mask_logits(self) -> nn.Parameter:
-        """φ, `[r]`."""
-        return cast(nn.Parameter, self.lora_mask_logits[ADAPTER_NAME])
+        """φ `[r]`, where the posterior is one over rank masks."""
+        return self.posterior_tensor("mask_logits")
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`[..., rows, d_in]` → `[..., rows, d_out]`."""
@@ -196,17 +217,16 @@ def foreign_setting(config: LoraConfig) -> str | None:
 def attach(
     model: PreTrainedModel,
     config: LoraConfig,
-    prior: float = 0.5,
+    posterior: "Posterior",
     model_class: type[StochasticPeftModel] = StochasticPeftModel,
 ) -> StochasticPeftModel:
-    """Wraps the target modules of `model` in place; A random, B zero, φ = logit p₀.
+    """Wraps the target modules of `model` in place; A random, B zero, the rest as in the prior.
 
     The base must not be wrapped already; `detach` gives it back.
 
     Raises:
-        ValueError: `prior` outside (0, 1), or a target module the base does not have (PEFT).
+        ValueError: a target module the base does not have.
     """
-    initial_logit = prior_logit(prior)
     _require_modules(model, config)
     # PEFT documents this name as its extension point, underscore and all.
     config._register_custom_module({nn.Linear: StochasticLoraLinear})  # noqa: SLF001
@@ -215,7 +235,7 @@ def attach(
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
         peft_model = model_class(model, config, adapter_name=ADAPTER_NAME)
     for layer in stochastic_layers(peft_model).values():
-        nn.init.constant_(layer.mask_logits, initial_logit)
+        layer.add_posterior(posterior.tensors(layer.down))
     return peft_model
 
 
@@ -239,6 +259,11 @@ def stochastic_layers(model: nn.Module) -> dict[str, StochasticLoraLinear]:
         for name, module in model.named_modules()
         if isinstance(module, StochasticLoraLinear)
     }
+
+
+def module_tensors(model: nn.Module) -> list[ModuleTensors]:
+    """`ModuleTensors` of all adapted modules, in model order."""
+    return [layer.tensors for layer in stochastic_layers(model).values()]
 
 
 def mask_logits(model: nn.Module) -> Tensor:

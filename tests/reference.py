@@ -6,7 +6,7 @@ custom masks or custom layers. Nothing here imports `dalorra.packing` or `dalorr
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,13 +51,21 @@ class PlainLora:
         """All logits of the last row, `[vocabulary]`, under `mask` `[modules, r]` (None: ones)."""
         sources = stochastic_layers(self.source)
         with torch.no_grad():
-            for index, (name, layer) in enumerate(self.layers.items()):
-                up = sources[name].up if mask is None else sources[name].up * mask[index]
-                layer.lora_A["default"].weight.copy_(sources[name].down)
-                layer.lora_B["default"].weight.copy_(up)
-            self._prompt_rows = len(prompt.prompt_ids) if self.scope == "answer_tokens" else 0
-            ids = torch.tensor([[*prompt.prompt_ids, *prompt.cue_ids]])
-            logits: Tensor = self.model(input_ids=ids).logits[0, -1]
+            plain = [
+                (source.down, source.up if mask is None else source.up * mask[index])
+                for index, source in enumerate(sources.values())
+            ]
+        return self.plain_logits(prompt, plain)
+
+    @torch.no_grad()
+    def plain_logits(self, prompt: Prompt, plain: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """All logits of the last row, `[vocabulary]`, with this A and B of each module."""
+        for layer, (down, up) in zip(self.layers.values(), plain, strict=True):
+            layer.lora_A["default"].weight.copy_(down)
+            layer.lora_B["default"].weight.copy_(up)
+        self._prompt_rows = len(prompt.prompt_ids) if self.scope == "answer_tokens" else 0
+        ids = torch.tensor([[*prompt.prompt_ids, *prompt.cue_ids]])
+        logits: Tensor = self.model(input_ids=ids).logits[0, -1]
         return logits
 
     def bank_logits(

@@ -17,6 +17,7 @@ from dalorra.adapter import BaseReference, Manifest, library_versions, save_adap
 from dalorra.bank import BankSpec
 from dalorra.base_model import BaseModel, weight_digest
 from dalorra.packing import Scope
+from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt, PromptEncoder, PromptFormat
 from dalorra.stochastic_lora import (
     StochasticPeftModel,
@@ -104,7 +105,7 @@ def tiny_adapter(
     layers = base.model.config.num_hidden_layers
     last = None if last_layers is None else range(layers - last_layers, layers)
     model: StochasticPeftModel = attach(
-        base.model, lora_config(rank, 3.0 * rank, modules, base.name, last)
+        base.model, lora_config(rank, 3.0 * rank, modules, base.name, last), RankMasks()
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

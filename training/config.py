@@ -1,7 +1,7 @@
 """The configuration of a training run: one small YAML file."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +11,7 @@ from dalorra.bank import BankSpec
 from dalorra.base_model import DEFAULT_BASE_MODEL
 from dalorra.errors import ConfigError
 from dalorra.packing import Scope
+from training.methods import METHODS, AnyMethod, Dalorra
 from training.tasks import Task, load_task
 
 
@@ -24,13 +25,20 @@ class DataConfig(_Section):
     Attributes:
         source: None for the hub, or a file or folder, see `training.tasks.load_examples`.
         train_limit: use this many training examples, drawn by seed; None: all.
-        holdout: fraction split off the training set, by seed, for model selection and for the
-            thresholds; never trained on.
+        holdout: fraction, or number of examples, split off the training set, by seed, for model
+            selection and for the thresholds; never trained on.
+        evaluation_split: what is scored at the end; None: the split that the task names.
+        evaluation_limit: score this many of it, drawn with seed 0; None: all.
+        evaluation_holdout: score this many examples, split off the training set whatever the seed,
+            in place of a split that is not at hand.
     """
 
     source: Path | None = None
     train_limit: int | None = Field(default=None, ge=1)
-    holdout: float = Field(default=0.1, gt=0.0, lt=1.0)
+    holdout: float | int = Field(default=0.1, gt=0.0)
+    evaluation_split: str | None = None
+    evaluation_limit: int | None = Field(default=None, ge=1)
+    evaluation_holdout: int | None = Field(default=None, ge=1)
 
 
 class AdapterConfig(_Section):
@@ -50,26 +58,6 @@ class AdapterConfig(_Section):
     last_layers: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=300, ge=8)
     weight_dtype: WeightDtype = "bfloat16"
-
-
-class DalorraConfig(_Section):
-    """The variational posterior over masks. p₀ and τ are not given in the paper.
-
-    Attributes:
-        prior: p₀, prior probability that a rank component is on.
-        temperature: τ of the Gumbel-sigmoid.
-        samples: S, relaxed samples per step.
-        masks_per: `example` draws masks for every example, `batch` for every mini-batch, as
-            Algorithm 1 does.
-        mask_learning_rate: of φ, which has no weight decay.
-    """
-
-    name: Literal["dalorra"] = "dalorra"
-    prior: float = Field(default=0.5, gt=0.0, lt=1.0)
-    temperature: float = Field(default=0.5, gt=0.0)
-    samples: int = Field(default=1, ge=1)
-    masks_per: Literal["example", "batch"] = "example"
-    mask_learning_rate: float = Field(default=1e-2, gt=0.0)
 
 
 class OptimizerConfig(_Section):
@@ -127,7 +115,7 @@ class TrainingConfig(_Section):
     seed: int = 1
     data: DataConfig = DataConfig()
     adapter: AdapterConfig = AdapterConfig()
-    method: DalorraConfig = DalorraConfig()
+    method: AnyMethod = Dalorra()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     bank: BankSpec = BankSpec()
@@ -166,9 +154,19 @@ def read_config(path: Path, overrides: dict[str, str] | None = None) -> Training
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
         # A task in place is tried as a name first; what is wrong with it lies deepest.
-        first = sorted(error.errors(), key=lambda found: len(found["loc"]))[-1]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where a configuration is wrong, and how."""
+    first = sorted(error.errors(), key=lambda found: len(found["loc"]))[-1]
+    loc, message = [str(part) for part in first["loc"]], first["msg"]
+    if loc == ["method"] and first["type"] == "union_tag_invalid":
+        names = ", ".join(method.key() for method in METHODS)
+        loc, message = ["method", "name"], f"{first['ctx']['tag']!r} is none of {names}"
+    elif loc[:1] == ["method"]:
+        del loc[1:2]  # pydantic puts the method's name here
+    return f"{'.'.join(loc)}: {message}"
 
 
 def _set(content: dict[str, Any], names: list[str], value: Any) -> None:

@@ -90,7 +90,7 @@ def evaluate(
         "hardware": hardware(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    result = _without_nan(result)
+    result = without_nan(result)
     if out_dir is not None:
         _write(out_dir, result, answers, examples, predictor.policy)
     if not quiet:
@@ -231,10 +231,10 @@ def _prediction_lines(
     ]
 
 
-def _without_nan(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
+def without_nan(value: Any) -> Any:
+    """The same value with None for NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

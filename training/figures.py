@@ -17,6 +17,9 @@ from dalorra.metrics import FloatArray
 
 # Okabe and Ito's palette; marker and dash repeat what the colour says.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
+PALETTE = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "#8B5A2B", "#000000")
+# Neither versions nor dates: the same numbers give the same file.
+_METADATA: Mapping[str, Any] = {".png": {"Software": None}, ".svg": {"Date": None}}
 _STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"))
 
 
@@ -30,8 +33,8 @@ def reliability_figure(series: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     """
     figure = Figure(figsize=(4.6, 5.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
-    _clean(top)
-    _clean(bottom)
+    clean_axes(top)
+    clean_axes(bottom)
     top.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect calibration")
     for (name, bins), (colour, marker, dash) in zip(series.items(), _STYLES, strict=False):
         filled = [b for b in bins if b["count"]]
@@ -60,7 +63,7 @@ def reliability_figure(series: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     )
     bottom.set(xlabel="confidence (probability of the predicted label)", ylabel="examples")
     bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def risk_coverage_figure(curves: Mapping[str, tuple[FloatArray, FloatArray]], path: Path) -> None:
@@ -72,7 +75,7 @@ def risk_coverage_figure(curves: Mapping[str, tuple[FloatArray, FloatArray]], pa
     """
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
-    _clean(axes)
+    clean_axes(axes)
     for (name, (coverage, risk)), (colour, _, dash) in zip(curves.items(), _STYLES, strict=False):
         axes.plot(coverage, risk, color=colour, linestyle=dash, linewidth=1.6, label=name)
     axes.set(xlabel="share of examples accepted", ylabel="error among accepted", xlim=(0, 1))
@@ -80,22 +83,24 @@ def risk_coverage_figure(curves: Mapping[str, tuple[FloatArray, FloatArray]], pa
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(frameon=False, title="most certain first")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _clean(axes: Axes) -> None:
+def clean_axes(axes: Axes) -> None:
+    """Thin grid behind, no frame above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """PNG or SVG, on white."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    figure.savefig(path, dpi=160, facecolor="white", metadata=_METADATA[path.suffix])
 
 
 def training_figure(log: Path, path: Path) -> None:
-    """Loss on the batches, KL, and NLL on the hold-out, over the gradient steps.
+    """Loss on the batches, penalty (KL), and NLL on the hold-out, over the gradient steps.
 
     Args:
         log: `log.jsonl` of a run.
@@ -107,7 +112,7 @@ def training_figure(log: Path, path: Path) -> None:
     series = (
         (top, "nll", BLUE, "o", "training batches"),
         (top, "eval_nll", ORANGE, "s", "hold-out, M samples"),
-        (bottom, "kl", BLUE, "o", "KL"),
+        (bottom, "penalty", BLUE, "o", "penalty"),
     )
     for axes, key, colour, marker, label in series:
         points = [(entry["step"], entry[key]) for entry in entries if key in entry]
@@ -115,8 +120,8 @@ def training_figure(log: Path, path: Path) -> None:
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, color=colour, marker=marker, markersize=4, label=label)
     for axes in (top, bottom):
-        _clean(axes)
+        clean_axes(axes)
     top.set(ylabel="NLL (nats per example)")
     top.legend(frameon=False)
-    bottom.set(xlabel="gradient step", ylabel="KL (nats)")
-    _save(figure, path)
+    bottom.set(xlabel="gradient step", ylabel="penalty (nats)")
+    save_figure(figure, path)

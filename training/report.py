@@ -73,7 +73,10 @@ def write_model_card(
 
 def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     prompt, bank, base = manifest["prompt"], manifest["bank"], manifest["base_model"]
-    parameters = ", ".join(f"{k} {v:g}" for k, v in manifest["method_parameters"].items())
+    parameters = ", ".join(
+        f"{k} {v:g}" if isinstance(v, int | float) else f"{k} {v}"
+        for k, v in manifest["method_parameters"].items()
+    )
     fields = {
         "Base model": f"{base['name']} (weight digest `{base['digest'][:12]}…`)",
         "Method": manifest["method"] + (f" ({parameters})" if parameters else ""),

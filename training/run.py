@@ -17,25 +17,24 @@ from dalorra.adapter import (
     round_adapter,
     save_adapter,
 )
-from dalorra.bank import MaskBank
 from dalorra.base_model import BaseModel, load_base_model
 from dalorra.errors import ConfigError
 from dalorra.policy import Policy
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
-from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
-from training.answers import answer
+from dalorra.stochastic_lora import attach, lora_config, stochastic_layers
+from training.answers import Evaluable, answer
 from training.config import TrainingConfig, read_config
 from training.environment import hardware, versions
 from training.evaluate import evaluate, score
 from training.figures import training_figure
 from training.novelty import fit_novelty
-from training.objective import ElboObjective
+from training.objective import Objective
 from training.prompt_cache import PromptCache
 from training.report import write_model_card
 from training.tasks import TASKS, Example, Task, load_examples, split_off, subsample
 from training.thresholds import pick_thresholds
-from training.trainer import ElboTrainer, TrainablePeftModel
+from training.trainer import AdapterTrainer, TrainablePeftModel
 
 RUN_FILE = "run.json"
 LOG_FILE = "log.jsonl"
@@ -43,6 +42,7 @@ ADAPTER_FOLDER = "adapter"
 EVALUATION_FOLDER = "evaluation"
 CHECKPOINT_FOLDER = "checkpoints"
 HOLDOUT_METRICS = ("nll", "accuracy", "ece", "brier")
+_TEST_SEED = 0  # the same test set for every run's seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,12 @@ def train(config_path: Path, *, resume: bool = False, overrides: dict[str, str])
 class Run:
     """Base model, data and adapter of one run."""
 
-    def __init__(self, config: TrainingConfig, base: BaseModel | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        base: BaseModel | None = None,
+        prompt_cache: PromptCache | None = None,
+    ) -> None:
         self.config = config
         self.task = config.resolved_task()
         self.data = _load_data(config, self.task)
@@ -103,53 +108,77 @@ class Run:
         if adapter.last_layers is not None and adapter.last_layers > layers:
             raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
         last = range(layers - adapter.last_layers, layers) if adapter.last_layers else None
-        lora = lora_config(adapter.rank, adapter.alpha, adapter.modules, self.base.name, last)
+        copies = config.method.copies  # α grows with r, so that the scale α / r stays
+        lora = lora_config(
+            adapter.rank * copies, adapter.alpha * copies, adapter.modules, self.base.name, last
+        )
+        self.posterior = config.method.posterior()
         try:
-            model = attach(self.base.model, lora, config.method.prior, TrainablePeftModel)
+            model = attach(self.base.model, lora, self.posterior, TrainablePeftModel)
         except ValueError as error:
             raise ConfigError(f"adapter.modules: {error}") from error
         self.model = cast(TrainablePeftModel, model)
-        self.model.objective = ElboObjective(
+        self.model.objective = Objective(
             config.method,
             torch.tensor(self.encoder.label_ids, device=self.model.device),
             adapter.scope,
             len(self.data.train),
-            PromptCache(round(config.prompt_cache_gib * 2**30)),
+            prompt_cache or PromptCache(round(config.prompt_cache_gib * 2**30)),
         )
 
     def execute(self, checkpoint: str | None) -> Path:
         """Trains, saves, picks thresholds on the hold-out and scores the evaluation split."""
         output = self.config.output_dir
         _write_json(output / RUN_FILE, self._record())
-        trainer = ElboTrainer(
-            self.config,
-            self.model,
-            self._encoded(self.data.train),
-            self.holdout_metrics,
-            output / CHECKPOINT_FOLDER,
-        )
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer = self.fit(checkpoint)
         training_figure(output / LOG_FILE, output / "training.png")
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         if not trainer.is_world_process_zero():
             return output / ADAPTER_FOLDER
         return self._finish(output)
 
+    def fit(self, checkpoint: str | None = None) -> AdapterTrainer:
+        """Trains, and does what the method does after training.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+        """
+        trainer = AdapterTrainer(
+            self.config,
+            self.model,
+            self._encoded(self.data.train),
+            self.holdout_metrics,
+            self.config.output_dir / CHECKPOINT_FOLDER,
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        self.model.eval()
+        self.config.method.after_training(self)
+        round_adapter(self.model, self.config.adapter.weight_dtype)
+        return trainer
+
     def holdout_metrics(self) -> dict[str, float]:
         """Scores of the model as it would be served, M samples of its posterior."""
         self.model.eval()
-        predictor = self._predictor("")
+        predictor = self.predictor()
         answers = answer(predictor, self.data.holdout, mean_mask=False)
         scores = score(answers.sampled, [example.label for example in self.data.holdout])
         return {name: scores[name] for name in HOLDOUT_METRICS}
 
-    def _finish(self, output: Path) -> Path:
-        round_adapter(self.model, self.config.adapter.weight_dtype)
-        folder = output / ADAPTER_FOLDER
+    def evaluable(self) -> Evaluable:
+        """What is scored: the adapter as it would be served."""
+        return self.predictor()
+
+    def save(self) -> tuple[Path, Manifest, str]:
+        """Writes the adapter's directory: its path, manifest and digest."""
+        folder = self.config.output_dir / ADAPTER_FOLDER
         manifest = self._manifest(self.holdout_metrics())
         digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
-        predictor = self._predictor(digest)
+        return folder, manifest, digest
+
+    def _finish(self, output: Path) -> Path:
+        folder, manifest, digest = self.save()
+        predictor = self.predictor(digest)
         if self.config.evaluation.novelty:
             predictor.novelty = fit_novelty(
                 predictor, self.data.train, self.data.holdout, seed=self.config.seed
@@ -161,7 +190,7 @@ class Run:
             predictor,
             self.data.test,
             output / EVALUATION_FOLDER,
-            task=f"{self.task.name} {self.task.evaluation_split}",
+            task=f"{self.task.name} {self._evaluation_split}",
             seeds={"training": self.config.seed, "bank": self.config.bank.seed},
         )
         write_model_card(folder, manifest.model_dump(), metrics)
@@ -179,12 +208,13 @@ class Run:
             adapter_digest=predictor.adapter_digest,
         )
 
-    def _predictor(self, digest: str) -> Predictor:
-        bank = MaskBank.draw(mask_logits(self.model).detach(), self.config.bank)
+    def predictor(self, digest: str = "") -> Predictor:
+        """The model as it is now, as it would be served; thresholds that accept nothing."""
         return Predictor(
             self.model,
             self.encoder,
-            bank,
+            self.posterior,
+            self.config.bank,
             self.config.adapter.scope,
             policy=Policy.never(),
             model_name=self.base.name,
@@ -193,16 +223,23 @@ class Run:
             method=self.config.method.name,
         )
 
+    @property
+    def _evaluation_split(self) -> str:
+        data = self.config.data
+        if data.evaluation_holdout:
+            return "examples held out of the training set"
+        return data.evaluation_split or self.task.evaluation_split
+
     def _encoded(self, examples: Sequence[Example]) -> list[Any]:
         names = list(self.task.labels)
         return [(self.encoder.encode(e.input), names.index(e.label)) for e in examples]
 
     def _manifest(self, holdout: dict[str, float]) -> Manifest:
-        method = self.config.method.model_dump(exclude={"name", "masks_per"})
         return Manifest(
             name=self.config.name,
             method=self.config.method.name,
-            method_parameters=method,
+            posterior=self.posterior.model_dump(),
+            method_parameters=self.config.method.model_dump(exclude={"name"}),
             scope=self.config.adapter.scope,
             last_layers=self.config.adapter.last_layers,
             base_model=BaseReference(name=self.base.name, digest=self.base.digest),
@@ -238,11 +275,19 @@ class Run:
 
 
 def _load_data(config: TrainingConfig, task: Task) -> Data:
-    examples = load_examples(task, "train", config.data.source)
-    remaining, holdout = split_off(examples, config.data.holdout, config.seed)
-    if config.data.train_limit is not None:
-        remaining = subsample(remaining, config.data.train_limit, config.seed)
-    return Data(remaining, holdout, load_examples(task, task.evaluation_split, config.data.source))
+    data = config.data
+    examples = load_examples(task, "train", data.source)
+    if data.evaluation_holdout:
+        examples, test = split_off(examples, data.evaluation_holdout, _TEST_SEED)
+    else:
+        split = data.evaluation_split or task.evaluation_split
+        test = load_examples(task, split, data.source)
+    if data.evaluation_limit is not None and data.evaluation_limit < len(test):
+        test = subsample(test, data.evaluation_limit, _TEST_SEED)
+    remaining, holdout = split_off(examples, data.holdout, config.seed)
+    if data.train_limit is not None:
+        remaining = subsample(remaining, data.train_limit, config.seed)
+    return Data(remaining, holdout, test)
 
 
 def _prepare_output(config: TrainingConfig, resume: bool) -> str | None:

@@ -1,8 +1,9 @@
-"""`transformers.Trainer` on the ELBO: resume, accumulation and multi-GPU come from there."""
+"""`transformers.Trainer` on our objective: resume, accumulation and multi-GPU come from there."""
 
 import json
 import math
 import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import StochasticPeftModel
+from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 from training.config import TrainingConfig
-from training.objective import ElboObjective
+from training.objective import Objective
 
 Evaluate = Callable[[], dict[str, float]]
 Example = tuple[Prompt, int]
@@ -25,17 +26,17 @@ Example = tuple[Prompt, int]
 class TrainablePeftModel(StochasticPeftModel):
     """Its forward is the objective, so that distributed wrappers see every parameter used."""
 
-    objective: ElboObjective
+    objective: Objective
 
     def forward(self, prompts: Sequence[Prompt], labels: Tensor, draw: int) -> dict[str, Tensor]:
         """The loss of one mini-batch; `draw` seeds its masks."""
         generator = torch.Generator().manual_seed(draw)
         loss = self.objective(self, prompts, labels, generator)
-        return {"loss": loss.total, "nll": loss.nll, "kl": loss.kl}
+        return {"loss": loss.total, "nll": loss.nll, "penalty": loss.penalty}
 
 
-class ElboTrainer(Trainer):
-    """Adds the optimiser's two learning rates, masks seeded by step, and our evaluation.
+class AdapterTrainer(Trainer):
+    """Adds learning rates of the posterior's tensors, noise seeded by step, and our evaluation.
 
     Args:
         config: the run.
@@ -55,7 +56,7 @@ class ElboTrainer(Trainer):
     ) -> None:
         self._run_config = config
         self._score_holdout = evaluate
-        self._parts: dict[str, list[float]] = {"nll": [], "kl": []}
+        self._parts: dict[str, list[float]] = {"nll": [], "penalty": []}
         self._step = self._micro_step = -1
         self._stop = StopAtInterrupt()
         super().__init__(
@@ -81,7 +82,7 @@ class ElboTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The objective, with masks that depend on seed, step and process alone."""
+        """The objective, with noise that depends on seed, step and process alone."""
         step = self.state.global_step
         # Counted within the step: the last one of an epoch may have fewer micro-steps.
         self._micro_step = 0 if step != self._step else self._micro_step + 1
@@ -94,7 +95,7 @@ class ElboTrainer(Trainer):
         return cast(Tensor, outputs["loss"])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; φ has a learning rate of its own and no weight decay."""
+        """AdamW; see `parameter_groups`."""
         if self.optimizer is None:
             groups = parameter_groups(cast(nn.Module, self.model), self._run_config)
             self.optimizer = torch.optim.AdamW(groups)
@@ -125,19 +126,27 @@ class ElboTrainer(Trainer):
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """A and B with the run's rate and decay; φ with its own rate and none (decay pulls p to ½)."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    """A and B with the run's rate and decay; the posterior's tensors with none.
+
+    Decay would pull them to values that mean something, as φ = 0 does: p = ½.
+    """
+    layers = stochastic_layers(model).values()
+    optimizer, rates = config.optimizer, config.method.learning_rates
+    groups: dict[str, list[nn.Parameter]] = defaultdict(list)
+    for layer in layers:
+        for name, tensor in layer.tensors.items():
+            groups[name].append(cast(nn.Parameter, tensor))
+    weights = groups.pop("down") + groups.pop("up")
     return [
         {
-            "params": [p for name, p in named if "lora_mask_logits" not in name],
-            "lr": config.optimizer.learning_rate,
-            "weight_decay": config.optimizer.weight_decay,
+            "params": weights,
+            "lr": optimizer.learning_rate,
+            "weight_decay": optimizer.weight_decay,
         },
-        {
-            "params": [p for name, p in named if "lora_mask_logits" in name],
-            "lr": config.method.mask_learning_rate,
-            "weight_decay": 0.0,
-        },
+        *(
+            {"params": tensors, "lr": rates.get(name, optimizer.learning_rate), "weight_decay": 0.0}
+            for name, tensors in groups.items()
+        ),
     ]
 
 

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from dalorra.cli.adapters import export, fetch, info
 from dalorra.cli.asking import predict
 from dalorra.cli.console import EXIT_REFUSED, refuse
+from dalorra.cli.experiments import experiment, methods, report
 from dalorra.cli.serving import hash_key, serve
 from dalorra.cli.training import calibrate, evaluate, novelty, train
 from dalorra.errors import DalorraError
@@ -73,5 +74,8 @@ for command in (
     novelty,
     calibrate,
     export,
+    methods,
+    experiment,
+    report,
 ):
     app.command()(command)

@@ -13,6 +13,7 @@ from dalorra.base_model import BaseModel, load_base_model
 from dalorra.forward import answer_logits
 from dalorra.packing import Scope, pack
 from dalorra.policy import Policy
+from dalorra.posteriors import RankMasks
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
 from dalorra.stochastic_lora import (
@@ -20,7 +21,6 @@ from dalorra.stochastic_lora import (
     attach,
     detach,
     lora_config,
-    mask_logits,
     stochastic_layers,
 )
 from tests.reference import PlainLora
@@ -53,7 +53,9 @@ BFLOAT16_FROM_FLOAT32 = (0.05, 0.01)
 @contextmanager
 def adapted(base: BaseModel) -> Iterator[StochasticPeftModel]:
     """A random adapter, φ different everywhere; the base is given back."""
-    model = attach(base.model, lora_config(8, 16.0, ("q_proj", "v_proj", "lm_head"), base.name))
+    model = attach(
+        base.model, lora_config(8, 16.0, ("q_proj", "v_proj", "lm_head"), base.name), RankMasks()
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in stochastic_layers(model).values():
@@ -73,7 +75,8 @@ def predictor_of(
     return Predictor(
         model,
         PromptEncoder(base.tokenizer, FORMAT),
-        MaskBank.draw(mask_logits(model).detach(), BankSpec(samples=samples)),
+        RankMasks(),
+        BankSpec(samples=samples),
         scope,
         policy=Policy.never(),
         model_name=base.name,

@@ -18,8 +18,8 @@ from dalorra.adapter import (
     round_adapter,
     save_adapter,
 )
-from dalorra.bank import MaskBank
 from dalorra.policy import Policy
+from dalorra.posteriors import RankMasks
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
 from dalorra.stochastic_lora import mask_logits, stochastic_layers
@@ -44,7 +44,8 @@ def test_save_load_predict_is_bit_identical(tmp_path, dtype, scope, tied):
     trained = Predictor(
         model,
         PromptEncoder(base.tokenizer, FORMAT, manifest.max_tokens),
-        MaskBank.draw(mask_logits(model).detach(), manifest.bank),
+        RankMasks(),
+        manifest.bank,
         scope,
         policy=Policy.never(),
         model_name=base.name,

@@ -12,6 +12,7 @@ from dalorra.errors import AdapterError
 from dalorra.novelty import NOVELTY_FILE, Novelty
 from dalorra.packed_llama import PackedLlama
 from dalorra.policy import Decision, Policy
+from dalorra.posteriors import RankMasks
 from dalorra.predictor import Predictor
 from dalorra.shared_base import SharedBase
 from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
@@ -201,7 +202,7 @@ def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
     inputs = tiny_prompts(
         tiny_base(), (*SENTENCES, *(f"{a} {b}" for a in SENTENCES for b in "abcd"))
     )
-    model = attach(tiny_llama(), lora_config(4, 8.0, ["lm_head"], "tiny")).eval()
+    model = attach(tiny_llama(), lora_config(4, 8.0, ["lm_head"], "tiny"), RankMasks()).eval()
     head = next(iter(stochastic_layers(model).values()))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

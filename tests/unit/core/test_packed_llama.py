@@ -10,6 +10,7 @@ from dalorra.bank import BankSpec, MaskBank
 from dalorra.forward import answer_logits
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, pack
+from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import (
     RankNoise,
@@ -30,7 +31,7 @@ def adapted(
     modules: list[str], last_layers: range | None = None, *, tied: bool = False
 ) -> tuple[StochasticPeftModel, MaskBank]:
     base = tiny_llama(tied=tied, layers=3)
-    model = attach(base, lora_config(4, 8, modules, "tiny", last_layers)).eval()
+    model = attach(base, lora_config(4, 8, modules, "tiny", last_layers), RankMasks()).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

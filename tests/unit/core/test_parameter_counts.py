@@ -3,6 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dalorra.posteriors import RankMasks
 from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
 from tests.tiny import MODULES
 
@@ -20,7 +21,7 @@ def test_llama_3_1_8b_has_4466688_lora_parameters_and_520_mask_logits():
     )
     with torch.device("meta"):
         base = LlamaForCausalLM(config)
-        model = attach(base, lora_config(8, 16.0, MODULES, "meta-llama/Llama-3.1-8B"))
+        model = attach(base, lora_config(8, 16.0, MODULES, "meta-llama/Llama-3.1-8B"), RankMasks())
     layers = stochastic_layers(model)
     assert len(layers) == 65
     assert sum(layer.down.numel() + layer.up.numel() for layer in layers.values()) == 4_466_688

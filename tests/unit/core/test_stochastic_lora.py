@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from dalorra.posteriors import RankMasks
 from dalorra.stochastic_lora import (
     RowMask,
     StochasticLoraLinear,
@@ -37,7 +38,7 @@ def trunk(model: nn.Module) -> torch.Tensor:
 def test_a_new_adapter_changes_nothing(tied):
     base = tiny_llama(tied=tied)
     before = trunk(base)
-    model = attach(base, lora_config(4, 8.0, MODULES, "tiny"), prior=0.8)
+    model = attach(base, lora_config(4, 8.0, MODULES, "tiny"), RankMasks(prior=0.8))
     assert torch.equal(trunk(model), before)
     torch.testing.assert_close(torch.sigmoid(mask_logits(model)), torch.full((5, 4), 0.8))
     assert all((layer.up == 0).all() for layer in stochastic_layers(model).values())
@@ -46,7 +47,7 @@ def test_a_new_adapter_changes_nothing(tied):
 
 def test_only_the_adapter_is_trainable_and_is_float32_on_any_base():
     for dtype in (torch.float32, torch.bfloat16):
-        model = attach(tiny_llama().to(dtype), lora_config(4, 8.0, MODULES, "tiny"))
+        model = attach(tiny_llama().to(dtype), lora_config(4, 8.0, MODULES, "tiny"), RankMasks())
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         assert len(trainable) == 3 * 5
         assert all("lora_" in name for name in trainable)
@@ -78,7 +79,7 @@ def test_last_layers_adapts_those_and_the_head():
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_tied_head_stays_tied_and_an_untied_one_untied(tied):
     base = tiny_base(tied=tied).model
-    attach(base, lora_config(4, 8.0, MODULES, "tiny"))
+    attach(base, lora_config(4, 8.0, MODULES, "tiny"), RankMasks())
     assert isinstance(base.lm_head, StochasticLoraLinear)
     assert (base.lm_head.base_layer.weight is base.model.embed_tokens.weight) == tied
 
@@ -99,24 +100,23 @@ def test_detach_gives_the_base_back(tied):
     with warnings.catch_warnings():
         warnings.simplefilter("error", category=UserWarning)  # PEFT's "for a second time"
         warnings.filterwarnings("ignore", category=FutureWarning)
-        again = attach(base.model, lora_config(4, 8.0, MODULES, "tiny"))
+        again = attach(base.model, lora_config(4, 8.0, MODULES, "tiny"), RankMasks())
     assert torch.equal(trunk(again), before)
 
 
 @pytest.mark.parametrize(
-    ("config", "prior", "message"),
+    ("config", "message"),
     [
-        (lora_config(4, 8.0, ["no_such_proj"], "tiny"), 0.5, "no_such_proj"),
-        (lora_config(4, 8.0, ["q_proj", "v_porj"], "tiny"), 0.5, "no linear module 'v_porj'"),
-        (lora_config(4, 8.0, ["embed_tokens"], "tiny"), 0.5, "no linear module 'embed_tokens'"),
-        (lora_config(4, 8.0, MODULES, "tiny"), 1.0, "outside"),
+        (lora_config(4, 8.0, ["no_such_proj"], "tiny"), "no_such_proj"),
+        (lora_config(4, 8.0, ["q_proj", "v_porj"], "tiny"), "no linear module 'v_porj'"),
+        (lora_config(4, 8.0, ["embed_tokens"], "tiny"), "no linear module 'embed_tokens'"),
     ],
 )
-def test_an_impossible_adapter_leaves_the_base_as_it_was(config, prior, message):
+def test_an_impossible_adapter_leaves_the_base_as_it_was(config, message):
     base = tiny_llama()
     before = list(base.state_dict())
     with pytest.raises(ValueError, match=message):
-        attach(base, config, prior)
+        attach(base, config, RankMasks())
     assert list(base.state_dict()) == before
 
 

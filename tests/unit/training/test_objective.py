@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
 from dalorra.masks import relaxed_masks
+from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt, PromptEncoder
 from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
 from tests.reference import PlainLora
 from tests.tiny import FORMAT, MODULES, tiny_adapter, tiny_base, tiny_prompts
-from training.config import DalorraConfig
-from training.objective import ElboObjective
+from training.methods import Dalorra
+from training.objective import Objective
 from training.prompt_cache import PromptCache
 
 SENTENCES = ("good", "bad", "an odd one", "I laughed", "so so", "a film of no end", "meh")
@@ -22,11 +23,11 @@ LABELS = [1, 0, 0, 1, 0, 1, 1]
 BATCHES = (range(3), range(3, 6), range(6, 7))  # the last one is uneven
 
 
-def objective(base: Any, cache: PromptCache | None = None, **options: Any) -> ElboObjective:
+def objective(base: Any, cache: PromptCache | None = None, **options: Any) -> Objective:
     scope = options.pop("scope", "answer_tokens")
     size = options.pop("train_size", len(SENTENCES))
     label_ids = torch.tensor(PromptEncoder(base.tokenizer, FORMAT).label_ids)
-    return ElboObjective(DalorraConfig(**options), label_ids, scope, size, cache)
+    return Objective(Dalorra(**options), label_ids, scope, size, cache)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -34,10 +35,10 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
-@pytest.mark.parametrize("masks_per", ["example", "batch"])
+@pytest.mark.parametrize("noise_per", ["example", "batch"])
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("cached", [False, True])
-def test_one_epoch_of_mini_batches_is_equation_4(scope, masks_per, samples, cached):
+def test_one_epoch_of_mini_batches_is_equation_4(scope, noise_per, samples, cached):
     base = tiny_base()
     plain = copy.deepcopy(base.model)
     model = tiny_adapter(base)
@@ -50,7 +51,7 @@ def test_one_epoch_of_mini_batches_is_equation_4(scope, masks_per, samples, cach
         prior=0.3,
         temperature=0.7,
         samples=samples,
-        masks_per=masks_per,
+        noise_per=noise_per,
     )
 
     epoch = 0.0
@@ -61,7 +62,7 @@ def test_one_epoch_of_mini_batches_is_equation_4(scope, masks_per, samples, cach
         )
         epoch += len(batch) * loss.total.item()
         # The same masks, S for the batch or S for each of its examples.
-        groups = len(batch) if masks_per == "example" else 1
+        groups = len(batch) if noise_per == "example" else 1
         masks = relaxed_masks(mask_logits(model), 0.7, groups * samples, seeded(seed)).detach()
         for row, i in enumerate(batch):
             own = masks.view(groups, samples, *masks.shape[1:])[row % groups]
@@ -74,9 +75,9 @@ def test_one_epoch_of_mini_batches_is_equation_4(scope, masks_per, samples, cach
     assert kl > 1, "the KL is a visible part of the sum"
 
 
-def one_loss(base, model, masks_per="example", count=7, **options):
+def one_loss(base, model, noise_per="example", count=7, **options):
     prompts = tiny_prompts(base, SENTENCES)[:count]
-    loss_of = objective(base, masks_per=masks_per, **options)
+    loss_of = objective(base, noise_per=noise_per, **options)
     return loss_of(model, prompts, torch.tensor(LABELS[:count]), seeded(0))
 
 
@@ -86,7 +87,7 @@ def test_the_kl_is_weighed_by_the_size_of_the_training_set_alone():
     for size in (1, 7, 1000):
         for count in (1, 7):
             loss = one_loss(base, model, train_size=size, count=count)
-            torch.testing.assert_close(loss.total.detach(), loss.nll + loss.kl / size)
+            torch.testing.assert_close(loss.total.detach(), loss.nll + loss.penalty / size)
 
 
 def test_a_new_adapter_has_no_kl_and_the_likelihood_of_the_base():
@@ -98,9 +99,9 @@ def test_a_new_adapter_has_no_kl_and_the_likelihood_of_the_base():
         ids = torch.tensor([[*prompt.prompt_ids, *prompt.cue_ids]])
         logits = base.model(input_ids=ids).logits[0, -1, label_ids]
         expected.append(-logits.log_softmax(-1)[label])
-    model = attach(base.model, lora_config(4, 8.0, MODULES, "tiny"), prior=0.9)
+    model = attach(base.model, lora_config(4, 8.0, MODULES, "tiny"), RankMasks(prior=0.9))
     loss = one_loss(base, model, prior=0.9)
-    assert loss.kl.item() == pytest.approx(0.0, abs=1e-5)
+    assert loss.penalty.item() == pytest.approx(0.0, abs=1e-5)
     torch.testing.assert_close(loss.nll, torch.stack(expected).mean())
 
 
@@ -134,15 +135,15 @@ def test_masks_depend_on_the_generator_and_are_shared_as_configured():
             for seed in (0, 0, 1)
         ]
 
-    for masks_per in ("example", "batch"):
-        first, again, other = nll(1, masks_per=masks_per)
+    for noise_per in ("example", "batch"):
+        first, again, other = nll(1, noise_per=noise_per)
         assert first == again != other
     # Equal examples under one mask have equal likelihoods; under masks of their own they differ.
-    twin = objective(base, masks_per="batch")
+    twin = objective(base, noise_per="batch")
     alone = twin(model, prompts[:1], torch.tensor([1]), seeded(0)).nll
     together = twin(model, prompts, torch.tensor([1, 1, 1]), seeded(0)).nll
     torch.testing.assert_close(alone, together)
-    own = objective(base, masks_per="example")
+    own = objective(base, noise_per="example")
     assert own(model, prompts, torch.tensor([1, 1, 1]), seeded(0)).nll != pytest.approx(
         alone.item(), abs=1e-4
     )

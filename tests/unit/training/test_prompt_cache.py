@@ -4,8 +4,8 @@ import torch
 from dalorra.prompts import Prompt, PromptEncoder
 from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts
-from training.config import DalorraConfig
-from training.objective import ElboObjective
+from training.methods import Dalorra
+from training.objective import Objective
 from training.prompt_cache import PromptCache
 
 BASE = tiny_base()
@@ -20,8 +20,8 @@ def model() -> StochasticPeftModel:
 
 def loss_and_gradients(model, prompts, cache) -> tuple[float, dict[str, torch.Tensor]]:
     label_ids = torch.tensor(PromptEncoder(BASE.tokenizer, FORMAT).label_ids)
-    config = DalorraConfig(samples=2)
-    loss_of = ElboObjective(config, label_ids, "answer_tokens", 10, cache)
+    config = Dalorra(samples=2)
+    loss_of = Objective(config, label_ids, "answer_tokens", 10, cache)
     model.zero_grad()
     labels = torch.arange(len(prompts)) % 2
     loss = loss_of(model, prompts, labels, torch.Generator().manual_seed(3)).total

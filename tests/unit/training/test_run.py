@@ -15,7 +15,7 @@ from dalorra.base_model import load_base_model
 from dalorra.errors import ConfigError
 from dalorra.policy import Policy
 from dalorra.predictor import Predictor
-from training.objective import ElboObjective, Loss
+from training.objective import Loss, Objective
 from training.run import Run, train
 
 
@@ -36,17 +36,17 @@ def at_loss(monkeypatch) -> Callable[[int, Callable[[], object]], None]:
     """`at_loss(n, action)` runs `action` when the loss is computed for the n-th time."""
 
     def arrange(number: int, action: Callable[[], object]) -> None:
-        call = ElboObjective.__call__
+        call = Objective.__call__
         count = 0
 
-        def spy(self: ElboObjective, *args: Any) -> Loss:
+        def spy(self: Objective, *args: Any) -> Loss:
             nonlocal count
             count += 1
             if count == number:
                 action()
             return call(self, *args)
 
-        monkeypatch.setattr(ElboObjective, "__call__", spy)
+        monkeypatch.setattr(Objective, "__call__", spy)
 
     return arrange
 
@@ -82,9 +82,9 @@ def test_a_run_leaves_everything_that_tells_what_it_was(configure, tmp_path, fil
     parts = [entry for entry in log if "nll" in entry]
     assert [entry["step"] for entry in parts] == [1, 2, 3, 4, 5, 6]
     for entry in parts:
-        assert entry["loss"] == pytest.approx(entry["nll"] + entry["kl"] / 18, abs=2e-4)
-    assert parts[0]["kl"] == pytest.approx(0.0, abs=1e-5)
-    assert parts[-1]["kl"] > 0
+        assert entry["loss"] == pytest.approx(entry["nll"] + entry["penalty"] / 18, abs=2e-4)
+    assert parts[0]["penalty"] == pytest.approx(0.0, abs=1e-5)
+    assert parts[-1]["penalty"] > 0
 
     for figure in ("training.png", "evaluation/reliability.png", "adapter/reliability.png"):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG"), figure
@@ -143,7 +143,7 @@ def test_training_learns(configure, tmp_path, no_figures):
     "changes",
     [
         {"adapter": {"scope": "all_tokens"}},
-        {"method": {"samples": 3, "masks_per": "batch"}},
+        {"method": {"samples": 3, "noise_per": "batch"}},
         {"adapter": {"last_layers": 1}},
         {"prompt_cache_gib": 0},
         {"optimizer": {"accumulation": 3, "batch_size": 2}},
@@ -209,7 +209,7 @@ BROKEN_RUNS = {
     "masks per batch, last checkpoint": (
         crash,
         6,
-        {"method": {"masks_per": "batch"}, "evaluation": {"keep_best": False}},
+        {"method": {"noise_per": "batch"}, "evaluation": {"keep_best": False}},
     ),
     # 18 examples: five micro-steps per epoch, so every third step has one micro-step only.
     "uneven accumulation": (interrupt, 6, {"optimizer": {"accumulation": 2}}),

@@ -7,8 +7,8 @@ from dalorra.prompts import PromptEncoder
 from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
 from tests.tiny import FORMAT, MODULES, tiny_base
 from training.config import TrainingConfig
-from training.objective import ElboObjective, Loss
-from training.trainer import ElboTrainer, TrainablePeftModel, parameter_groups
+from training.objective import Loss, Objective
+from training.trainer import AdapterTrainer, TrainablePeftModel, parameter_groups
 
 WORDS = ("good", "bad", "fun", "dull", "odd", "long", "short", "new", "old", "warm", "cold", "dry")
 
@@ -32,19 +32,22 @@ def new_model(settings: TrainingConfig, size: int) -> TrainablePeftModel:
     base = tiny_base()
     torch.manual_seed(0)
     model = attach(
-        base.model, lora_config(2, 4.0, MODULES, "t"), settings.method.prior, TrainablePeftModel
+        base.model,
+        lora_config(2, 4.0, MODULES, "t"),
+        settings.method.posterior(),
+        TrainablePeftModel,
     )
     assert isinstance(model, TrainablePeftModel)
     label_ids = torch.tensor(PromptEncoder(base.tokenizer, FORMAT).label_ids)
-    model.objective = ElboObjective(settings.method, label_ids, settings.adapter.scope, size, None)
+    model.objective = Objective(settings.method, label_ids, settings.adapter.scope, size, None)
     return model
 
 
-def trained(settings: TrainingConfig, count: int = 12) -> tuple[TrainablePeftModel, ElboTrainer]:
+def trained(settings: TrainingConfig, count: int = 12) -> tuple[TrainablePeftModel, AdapterTrainer]:
     model = new_model(settings, count)
     encoder = PromptEncoder(tiny_base().tokenizer, FORMAT)
     examples = [(encoder.encode(word), i % 2) for i, word in enumerate(WORDS[:count])]
-    trainer = ElboTrainer(
+    trainer = AdapterTrainer(
         settings, model, examples, lambda: {"nll": 1.0}, settings.output_dir / "checkpoints"
     )
     trainer.train()
@@ -145,7 +148,7 @@ def test_a_step_with_fewer_micro_steps_does_not_shift_the_masks_of_later_steps(
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
 def test_accumulation_equals_one_larger_batch(tmp_path, scope):
     """Where all masks are on; otherwise each micro-step draws its own."""
-    certain = {"prior": 1 - 1e-7, "temperature": 0.1, "masks_per": "batch"}
+    certain = {"prior": 1 - 1e-7, "temperature": 0.1, "noise_per": "batch"}
     (large, large_log), (small, small_log) = (
         trained(
             config(
@@ -176,14 +179,14 @@ def test_accumulation_equals_one_larger_batch(tmp_path, scope):
 def test_the_log_holds_the_means_of_both_parts_of_the_loss(tmp_path, monkeypatch):
     settings = config(tmp_path, optimizer={"steps": 40, "batch_size": 2, "accumulation": 2})
     parts = []
-    call = ElboObjective.__call__
+    call = Objective.__call__
 
     def spy(self, *args) -> Loss:
         loss = call(self, *args)
-        parts.append((loss.nll.item(), loss.kl.item()))
+        parts.append((loss.nll.item(), loss.penalty.item()))
         return loss
 
-    monkeypatch.setattr(ElboObjective, "__call__", spy)
+    monkeypatch.setattr(Objective, "__call__", spy)
     _, trainer = trained(settings)
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(parts) == 80
@@ -192,7 +195,7 @@ def test_the_log_holds_the_means_of_both_parts_of_the_loss(tmp_path, monkeypatch
     for number, entry in enumerate(logged):
         own = parts[number * per_entry : (number + 1) * per_entry]
         assert entry["nll"] == pytest.approx(sum(p[0] for p in own) / per_entry)
-        assert entry["kl"] == pytest.approx(sum(p[1] for p in own) / per_entry)
+        assert entry["penalty"] == pytest.approx(sum(p[1] for p in own) / per_entry)
 
 
 def test_the_initial_mask_logits_are_those_of_the_prior(tmp_path):

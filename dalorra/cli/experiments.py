@@ -1,0 +1,63 @@
+"""The commands that compare methods."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from dalorra.cli.options import DataSource, assignments
+from dalorra.errors import ConfigError
+
+Results = Annotated[Path, typer.Option(help="Folder of the results.")]
+
+
+def methods() -> None:
+    """List the methods that can be trained, a line each."""
+    from training.methods import METHODS
+
+    width = max(len(method.key()) for method in METHODS)
+    for method in METHODS:
+        typer.echo(f"{method.key():{width}}  {method.title}")
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(help="A shipped experiment, or a YAML file.")],
+    data: DataSource = None,
+    out: Results = Path("runs/experiments"),
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only this variant; may be repeated.")
+    ] = None,
+    keep_adapters: Annotated[
+        bool, typer.Option("--keep-adapters", help="Keep every trained adapter.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value, e.g. base_model=DIR.")
+    ] = None,
+) -> None:
+    """Train and score every run of an experiment; run again, it goes on where it stopped."""
+    from training.experiments import Runner, load_experiment
+
+    content: dict[str, Any] = {"data": {"source": str(data)}} if data is not None else {}
+    for dotted, value in assignments(overrides or (), "--set").items():
+        *sections, last = dotted.split(".")
+        section = content
+        for part in sections:
+            section = section.setdefault(part, {})
+        try:
+            section[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{dotted}: {value!r} is not a YAML value") from error
+    runner = Runner(load_experiment(name), out, content, keep_adapters=keep_adapters)
+    for path in runner.run(only or ()):
+        typer.echo(path)
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder of experiments' results.")],
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/results.md"),
+) -> None:
+    """Render results as Markdown tables and figures."""
+    from training.experiments.report import write_report
+
+    typer.echo(write_report(results, out))

@@ -1,0 +1,65 @@
+"""How an adapter is stochastic: one posterior for each family of methods.
+
+Every one of them is noise on the down-projection A·x, so the packed forward and the service run
+all of them unchanged.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from dalorra.errors import AdapterError
+from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
+from dalorra.posteriors.posterior import Posterior
+from dalorra.posteriors.rank_masks import Deterministic, Ensemble, RandomMasks, RankMasks
+
+POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
+    {
+        "dalorra": RankMasks,
+        "mle": Deterministic,
+        "map": Deterministic,
+        "mc_dropout": AdapterDropout,
+        "ensemble": Ensemble,
+        "random_mask": RandomMasks,
+    }
+)
+"""The posterior that each method trains, by the method's name: what can be served."""
+
+__all__ = [
+    "POSTERIORS",
+    "AdapterDropout",
+    "Deterministic",
+    "DropoutBank",
+    "Ensemble",
+    "Posterior",
+    "RandomMasks",
+    "RankMasks",
+    "find_posterior",
+]
+
+
+def find_posterior(method: str, parameters: Mapping[str, Any]) -> Posterior:
+    """The posterior of an adapter.
+
+    Args:
+        method: its method.
+        parameters: the posterior's fields.
+
+    Raises:
+        AdapterError: no such method, or impossible parameters.
+    """
+    if method == "laplace":
+        raise AdapterError(
+            "a laplace adapter cannot be served: its predictive is no average of sampled passes; "
+            "`dalorra evaluate` scores it"
+        )
+    if method not in POSTERIORS:
+        raise AdapterError(f"unknown method {method!r}: this release knows {', '.join(POSTERIORS)}")
+    try:
+        return POSTERIORS[method].model_validate(dict(parameters))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AdapterError(f"posterior.{where}: {first['msg']}") from error

@@ -1,0 +1,154 @@
+"""Experiments: what runs there are, what a result holds, and that an interrupted one goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pyarrow import parquet
+
+from dalorra.errors import ConfigError
+from training.experiments import Experiment, Runner, experiments, load_experiment
+from training.methods import METHODS
+
+
+@pytest.fixture
+def experiment(files) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "toy",
+            "question": "Which of two?",
+            "config": {
+                "task": str(files / "task.yaml"),
+                "base_model": str(files / "base"),
+                "device": "cpu",
+                "dtype": "float32",
+                "data": {"source": str(files / "data"), "holdout": 0.25},
+                "adapter": {"rank": 2, "alpha": 4.0, "max_tokens": 64},
+                "optimizer": {"steps": 2, "batch_size": 4, "learning_rate": 0.01},
+                "evaluation": {"every": 2, "keep_best": False},
+                "bank": {"samples": 3},
+            },
+            "tasks": [
+                {
+                    "name": "reviews, few",
+                    "config": {"data": {"train_limit": 8}},
+                    "seeds": [1, 2],
+                    "shifts": [{"task": str(files / "task.yaml"), "split": "train", "limit": 6}],
+                    "inputs": ["good", "so bad"],
+                }
+            ],
+            "variants": [
+                {"name": "MLE", "config": {"method": {"name": "mle"}}, "seeds": [1]},
+                {"name": "DALorRA 0.3", "config": {"method": {"prior": 0.3}}},
+            ],
+        }
+    )
+
+
+def test_runs_are_tasks_seeds_and_variants(experiment):
+    assert [run.key for run in experiment.runs()] == [
+        "reviews-few/MLE/seed-1",
+        "reviews-few/DALorRA-0.3/seed-1",
+        "reviews-few/DALorRA-0.3/seed-2",
+    ]
+    configs = [run.config(Path("out"), {"optimizer": {"steps": 7}}) for run in experiment.runs()]
+    assert [config.seed for config in configs] == [1, 1, 2]
+    assert {config.optimizer.steps for config in configs} == {7}
+    assert {config.data.train_limit for config in configs} == {8}
+    assert [config.method.name for config in configs] == ["mle", "dalorra", "dalorra"]
+
+
+def test_a_variant_changes_a_method_or_replaces_it(experiment):
+    changed = experiment.model_copy(
+        update={"config": {**experiment.config, "method": {"name": "dalorra", "temperature": 0.2}}}
+    )
+    mle, dalorra, _ = (run.config(Path("out"), {}) for run in changed.runs())
+    assert mle.method.name == "mle"
+    assert (dalorra.method.prior, dalorra.method.temperature) == (0.3, 0.2)
+
+
+def test_results_are_written_once_and_an_interrupted_experiment_goes_on(
+    experiment, tmp_path, monkeypatch
+):
+    runner = Runner(experiment, tmp_path, {})
+    (first,) = runner.run(["MLE"])
+    result = json.loads(first.read_text())
+    assert result["test"]["n"] == 12
+    assert result["examples"]["train"] == 8
+    assert result["test"]["auroc_variance"] in (0.5, None)  # plain LoRA has no variance
+    assert {"versions", "hardware", "config", "data_digest"} <= result.keys()
+    assert str(tmp_path) not in first.read_text()
+    shift = next(iter(result["shifts"].values()))
+    assert {"auroc_shift", "nll"} <= shift.keys()  # the same labels: scored too
+    assert [answer["input"] for answer in result["inputs"]] == ["good", "so bad"]
+    rows = parquet.read_table(first.with_name("predictions.parquet")).to_pylist()
+    assert len(rows) == 12 + 6
+    assert {row["data"] for row in rows if row["index"] > 5} == {"test"}
+    assert not (first.parent / "checkpoints").exists()
+
+    before = first.stat().st_mtime_ns
+    paths = Runner(experiment, tmp_path, {}).run()
+    assert len(paths) == 3
+    assert first.stat().st_mtime_ns == before  # not trained again
+    masks = json.loads(paths[1].read_text())["parameters"]["mask_probabilities"]
+    assert all(len(row) == 2 and 0 < min(row) <= max(row) < 1 for row in masks.values())
+
+    monkeypatch.setattr(Runner, "_one", lambda *_: pytest.fail("trained again"))
+    Runner(experiment, tmp_path, {}).run()
+    with pytest.raises(ConfigError, match="another configuration: remove its folder"):
+        Runner(experiment, tmp_path, {"optimizer": {"steps": 3}}).run()
+
+
+def test_a_study_that_chooses_settings_looks_at_the_hold_out_alone(experiment, tmp_path):
+    (task,) = experiment.tasks
+    blind = experiment.model_copy(
+        update={"tasks": (task.model_copy(update={"score_test": False}),)}
+    )
+    (path,) = Runner(blind, tmp_path, {}).run(["MLE"])
+    result = json.loads(path.read_text())
+    assert "test" not in result
+    assert result["holdout"]["nll"] > 0
+
+
+def test_mistakes_are_found_before_the_first_run(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "_one", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match="no variant is called BLOB: there are MLE, DALorRA"):
+        Runner(experiment, tmp_path, {}).run(["BLOB"])
+    with pytest.raises(ConfigError, match=r"toy, reviews-few/MLE/seed-1: optimizer\.steps"):
+        Runner(experiment, tmp_path, {"optimizer": {"steps": 0}}).run()
+    with pytest.raises(ConfigError, match="unknown experiment 'comparsion': give a YAML"):
+        load_experiment("comparsion")
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_shipped_experiments_are_complete(name):
+    experiment = load_experiment(name)
+    assert experiment.name == name
+    keys = [run.key for run in experiment.runs()]
+    assert len(set(keys)) == len(keys)
+    for run in experiment.runs():
+        run.config(Path("out"), {})
+
+
+def test_the_smoke_experiment_runs_every_method(files, tmp_path):
+    smoke = load_experiment("smoke")
+    named = {variant.config["method"]["name"] for variant in smoke.variants}
+    assert named == {method.key() for method in METHODS}
+    here = {
+        "task": str(files / "task.yaml"),
+        "base_model": str(files / "base"),
+        "device": "cpu",
+        "dtype": "float32",
+        "data": {"source": str(files / "data"), "holdout": 0.25, "train_limit": 8},
+        "adapter": {"max_tokens": 64},
+    }
+    for path in Runner(smoke, tmp_path, here).run():
+        assert 0 <= json.loads(path.read_text())["test"]["accuracy"] <= 1
+
+
+def test_a_description_that_does_not_hold_together_is_refused(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({"name": "bad", "question": "?", "config": {}, "tasks": []}))
+    with pytest.raises(ConfigError, match=r"bad\.yaml: tasks: Tuple should have at least 1"):
+        load_experiment(str(path))

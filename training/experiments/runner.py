@@ -1,0 +1,242 @@
+"""Trains and scores the runs of an experiment, one JSON and one table of predictions each."""
+
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dalorra.adapter import adapter_tensors
+from dalorra.base_model import BaseModel, load_base_model
+from dalorra.errors import ConfigError
+from dalorra.predictive import Prediction
+from dalorra.stochastic_lora import detach, stochastic_layers
+from training.answers import Evaluable, answer
+from training.config import TrainingConfig
+from training.environment import hardware, versions
+from training.evaluate import score, without_nan
+from training.experiments.predictions import write_predictions
+from training.experiments.shifts import tell_apart
+from training.experiments.spec import Experiment, RunSpec, Shift
+from training.prompt_cache import PromptCache
+from training.run import Run
+from training.tasks import Example, load_examples, load_task, subsample
+
+RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.parquet"
+
+
+class Runner:
+    """Runs of one experiment.
+
+    Args:
+        folder: where results go: `<folder>/<experiment>/<task>/<variant>/seed-<n>/`.
+        overrides: values over every run's configuration, such as where the data are.
+        keep_adapters: whether to keep each trained adapter beside its result.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        overrides: Mapping[str, Any],
+        *,
+        keep_adapters: bool = False,
+    ) -> None:
+        self.experiment = experiment
+        self.folder = folder / experiment.name
+        self.overrides = overrides
+        self.keep_adapters = keep_adapters
+        self._base: tuple[tuple[str, str, str], BaseModel] | None = None
+        self._cache: tuple[object, PromptCache] | None = None
+
+    def run(self, only: Sequence[str] = ()) -> list[Path]:
+        """Every run that has no result yet; an interrupted experiment goes on where it was.
+
+        Args:
+            only: names of variants; none: all.
+
+        Returns:
+            The results of all runs.
+
+        Raises:
+            ConfigError: a run cannot be carried out, or has a result of another configuration.
+        """
+        specs = [s for s in self.experiment.runs() if not only or s.variant.name in only]
+        if not specs:
+            names = ", ".join(variant.name for variant in self.experiment.variants)
+            raise ConfigError(f"no variant is called {' or '.join(only)}: there are {names}")
+        # All of them before the first: a mistake in the last run shows now and not at night.
+        configs = [spec.config(self.folder, self.overrides) for spec in specs]
+        console = Console(stderr=True)
+        paths = []
+        for number, (spec, config) in enumerate(zip(specs, configs, strict=True), start=1):
+            path = config.output_dir / RESULT_FILE
+            if not self._is_done(path, config):
+                began = time.perf_counter()
+                self._one(spec, config)
+                seconds = time.perf_counter() - began
+                console.print(f"{number} of {len(specs)}: {spec.key}, {seconds:.0f} s", style="dim")
+            paths.append(path)
+        return paths
+
+    @staticmethod
+    def _is_done(path: Path, config: TrainingConfig) -> bool:
+        if not path.exists():
+            return False
+        found = json.loads(path.read_text(encoding="utf-8"))["config_digest"]
+        if found != config_digest(config):
+            raise ConfigError(f"{path} is of another configuration: remove its folder")
+        return True
+
+    def _one(self, spec: RunSpec, config: TrainingConfig) -> None:
+        shutil.rmtree(config.output_dir, ignore_errors=True)
+        config.output_dir.mkdir(parents=True)
+        run = Run(config, self._base_model(config), self._prompt_cache(spec, config))
+        try:
+            with _peak_memory(run.model.device) as peak:
+                began = time.perf_counter()
+                trainer = run.fit()
+                seconds = time.perf_counter() - began
+            if self.keep_adapters:
+                run.save()
+            result = {
+                "experiment": self.experiment.name,
+                "task": spec.task.name,
+                "variant": spec.variant.name,
+                "seed": spec.seed,
+                "config": config.model_dump(
+                    mode="json", exclude={"output_dir": True, "data": {"source"}}
+                ),
+                "config_digest": config_digest(config),
+                "data_digest": run.data.digest,
+                "examples": {"train": len(run.data.train), "holdout": len(run.data.holdout)},
+                "parameters": _parameters(run),
+                "training": {"seconds": seconds, "steps": trainer.state.global_step, **peak},
+                **self._answers(spec, run),
+                "versions": versions(),
+                "hardware": hardware(),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        finally:
+            detach(run.model)
+            shutil.rmtree(config.output_dir / "checkpoints", ignore_errors=True)
+        text = json.dumps(without_nan(result), indent=1, allow_nan=False, ensure_ascii=False)
+        staging = config.output_dir / f".{RESULT_FILE}"
+        staging.write_text(text + "\n", encoding="utf-8")
+        staging.replace(config.output_dir / RESULT_FILE)
+
+    def _answers(self, spec: RunSpec, run: Run) -> dict[str, Any]:
+        """Scores on the hold-out, the test set and the shifts; every answer goes to a file."""
+        result: dict[str, Any] = {"holdout": run.holdout_metrics()}
+        if not spec.task.score_test:
+            return result
+        predictor = run.evaluable()
+        kept: dict[str, tuple[Sequence[Example], list[Prediction]]] = {}
+        test = answer(predictor, run.data.test)
+        truth = [example.label for example in run.data.test]
+        kept["test"] = (run.data.test, test.sampled)
+        result |= {
+            "samples": predictor.samples,
+            "test": {
+                "n": len(truth),
+                "seconds": test.seconds,
+                **score(test.sampled, truth),
+                "mean_mask": score(test.mean_mask, truth, sampled=False),
+            },
+            "shifts": {},
+        }
+        for shift in spec.task.shifts:
+            examples = _shifted(shift, run.config)
+            answers = answer(predictor, examples, mean_mask=False).sampled
+            kept[shift.task] = (examples, answers)
+            found = {"n": len(examples), **tell_apart(test.sampled, answers)}
+            if {example.label for example in examples} <= set(predictor.labels):
+                found |= score(answers, [example.label for example in examples])
+            result["shifts"][shift.task] = found
+        if spec.task.inputs:
+            result["inputs"] = _free_answers(predictor, spec.task.inputs)
+        write_predictions(run.config.output_dir / PREDICTIONS_FILE, kept)
+        return result
+
+    def _base_model(self, config: TrainingConfig) -> BaseModel:
+        key = (config.base_model, config.device, config.dtype)
+        if self._base is None or self._base[0] != key:
+            self._base = None  # two would need the memory of both
+            self._base = (key, load_base_model(key[0], device=key[1], dtype=key[2]))
+        return self._base[1]
+
+    def _prompt_cache(self, spec: RunSpec, config: TrainingConfig) -> PromptCache:
+        """Keys and values of prompts belong to no adapter: the runs of one task share them."""
+        key = (spec.task.name, spec.seed, config.base_model)
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, PromptCache(round(config.prompt_cache_gib * 2**30)))
+        return self._cache[1]
+
+
+def config_digest(config: TrainingConfig) -> str:
+    """sha256 over a configuration, folders left out."""
+    content = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _shifted(shift: Shift, config: TrainingConfig) -> list[Example]:
+    task = load_task(shift.task)
+    examples = load_examples(task, shift.split or task.evaluation_split, config.data.source)
+    limit = shift.limit
+    return examples if limit is None or limit >= len(examples) else subsample(examples, limit, 0)
+
+
+def _free_answers(predictor: Evaluable, inputs: Sequence[str]) -> list[dict[str, Any]]:
+    predictions = predictor.predict([predictor.encode(text) for text in inputs])
+    return [
+        {
+            "input": text,
+            "label": p.label,
+            "probability": p.probability,
+            "variance": p.variance,
+            "entropy": p.entropy,
+            "mutual_information": p.mutual_information,
+        }
+        for text, p in zip(inputs, predictions, strict=True)
+    ]
+
+
+def _parameters(run: Run) -> dict[str, Any]:
+    """Sizes of what is trained, and the mask posterior where there is one, `[modules][r]`."""
+    layers = stochastic_layers(run.model)
+    tensors = adapter_tensors(run.model)
+    weights = sum(t.numel() for n, t in tensors.items() if n.endswith(("A.weight", "B.weight")))
+    result: dict[str, Any] = {
+        "lora": weights,
+        "extra": sum(t.numel() for t in tensors.values()) - weights,
+    }
+    if all("mask_logits" in layer.tensors for layer in layers.values()):
+        result["mask_probabilities"] = {
+            name: [round(p, 4) for p in torch.sigmoid(layer.mask_logits.detach()).tolist()]
+            for name, layer in layers.items()
+        }
+    return result
+
+
+@contextmanager
+def _peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
+    """Peak memory in the block, MiB: of the GPU, or of the process since its start."""
+    peak: dict[str, float] = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield peak
+    if device.type == "cuda":
+        peak["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak["peak_process_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

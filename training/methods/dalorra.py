@@ -1,0 +1,56 @@
+"""DALorRA: learned Bernoulli masks over the rank components, trained on the exact ELBO.
+
+The posterior, its KL and its relaxed samples are in `dalorra.masks`. The paper leaves open p₀, τ,
+S and the weight decay of φ, which is zero here: decay would pull every σ(φ) to one half.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dalorra.bank import MaskBank
+from dalorra.masks import bernoulli_kl, relaxed_masks
+from dalorra.posteriors import RankMasks
+from dalorra.stochastic_lora import ModuleTensors
+from training.methods.method import Method
+
+
+class Dalorra(Method):
+    """The variational posterior over masks. p₀ and τ are not given in the paper.
+
+    Attributes:
+        prior: p₀, prior probability that a rank component is on.
+        temperature: τ of the Gumbel-sigmoid.
+        noise_per: Algorithm 1 draws one set of masks for a mini-batch (`batch`).
+        mask_learning_rate: of φ, which has no weight decay.
+    """
+
+    title = "learned Bernoulli masks over rank components, exact ELBO (DALorRA)"
+
+    name: Literal["dalorra"] = "dalorra"
+    prior: float = Field(default=0.5, gt=0.0, lt=1.0)
+    temperature: float = Field(default=0.5, gt=0.0)
+    mask_learning_rate: float = Field(default=1e-2, gt=0.0)
+
+    def posterior(self) -> RankMasks:
+        return RankMasks(prior=self.prior)
+
+    def draw(
+        self, modules: Sequence[ModuleTensors], samples: int, generator: torch.Generator
+    ) -> MaskBank:
+        return MaskBank(relaxed_masks(_logits(modules), self.temperature, samples, generator))
+
+    def penalty(self, modules: Sequence[ModuleTensors]) -> Tensor:
+        """KL(q ‖ p), summed over every module and rank (Eq. 4)."""
+        return bernoulli_kl(_logits(modules), self.prior)
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        return {"mask_logits": self.mask_learning_rate}
+
+
+def _logits(modules: Sequence[ModuleTensors]) -> Tensor:
+    return torch.stack([module["mask_logits"] for module in modules])  # [modules, r]

@@ -1,0 +1,82 @@
+"""What a method is to the training: noise that it draws, a price that it pays for it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from dalorra.bank import NoiseBank
+from dalorra.posteriors import Posterior
+from dalorra.stochastic_lora import ModuleTensors
+
+if TYPE_CHECKING:
+    from training.run import Run
+
+
+class Method(BaseModel, ABC):
+    """A way to train an adapter, and the section `method` of a configuration.
+
+    The objective is the same for all of them, per training example:
+
+        mean over the batch of [ −(1/S) Σ_s log p(y | x, sample s) ] + penalty / N
+
+    Attributes:
+        name: of the method.
+        samples: S, samples of the noise per example and step.
+        noise_per: whether each example of a mini-batch has samples of its own, or all of them the
+            same ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    title: ClassVar[str]
+    """The method in one line, with its source."""
+
+    name: str
+    samples: int = Field(default=1, ge=1)
+    noise_per: Literal["example", "batch"] = "example"
+
+    @classmethod
+    def key(cls) -> str:
+        """The name that configurations and adapters use."""
+        return str(cls.model_fields["name"].default)
+
+    @abstractmethod
+    def posterior(self) -> Posterior:
+        """How the adapter is stochastic when it is served."""
+
+    @abstractmethod
+    def draw(
+        self, modules: Sequence[ModuleTensors], samples: int, generator: torch.Generator
+    ) -> NoiseBank:
+        """Samples for a training step, differentiable in the modules' tensors.
+
+        Args:
+            modules: of all adapted modules, in model order.
+            samples: how many independent samples.
+            generator: source of randomness, on the CPU.
+        """
+
+    def penalty(self, modules: Sequence[ModuleTensors]) -> Tensor:
+        """What is added to the data's negative log-likelihood, in nats; a scalar, by default 0."""
+        return modules[0]["down"].new_zeros(())
+
+    @property
+    def copies(self) -> int:
+        """How many adapters of the configured rank are trained side by side."""
+        return 1
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """Name of a posterior's tensor → its learning rate, where it has one of its own."""
+        return {}
+
+    def members(self, batch: int) -> Tensor:
+        """Which sample of a step's each example runs under: `[batch or 1, S]`."""
+        groups = batch if self.noise_per == "example" else 1
+        return torch.arange(groups * self.samples).view(groups, self.samples)
+
+    def after_training(self, run: "Run") -> None:
+        """What is left to do to the trained adapter, in place; by default nothing."""
