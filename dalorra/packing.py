@@ -51,6 +51,12 @@ class PackedRows:
         """The same rows on another device."""
         return PackedRows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    @property
+    def adapted(self) -> Tensor:
+        """`[batch, rows]` bool, the rows that the adapter acts on; padding is none of them."""
+        seen = self.attention_mask[:, 0, self.answer_rows].any(dim=1)  # [batch, keys]
+        return (self.sample_index >= 0) & seen[:, -self.input_ids.shape[1] :]
+
     def after(self, prompt_rows: int) -> "PackedRows":
         """The rows behind the first `prompt_rows`, whose keys and values come from a cache."""
         return PackedRows(

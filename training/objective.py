@@ -1,6 +1,6 @@
 """The objective of every method on a mini-batch, per training example:
 
-    mean over the batch of [ −(1/S) Σ_s log p(y | x, z_s) ] + penalty / N
+    mean over the batch of [ −(1/S) Σ_s log p(y | x, z_s) + example penalty ] + penalty / N
 
 N is the number of training examples. For DALorRA the penalty is the KL summed over every module and
 rank, so that one epoch of mini-batches adds up to the exact negative ELBO (Eq. 4) divided by N;
@@ -32,7 +32,8 @@ class Loss:
     Attributes:
         total: what is minimised, `nll + penalty / N`.
         nll: mean over the batch and the S samples.
-        penalty: the method's, such as KL_total.
+        penalty: the method's over the whole training set, such as KL_total; N times the mean
+            over the batch where it is paid by the example.
     """
 
     total: Tensor
@@ -82,6 +83,7 @@ class Objective:
             scores = answer_logits(model, rows, bank, self.label_ids, past)  # [B, S, K]
         samples = scores.shape[1]
         nll = F.cross_entropy(scores.flatten(0, 1), labels.repeat_interleave(samples))
-        penalty = self.method.penalty(modules)
+        own = self.method.example_penalty(bank, rows)
+        penalty = self.method.penalty(modules) + self.train_size * own
         total = nll + penalty / self.train_size
         return Loss(total=total, nll=nll.detach(), penalty=penalty.detach())

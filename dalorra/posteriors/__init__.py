@@ -11,9 +11,11 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from dalorra.errors import AdapterError
+from dalorra.posteriors.contextual import ContextBank, ContextualMatrix
 from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
 from dalorra.posteriors.posterior import Posterior
 from dalorra.posteriors.rank_masks import Deterministic, Ensemble, RandomMasks, RankMasks
+from dalorra.posteriors.weight_noise import ColumnSpaceNoise, GaussianDown, WeightNoiseBank
 
 POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
     {
@@ -22,6 +24,9 @@ POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
         "map": Deterministic,
         "mc_dropout": AdapterDropout,
         "ensemble": Ensemble,
+        "blob": GaussianDown,
+        "tfb": ColumnSpaceNoise,
+        "c_lora": ContextualMatrix,
         "random_mask": RandomMasks,
     }
 )
@@ -30,12 +35,17 @@ POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
 __all__ = [
     "POSTERIORS",
     "AdapterDropout",
+    "ColumnSpaceNoise",
+    "ContextBank",
+    "ContextualMatrix",
     "Deterministic",
     "DropoutBank",
     "Ensemble",
+    "GaussianDown",
     "Posterior",
     "RandomMasks",
     "RankMasks",
+    "WeightNoiseBank",
     "find_posterior",
 ]
 

@@ -121,6 +121,7 @@ class Runner:
                 "data_digest": run.data.digest,
                 "examples": {"train": len(run.data.train), "holdout": len(run.data.holdout)},
                 "parameters": _parameters(run),
+                "posterior": run.posterior.model_dump(),
                 "training": {"seconds": seconds, "steps": trainer.state.global_step, **peak},
                 **self._answers(spec, run),
                 "versions": versions(),

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import Discriminator, Tag
 
+from training.methods.blob import Blob
+from training.methods.c_lora import CLora
 from training.methods.dalorra import Dalorra
 from training.methods.ensemble import Ensemble
 from training.methods.map import Map
@@ -11,12 +13,16 @@ from training.methods.mc_dropout import McDropout
 from training.methods.method import Method
 from training.methods.mle import Mle
 from training.methods.random_mask import RandomMask
+from training.methods.tfb import Tfb
 
 METHODS: Final[tuple[type[Method], ...]] = (
     Mle,
     Map,
     McDropout,
     Ensemble,
+    Blob,
+    Tfb,
+    CLora,
     RandomMask,
     Dalorra,
 )
@@ -33,6 +39,9 @@ AnyMethod = Annotated[
     | Annotated[Map, Tag("map")]
     | Annotated[McDropout, Tag("mc_dropout")]
     | Annotated[Ensemble, Tag("ensemble")]
+    | Annotated[Blob, Tag("blob")]
+    | Annotated[Tfb, Tag("tfb")]
+    | Annotated[CLora, Tag("c_lora")]
     | Annotated[RandomMask, Tag("random_mask")]
     | Annotated[Dalorra, Tag("dalorra")],
     Discriminator(_name),

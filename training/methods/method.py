@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from dalorra.bank import NoiseBank
+from dalorra.packing import PackedRows
 from dalorra.posteriors import Posterior
 from dalorra.stochastic_lora import ModuleTensors
 
@@ -21,7 +22,7 @@ class Method(BaseModel, ABC):
 
     The objective is the same for all of them, per training example:
 
-        mean over the batch of [ −(1/S) Σ_s log p(y | x, sample s) ] + penalty / N
+        mean over the batch of [ −(1/S) Σ_s log p(y | x, sample s) + example penalty ] + penalty / N
 
     Attributes:
         name: of the method.
@@ -62,6 +63,17 @@ class Method(BaseModel, ABC):
     def penalty(self, modules: Sequence[ModuleTensors]) -> Tensor:
         """What is added to the data's negative log-likelihood, in nats; a scalar, by default 0."""
         return modules[0]["down"].new_zeros(())
+
+    def example_penalty(self, bank: NoiseBank, rows: PackedRows) -> Tensor:
+        """What each example adds to its own negative log-likelihood, the mean over a batch.
+
+        For noise whose price depends on the input; by default 0.
+
+        Args:
+            bank: of `draw`, after the forward that it served.
+            rows: of that forward.
+        """
+        return torch.zeros((), device=rows.input_ids.device)
 
     @property
     def copies(self) -> int:

@@ -43,6 +43,14 @@ def test_cue_copies_share_one_prompt():
     ]
 
 
+def test_the_adapter_acts_on_cue_rows_or_on_every_row_that_is_no_padding():
+    rows = pack([LONG, SHORT], range(2), "answer_tokens")
+    assert rows.adapted.tolist() == [[False] * 3 + [True] * 4] * 2
+    assert rows.after(3).adapted.tolist() == [[True] * 4] * 2
+    rows = pack([LONG, SHORT], range(2), "all_tokens")
+    assert rows.adapted.tolist() == [[True] * 5] * 2 + [[False] * 2 + [True] * 3] * 2
+
+
 def test_all_tokens_is_one_sequence_per_prompt_and_member():
     rows = pack([LONG, SHORT], range(2), "all_tokens")
     assert rows.input_ids.tolist() == [[11, 12, 13, 91, 92]] * 2 + [[0, 0, 21, 91, 92]] * 2

@@ -1,15 +1,23 @@
 """The paper's counts for Llama-3.1-8B with r = 8 on q_proj, v_proj and lm_head."""
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dalorra.posteriors import RankMasks
-from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
+from dalorra.posteriors import ContextualMatrix, GaussianDown, Posterior, RankMasks
+from dalorra.stochastic_lora import (
+    StochasticPeftModel,
+    attach,
+    lora_config,
+    mask_logits,
+    stochastic_layers,
+)
 from tests.tiny import MODULES
 
 
-def test_llama_3_1_8b_has_4466688_lora_parameters_and_520_mask_logits():
-    config = LlamaConfig(
+def adapted_llama(posterior: Posterior) -> StochasticPeftModel:
+    """Llama-3.1-8B's shapes, without its weights."""
+    shape = LlamaConfig(
         vocab_size=128256,
         hidden_size=4096,
         intermediate_size=14336,
@@ -20,11 +28,27 @@ def test_llama_3_1_8b_has_4466688_lora_parameters_and_520_mask_logits():
         tie_word_embeddings=False,
     )
     with torch.device("meta"):
-        base = LlamaForCausalLM(config)
-        model = attach(base, lora_config(8, 16.0, MODULES, "meta-llama/Llama-3.1-8B"), RankMasks())
+        base = LlamaForCausalLM(shape)
+        config = lora_config(8, 16.0, MODULES, "meta-llama/Llama-3.1-8B")
+        return attach(base, config, posterior)
+
+
+def test_llama_3_1_8b_has_4466688_lora_parameters_and_520_mask_logits():
+    model = adapted_llama(RankMasks())
     layers = stochastic_layers(model)
     assert len(layers) == 65
     assert sum(layer.down.numel() + layer.up.numel() for layer in layers.values()) == 4_466_688
     assert mask_logits(model).numel() == 520
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trainable == 4_466_688 + 520
+
+
+@pytest.mark.parametrize(
+    ("posterior", "extra"),
+    [(GaussianDown(), 2_129_920), (ContextualMatrix(), 578_240)],
+    ids=["blob", "c_lora"],
+)
+def test_the_extra_parameters_are_those_of_the_papers_table(posterior: Posterior, extra: int):
+    model = adapted_llama(posterior)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trainable == 4_466_688 + extra

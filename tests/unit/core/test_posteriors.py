@@ -10,13 +10,17 @@ from dalorra.adapter import WEIGHTS_FILE, load_adapter, read_adapter, save_adapt
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.errors import AdapterError, ConfigError
 from dalorra.export import export_bank
+from dalorra.forward import answer_logits
 from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope
+from dalorra.packing import Scope, pack
 from dalorra.posteriors import (
     POSTERIORS,
     AdapterDropout,
+    ColumnSpaceNoise,
+    ContextualMatrix,
     Deterministic,
     Ensemble,
+    GaussianDown,
     Posterior,
     RandomMasks,
     RankMasks,
@@ -44,8 +48,11 @@ EXAMPLES: dict[str, tuple[str, Posterior]] = {
     "rank dropout": ("mc_dropout", AdapterDropout(rate=0.3, position="rank")),
     "ensemble": ("ensemble", Ensemble(members=2)),
     "random_mask": ("random_mask", RandomMasks(off=1)),
+    "blob": ("blob", GaussianDown()),
+    "tfb": ("tfb", ColumnSpaceNoise(scale=0.3)),
+    "c_lora": ("c_lora", ContextualMatrix(hidden=5)),
 }
-PLAIN = list(EXAMPLES)
+PLAIN = [name for name in EXAMPLES if name != "c_lora"]
 """Those whose members are plain LoRAs."""
 
 
@@ -80,6 +87,27 @@ def test_the_packed_forward_equals_each_member_as_plain_lora(name: str, scope: S
             for b, prompt in enumerate(prompts):
                 expected = reference.plain_logits(prompt, plain)[LABELS]
                 torch.testing.assert_close(found[b, m], expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_packed_forward_equals_the_unmodified_model_one_member_at_a_time(
+    name: str, scope: Scope
+):
+    posterior = EXAMPLES[name][1]
+    model = adapted(posterior)
+    modules = module_tensors(model)
+    prompts = tiny_prompts(tiny_base())
+    network = PackedLlama.of(model, LABELS)
+    for bank in (posterior.bank(modules, SPEC), posterior.mean(modules)):
+        members = range(bank.samples)
+        found = network.label_logits(prompts, members, bank, scope)
+        assert bank.samples == 1 or (found.std(dim=1) > 1e-3).any(), "members differ"
+        with torch.no_grad():
+            for b, prompt in enumerate(prompts):
+                for m in members:
+                    alone = answer_logits(model, pack([prompt], [m], scope), bank, LABELS)
+                    torch.testing.assert_close(found[b, m], alone[0, 0], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

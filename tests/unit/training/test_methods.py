@@ -26,6 +26,7 @@ SERVED = [method for method in METHODS if method.key() in POSTERIORS]
 
 def adapted(method: Method, rank: int = 6):
     config = lora_config(rank, 2.0 * rank, MODULES, "tiny")
+    torch.manual_seed(0)  # some posteriors start at random
     model = attach(tiny_llama(), config, method.posterior())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
