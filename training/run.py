@@ -19,8 +19,10 @@ from dalorra.adapter import (
 )
 from dalorra.base_model import BaseModel, load_base_model
 from dalorra.errors import ConfigError
+from dalorra.packed_base import PackedBase
 from dalorra.policy import Policy
 from dalorra.predictor import Predictor
+from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import PromptEncoder
 from dalorra.stochastic_lora import attach, lora_config, stochastic_layers
 from training.answers import Evaluable, answer
@@ -84,21 +86,46 @@ def train(config_path: Path, *, resume: bool = False, overrides: dict[str, str])
     return Run(config).execute(checkpoint)
 
 
-class Run:
-    """Base model, data and adapter of one run."""
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenBase:
+    """A base model, arranged once, and what is known of its prompts: what runs can share.
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        base: BaseModel | None = None,
-        prompt_cache: PromptCache | None = None,
-    ) -> None:
+    Attributes:
+        model: the base model, without an adapter.
+        packed: the same for the packed forward, which evaluates.
+        prompt_cache: keys and values of training prompts.
+    """
+
+    model: BaseModel
+    packed: PackedBase
+    prompt_cache: PromptCache
+
+    @classmethod
+    def load(cls, config: TrainingConfig, prefix_cache: PrefixCache | None = None) -> "FrozenBase":
+        """Loads the base model that a configuration names.
+
+        Raises:
+            BaseModelError: it cannot be had.
+        """
+        model = load_base_model(config.base_model, device=config.device, dtype=config.dtype)
+        cache = PromptCache(round(config.prompt_cache_gib * 2**30))
+        return cls(model, PackedBase(model.model, prefix_cache), cache)
+
+
+class Run:
+    """Base model, data and adapter of one run.
+
+    Args:
+        config: what to do.
+        frozen: a base model that is loaded already.
+    """
+
+    def __init__(self, config: TrainingConfig, frozen: FrozenBase | None = None) -> None:
         self.config = config
         self.task = config.resolved_task()
         self.data = _load_data(config, self.task)
-        self.base = base or load_base_model(
-            config.base_model, device=config.device, dtype=config.dtype
-        )
+        self.frozen = frozen or FrozenBase.load(config)
+        self.base = self.frozen.model
         adapter = config.adapter
         self.encoder = PromptEncoder(
             self.base.tokenizer, self.task.prompt_format, adapter.max_tokens
@@ -123,7 +150,7 @@ class Run:
             torch.tensor(self.encoder.label_ids, device=self.model.device),
             adapter.scope,
             len(self.data.train),
-            prompt_cache or PromptCache(round(config.prompt_cache_gib * 2**30)),
+            self.frozen.prompt_cache,
         )
 
     def execute(self, checkpoint: str | None) -> Path:
@@ -221,6 +248,7 @@ class Run:
             adapter_name=self.config.name,
             adapter_digest=digest,
             method=self.config.method.name,
+            packed=self.frozen.packed,
         )
 
     @property

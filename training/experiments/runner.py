@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 
 from dalorra.adapter import adapter_tensors
-from dalorra.base_model import BaseModel, load_base_model
 from dalorra.errors import ConfigError
 from dalorra.predictive import Prediction
+from dalorra.prefix_cache import PrefixCache
 from dalorra.stochastic_lora import detach, stochastic_layers
 from training.answers import Evaluable, answer
 from training.config import TrainingConfig
@@ -27,8 +27,7 @@ from training.evaluate import score, without_nan
 from training.experiments.predictions import write_predictions
 from training.experiments.shifts import tell_apart
 from training.experiments.spec import Experiment, RunSpec, Shift
-from training.prompt_cache import PromptCache
-from training.run import Run
+from training.run import FrozenBase, Run
 from training.tasks import Example, load_examples, load_task, subsample
 
 RESULT_FILE = "result.json"
@@ -56,8 +55,7 @@ class Runner:
         self.folder = folder / experiment.name
         self.overrides = overrides
         self.keep_adapters = keep_adapters
-        self._base: tuple[tuple[str, str, str], BaseModel] | None = None
-        self._cache: tuple[object, PromptCache] | None = None
+        self._frozen: tuple[tuple[object, ...], FrozenBase] | None = None
 
     def run(self, only: Sequence[str] = ()) -> list[Path]:
         """Every run that has no result yet; an interrupted experiment goes on where it was.
@@ -101,7 +99,7 @@ class Runner:
     def _one(self, spec: RunSpec, config: TrainingConfig) -> None:
         shutil.rmtree(config.output_dir, ignore_errors=True)
         config.output_dir.mkdir(parents=True)
-        run = Run(config, self._base_model(config), self._prompt_cache(spec, config))
+        run = Run(config, self._frozen_base(config))
         try:
             with _peak_memory(run.model.device) as peak:
                 began = time.perf_counter()
@@ -137,22 +135,20 @@ class Runner:
         staging.replace(config.output_dir / RESULT_FILE)
 
     def _answers(self, spec: RunSpec, run: Run) -> dict[str, Any]:
-        """Scores on the hold-out, the test set and the shifts; every answer goes to a file."""
-        result: dict[str, Any] = {"holdout": run.holdout_metrics()}
+        """Scores on the test set and the shifts, or on the hold-out; answers go to a file."""
         if not spec.task.score_test:
-            return result
+            return {"holdout": run.holdout_metrics()}
         predictor = run.evaluable()
         kept: dict[str, tuple[Sequence[Example], list[Prediction]]] = {}
-        test = answer(predictor, run.data.test)
+        test = answer(predictor, run.data.test, mean_mask=False)
         truth = [example.label for example in run.data.test]
         kept["test"] = (run.data.test, test.sampled)
-        result |= {
+        result: dict[str, Any] = {
             "samples": predictor.samples,
             "test": {
                 "n": len(truth),
-                "seconds": test.seconds,
+                "seconds": test.seconds["sampled"],
                 **score(test.sampled, truth),
-                "mean_mask": score(test.mean_mask, truth, sampled=False),
             },
             "shifts": {},
         }
@@ -169,19 +165,14 @@ class Runner:
         write_predictions(run.config.output_dir / PREDICTIONS_FILE, kept)
         return result
 
-    def _base_model(self, config: TrainingConfig) -> BaseModel:
-        key = (config.base_model, config.device, config.dtype)
-        if self._base is None or self._base[0] != key:
-            self._base = None  # two would need the memory of both
-            self._base = (key, load_base_model(key[0], device=key[1], dtype=key[2]))
-        return self._base[1]
-
-    def _prompt_cache(self, spec: RunSpec, config: TrainingConfig) -> PromptCache:
-        """Keys and values of prompts belong to no adapter: the runs of one task share them."""
-        key = (spec.task.name, spec.seed, config.base_model)
-        if self._cache is None or self._cache[0] != key:
-            self._cache = (key, PromptCache(round(config.prompt_cache_gib * 2**30)))
-        return self._cache[1]
+    def _frozen_base(self, config: TrainingConfig) -> FrozenBase:
+        """Loaded once; keys and values of prompts, which belong to no adapter, computed once."""
+        key = (config.base_model, config.device, config.dtype, config.prompt_cache_gib)
+        if self._frozen is None or self._frozen[0] != key:
+            self._frozen = None  # two would need the memory of both
+            prefixes = PrefixCache(round(config.prompt_cache_gib * 2**30))
+            self._frozen = (key, FrozenBase.load(config, prefixes))
+        return self._frozen[1]
 
 
 def config_digest(config: TrainingConfig) -> str:
