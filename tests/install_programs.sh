@@ -26,8 +26,7 @@ bring_prometheus() {
 	refresh
 	scratch=$(mktemp -d)
 	trap 'rm -rf "$scratch"' EXIT
-	chmod a+rx "$scratch" # apt downloads as a user of its own
-	(cd "$scratch" && apt-get -qq download prometheus && dpkg -x prometheus_*.deb .) &&
+	(cd "$scratch" && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb .) &&
 		cp "$scratch/usr/bin/prometheus" "$scratch/usr/bin/promtool" "$folder"
 }
 
