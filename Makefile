@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY   := $(VENV)/.installed-ray
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that is new enough; python3 when none is, so that the message names it.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -21,7 +22,7 @@ help: ## List the targets
 	@echo "make serve      start the server on http://localhost:8000 with the bundled adapter"
 	@echo "                (PORT=9000, ARGS='--adapter DIR --base-model ID' change that)"
 	@echo "make test       check everything: ruff, mypy, import-linter, pytest"
-	@echo "make test-all   the same with the slow tests"
+	@echo "make test-all   the same, then the slow tests (brings Prometheus, Chromium and Ray)"
 	@echo "make lint       the checks without the tests"
 	@echo "make generate   write the Grafana dashboards and the Prometheus operator's rules"
 	@echo "make format     put the code in the form that lint asks for"
@@ -38,6 +39,12 @@ $(STAMP): pyproject.toml
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)"
 	@echo "Installing into $(VENV) (minutes the first time) ..." >&2
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@touch "$@"
+
+# Large, and needed by its slow tests alone.
+$(RAY): $(STAMP)
+	@echo "Installing Ray into $(VENV) ..." >&2
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[dev,ray]'
 	@touch "$@"
 
 fetch: $(STAMP)
@@ -61,7 +68,7 @@ format: $(STAMP)
 test: setup lint ## All checks
 	"$(BIN)/python" -m pytest $(PYTEST_ARGS)
 
-test-all: test system-deps ## All checks, slow tests included
+test-all: test $(RAY) system-deps ## All checks, slow tests included
 	"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)
 
 system-deps: $(STAMP) ## Prometheus, promtool and Chromium, which the slow tests run

@@ -1,11 +1,9 @@
 """Traces: into the log always, into spans where OpenTelemetry is on."""
 
 import asyncio
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +25,6 @@ from tests.fakes import FakePredictor
 from tests.unit.service.conftest import Serving
 from tests.unit.service.test_mcp import connected
 
-ROOT = Path(__file__).parents[3]
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
 
@@ -236,15 +233,9 @@ def test_wanted_but_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch):
         create_app(Settings(otel=True), lambda _: FakePredictor())
 
 
-def test_off_it_is_not_even_imported():
-    code = """
-import sys
-from service.app import create_app
-from service.settings import Settings
-create_app(Settings(mcp=False), lambda _: None)
-heavy = ("opentelemetry.sdk", "opentelemetry.exporter", "service.tracing")
-print([name for name in sys.modules if name.startswith(heavy)])
-"""
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout == "[]\n"
+async def test_off_it_is_not_even_imported(serving: Serving, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "service.tracing", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    async with serving() as server:
+        assert (await server.predict("a", headers=PARENT)).status_code == 200
+    assert "service.tracing" not in sys.modules
