@@ -13,6 +13,11 @@ The score s becomes a conformal p-value against calibration examples that nothin
 
 If an input is exchangeable with the calibration examples, P(p < ε) ≤ ε for every ε, whatever the
 features and the score are (Vovk et al., 2005; Bates et al., 2023).
+
+What is not to count as novel, such as spelling, is covered by variants: the training data are spelt
+in all of them, and a calibration example scores as the variant of it that is farthest away. The
+score of an input is at most that of its own farthest variant, so the bound holds for inputs in any
+of the variants, whichever of them the corpus was typed in.
 """
 
 import hashlib
@@ -35,7 +40,7 @@ NOVELTY_FILE: Final = "novelty.safetensors"
 DEFAULT_LEVEL: Final = 0.01
 """ε that calibration uses unless told otherwise: one in a hundred usual inputs is escalated."""
 
-COMPONENTS: Final = 32
+COMPONENTS: Final = 128
 """Principal components that are kept."""
 
 _DIMENSIONS: Final = {"mean": 1, "whitening": 2, "calibration": 1}
@@ -70,7 +75,8 @@ class Novelty:
 
         Args:
             training: features of examples that the adapter was trained on, `[n, d]`.
-            calibration: of others from the same source, `[c, d]`.
+            calibration: of others from the same source, `[c, d]`; or `[c, v, d]`, each in v
+                variants, of which the one farthest away counts.
             adapter_digest: the adapter that computed them.
             components: q; fewer where n or d do not carry as many.
 
@@ -86,7 +92,8 @@ class Novelty:
         deviation = spread[:kept] / (len(x) - 1) ** 0.5
         whitening = directions[:kept].T / deviation
         fitted = cls(mean.float(), whitening.float(), torch.empty(0), adapter_digest)
-        return replace(fitted, calibration=fitted.scores(calibration).sort().values)
+        scores = fitted.scores(calibration.flatten(0, -2)).view(len(calibration), -1)
+        return replace(fitted, calibration=scores.amax(dim=1).sort().values)
 
     @property
     def width(self) -> int:

@@ -6,6 +6,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -35,7 +36,7 @@ PILOT_FRACTION = 0.1
 STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Stricter targets to calibrate too, as fractions of the one that is asked for."""
 
-_SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
+SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -96,25 +97,17 @@ def calibrate(
     """
     check_labels(predictor.labels, examples)
     promise.check_labels(predictor.labels)
-    scale = float(cost_matrix(predictor.labels, promise.costs).max())
-    tested, pilot = split_off(examples, float(pilot_fraction), _SPLIT_SEED)
+    tested, pilot = split_off(examples, float(pilot_fraction), SPLIT_SEED)
     predictor.policy = Policy.never(predictor.adapter_digest)
     if temperature:
         fitted = _fit_on(predictor, pilot)
         predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
     level = predictor.policy.model_copy(update={"min_novelty_p": min_novelty_p})
-    answers = [
-        answer(predictor, part, mean_mask=False, quiet=quiet).sampled for part in (pilot, tested)
-    ]
-    scored = [
-        _familiar(level, predictions, part, promise)
-        for predictions, part in zip(answers, (pilot, tested), strict=True)
-    ]
-    points = (
-        calibrated_points(scored[0], scored[1], promise, scale=scale, asked=len(tested))
-        if scored[0] and scored[1]
-        else []
+    declaring, deciding = (
+        Answered(answer(predictor, part, mean_mask=False, quiet=quiet).sampled, part)
+        for part in (pilot, tested)
     )
+    points = points_of(level, declaring, deciding, promise)
     main = points[0] if points else None
     policy = Policy(
         min_probability=main.min_probability if main else NEVER,
@@ -137,7 +130,9 @@ def calibrate(
         bank=None if bank is None else dict(bank),
         adapter_digest=predictor.adapter_digest,
     )
-    predictor.policy = policy.model_copy(update={"escalated": _escalated(policy, answers[1])})
+    predictor.policy = policy.model_copy(
+        update={"escalated": _escalated(policy, deciding.predictions)}
+    )
     return predictor.policy
 
 
@@ -147,21 +142,49 @@ def _escalated(policy: Policy, predictions: Sequence[Prediction]) -> float:
     return sum(verdict.decision is Decision.ESCALATE for verdict in verdicts) / len(verdicts)
 
 
-def _familiar(
-    policy: Policy, predictions: Sequence[Prediction], examples: Sequence[Example], promise: Promise
-) -> Scored | None:
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Labelled examples and the predictions for them, in one order."""
+
+    predictions: Sequence[Prediction]
+    examples: Sequence[Example]
+
+
+def points_of(
+    policy: Policy, pilot: Answered, tested: Answered, promise: Promise
+) -> list[CalibratedPoint]:
+    """Thresholds for the promise and for stricter targets, of what is not too novel for `policy`.
+
+    Empty when the promise cannot be kept.
+
+    Raises:
+        ConfigError: the policy has a novelty level, and the predictions no novelty.
+    """
+    familiar = [_familiar(policy, part, promise) for part in (pilot, tested)]
+    if familiar[0] is None or familiar[1] is None:
+        return []
+    labels = list(pilot.predictions[0].probabilities)
+    scale = float(cost_matrix(labels, promise.costs).max())
+    asked = len(tested.examples)
+    return calibrated_points(familiar[0], familiar[1], promise, scale=scale, asked=asked)
+
+
+def _familiar(policy: Policy, part: Answered, promise: Promise) -> Scored | None:
     """The examples that are not too novel for `policy`; None when there is none."""
-    if policy.min_novelty_p and any(p.novelty is None for p in predictions):
+    if policy.min_novelty_p and any(p.novelty is None for p in part.predictions):
         raise ConfigError(
             "a novelty level needs novelty features, which the adapter does not have: fit them "
             "with `dalorra novelty`, or leave the level out"
         )
-    kept = [i for i, p in enumerate(predictions) if not policy.novel(p.novelty)]
+    kept = [
+        (p, e.label)
+        for p, e in zip(part.predictions, part.examples, strict=True)
+        if not policy.novel(p.novelty)
+    ]
     if not kept:
         return None
-    return scored_examples(
-        [predictions[i] for i in kept], [examples[i].label for i in kept], promise
-    )
+    predictions, truth = zip(*kept, strict=True)
+    return scored_examples(predictions, truth, promise)
 
 
 def calibrated_points(

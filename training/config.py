@@ -12,6 +12,7 @@ from dalorra.base_model import DEFAULT_BASE_MODEL
 from dalorra.errors import ConfigError
 from dalorra.packing import Scope
 from training.methods import METHODS, AnyMethod, Dalorra
+from training.orthography import Augment
 from training.tasks import Task, load_task
 
 
@@ -86,14 +87,16 @@ class EvaluationConfig(_Section):
         every: gradient steps between evaluations and checkpoints.
         keep_best: finish with the checkpoint of lowest hold-out NLL instead of the last one.
         target_error: largest error among accepted answers when the thresholds are picked.
-        novelty: fit a novelty score, which `dalorra calibrate` can give a level. It compares style
-            as well as subject: fit it only if the training inputs look like those to come.
+        novelty: fit a novelty score, which `dalorra calibrate` can give a level.
+        novelty_augment: whether an input is novel for its spelling alone, see
+            `training.orthography`; `none` fits the inputs as they are.
     """
 
     every: int = Field(default=500, ge=1)
     keep_best: bool = True
     target_error: float = Field(default=0.05, gt=0.0, lt=1.0)
     novelty: bool = False
+    novelty_augment: Augment = "orthography"
 
 
 class TrainingConfig(_Section):

@@ -208,7 +208,11 @@ class Run:
         predictor = self.predictor(digest)
         if self.config.evaluation.novelty:
             predictor.novelty = fit_novelty(
-                predictor, self.data.train, self.data.holdout, seed=self.config.seed
+                predictor,
+                self.data.train,
+                self.data.holdout,
+                augment=self.config.evaluation.novelty_augment,
+                seed=self.config.seed,
             )
             predictor.novelty.save(folder)
         predictor.policy = self._policy(predictor)

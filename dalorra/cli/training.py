@@ -1,5 +1,6 @@
 """Making an adapter, and finding out how good it is."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,13 @@ from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
     from training.tasks import Example
+
+
+class Augmentation(StrEnum):
+    """What `dalorra novelty` fits beside the examples themselves."""
+
+    ORTHOGRAPHY = "orthography"
+    NONE = "none"
 
 
 def train(
@@ -66,6 +74,9 @@ def novelty(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
     data: DataSource = None,
     task: TaskReference = None,
+    augment: Annotated[
+        Augmentation, typer.Option(help="orthography: another spelling alone is not novel.")
+    ] = Augmentation.ORTHOGRAPHY,
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -85,7 +96,8 @@ def novelty(
         _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
         trained, held_out = trained_and_held_out(training, examples)
         predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
-        typer.echo(fit_novelty(predictor, trained, held_out).save(adapter))
+        fitted = fit_novelty(predictor, trained, held_out, augment=augment.value)
+        typer.echo(fitted.save(adapter))
 
 
 def calibrate(

@@ -67,6 +67,49 @@ def test_at_most_the_level_of_usual_inputs_is_escalated_for_novelty(level):
     assert share >= level - 0.01 - margin, "the level is used, not only kept"
 
 
+def test_of_several_variants_the_farthest_counts(fitted):
+    variants = torch.stack([draw(99, 1), draw(99, 2), draw(99, 3)], dim=1)  # [99, 3, 12]
+    novelty = Novelty.fit(draw(200, 0), variants, adapter_digest=DIGEST, components=8)
+    scores = torch.stack([fitted.scores(variants[:, v]) for v in range(3)])
+    torch.testing.assert_close(novelty.calibration, scores.amax(dim=0).sort().values)
+    one = Novelty.fit(draw(200, 0), draw(99, 1)[:, None], adapter_digest=DIGEST, components=8)
+    assert one.digest == fitted.digest
+
+
+def spelt(n: int, seed: int) -> torch.Tensor:
+    """`[n, 3, 12]`: what an example says, and three ways to spell it that each move it."""
+    generator = torch.Generator().manual_seed(seed)
+    said = torch.randn((n, 1, 12), generator=generator)
+    ways = torch.linspace(-1.0, 1.0, 3)[:, None] * torch.randn((n, 3, 12), generator=generator)
+    return said + ways
+
+
+def escalated_by_way(variants: slice, level: float) -> torch.Tensor:
+    """Share that is escalated of inputs spelt in each way and in their worst way, `[4]`."""
+    counts, draws, per_draw = torch.zeros(4), 100, 40
+    for seed in range(draws):
+        novelty = Novelty.fit(
+            spelt(20, 3 * seed).flatten(0, 1),
+            spelt(99, 3 * seed + 1)[:, variants],
+            adapter_digest=DIGEST,
+            components=4,
+        )
+        p = torch.tensor(novelty.p_values(spelt(per_draw, 3 * seed + 2).flatten(0, 1)))
+        p = p.view(per_draw, 3)
+        counts += (torch.cat([p, p.amin(dim=1, keepdim=True)], dim=1) < level).sum(dim=0)
+    return counts / (draws * per_draw)
+
+
+def test_the_level_holds_for_every_variant_even_for_each_inputs_farthest():
+    level = 0.1
+    margin = 4 * (level * (1 - level) * (1 / (100 * 100) + 1 / (100 * 40))) ** 0.5
+    shares = escalated_by_way(slice(None), level)
+    assert (shares <= level + margin).all()
+    assert shares[-1] >= level - 0.01 - margin
+    as_written = escalated_by_way(slice(0, 1), level)
+    assert as_written[-1] > level + 2 * margin, "without variants the test above fails"
+
+
 def test_far_inputs_and_broken_ones_get_the_least_p_value(fitted):
     features = torch.cat([draw(5, 7, shift=1e4), torch.full((1, 12), torch.nan)])
     assert fitted.p_values(features) == [pytest.approx(0.01)] * 6

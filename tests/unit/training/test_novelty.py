@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dalorra.adapter import read_adapter
@@ -10,9 +11,48 @@ from dalorra.cli import app
 from dalorra.errors import ConfigError
 from dalorra.novelty import NOVELTY_FILE
 from dalorra.predictor import Predictor
-from training.novelty import trained_and_held_out
+from dalorra.prompts import Prompt
+from training.novelty import fit_novelty, trained_and_held_out
+from training.orthography import VARIANTS, spellings
 from training.run import train
-from training.tasks import load_examples, load_task
+from training.tasks import Example, load_examples, load_task
+
+
+class Recorded:
+    """Features that tell the text: its length, and how many capitals it has."""
+
+    adapter_digest = "d" * 64
+    fields = ("text",)
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def encode(self, value):
+        self.asked.append(value)
+        return Prompt(tuple(map(ord, value)), (1,))
+
+    def novelty_features(self, prompts):
+        texts = ["".join(map(chr, p.prompt_ids)) for p in prompts]
+        return torch.tensor([[len(t), sum(c.isupper() for c in t), 1.0] for t in texts])
+
+
+def test_all_spellings_of_an_example_are_on_one_side_of_the_split():
+    trained = [Example({"text": "a film " + "x" * n}, "positive") for n in range(9)]
+    held_out = [
+        Example({"text": "so long a film that i slept " + "y" * n}, "negative") for n in (0, 9)
+    ]
+    predictor = Recorded()
+    fitted = fit_novelty(predictor, trained, held_out)
+    assert len(fitted.calibration) == 2, (
+        "one score for each held-out example, not for each spelling"
+    )
+    assert len(predictor.asked) == 9 + 2 * VARIANTS, "one spelling to fit, all to calibrate"
+    by_spelling = [
+        fitted.scores(predictor.novelty_features([predictor.encode(one.input["text"])])).item()
+        for one in spellings(held_out[0])
+    ]
+    assert by_spelling.index(max(by_spelling)) == VARIANTS - 1, "So Long A Film: seven capitals"
+    assert fitted.calibration.tolist()[0] == pytest.approx(max(by_spelling))
 
 
 def test_a_run_leaves_features_that_the_command_fits_again(configure, files, no_figures):
@@ -36,6 +76,15 @@ def test_a_run_leaves_features_that_the_command_fits_again(configure, files, no_
     again = read_adapter(adapter).novelty
     assert again is not None
     assert again.calibration.tolist() == pytest.approx(fitted.calibration.tolist(), rel=1e-3)
+
+    result = CliRunner().invoke(
+        app, ["novelty", str(adapter), *arguments, *base, "--augment", "none"]
+    )
+    assert result.exit_code == 0, result.output
+    plain = read_adapter(adapter).novelty
+    assert plain is not None
+    assert len(plain.calibration) == 6
+    assert plain.mean.tolist() != pytest.approx(again.mean.tolist(), rel=1e-3)
 
     manifest = json.loads((adapter / "dalorra.json").read_text())
     examples = load_examples(load_task(task), "train", files / "data")

@@ -1,0 +1,185 @@
+"""Scores of how unlike the training data an input is, and what tells one score from another."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dalorra.metrics import auroc
+from dalorra.novelty import COMPONENTS, DEFAULT_LEVEL, Novelty
+from dalorra.policy import Policy
+
+Part = dict[str, Tensor]
+"""Of one set of n inputs: `answer` and `prompt` `[n, d]`, and `[n]` per doubt; higher: doubtful."""
+
+Score = Callable[[Part], Tensor]
+"""The score of each input of a part, `[n]`; higher: more doubtful."""
+
+DOUBTS: Final = ("variance", "entropy", "mutual_information", "max_probability")
+_SIZES: Final = (32, 64, 128)
+_NEIGHBOURS: Final = 5
+
+
+def candidates(train: Part) -> dict[str, Score]:
+    """Name of each score of the two hidden states → the score, fitted on training data."""
+    scores: dict[str, Score] = {}
+    for feature in ("answer", "prompt"):
+        for q in _SIZES:
+            scores |= _fitted(train, feature, q)
+    return scores
+
+
+def _fitted(train: Part, feature: str, q: int) -> dict[str, Score]:
+    """Three scores in the whitened first q principal components of a feature."""
+    x = train[feature].double()
+    mean, labels = x.mean(dim=0), train["label"]
+    _, spread, directions = torch.linalg.svd(x - mean, full_matrices=False)
+    whitening = directions[:q].T / spread[:q] * (len(x) - 1) ** 0.5
+
+    def white(part: Part) -> Tensor:
+        return (part[feature].double() - mean) @ whitening
+
+    near = white(train)
+    centres = torch.stack([near[labels == k].mean(dim=0) for k in labels.unique()])
+
+    def mahalanobis(part: Part) -> Tensor:
+        return white(part).square().sum(dim=1)
+
+    def relative(part: Part) -> Tensor:
+        return torch.cdist(white(part), centres).square().amin(dim=1) - mahalanobis(part)
+
+    def neighbours(part: Part) -> Tensor:
+        return torch.cdist(white(part), near).kthvalue(_NEIGHBOURS, dim=1).values
+
+    return {
+        f"{feature}, Mahalanobis, {q}": mahalanobis,
+        f"{feature}, relative Mahalanobis, {q}": relative,
+        f"{feature}, {_NEIGHBOURS} nearest neighbours, {q}": neighbours,
+    }
+
+
+def chosen_on(parts: dict[str, Part], shifts: Iterable[str]) -> list[dict[str, Any]]:
+    """Every candidate on every shift: AUROC, and detection where 2 % of usual inputs are above."""
+    results = []
+    for name, score in candidates(parts["train_in_turn"]).items():
+        usual = score(parts["usual"])
+        limit = usual.quantile(0.98)
+        for shift in shifts:
+            outside = score(parts[shift])
+            results.append(
+                {
+                    "score": name,
+                    "shift": shift,
+                    "auroc": _auroc(usual, outside),
+                    "detected_at_2": float((outside > limit).double().mean()),
+                    "n": {
+                        "in": len(usual),
+                        "out": len(outside),
+                        "train": len(parts["train"]["label"]),
+                    },
+                }
+            )
+    return results
+
+
+def spelling_cost(parts: dict[str, Part], level: float = 0.05) -> list[dict[str, Any]]:
+    """Share of usual inputs below a level, as written and as sentences, by what was fitted on."""
+    results = []
+    for name, train in (("none", "train"), ("orthography", "train_in_turn")):
+        fitted = Novelty.fit(parts[train]["answer"], parts["held_out"]["answer"], adapter_digest="")
+        for shift in ("usual", "respelt"):
+            p = torch.tensor(fitted.p_values(parts[shift]["answer"]))
+            results.append(
+                {
+                    "score": f"answer, Mahalanobis, {COMPONENTS}; augment: {name}",
+                    "shift": shift,
+                    "level": level,
+                    "escalated": float((p < level).double().mean()),
+                    "n": {"in": len(p), "train": len(parts[train]["label"])},
+                }
+            )
+    return results
+
+
+def compared(
+    parts: dict[str, Part], shifts: Iterable[str], novelty: Novelty, policy: Policy
+) -> list[dict[str, Any]]:
+    """Every doubt, novelty, and both together, on every shift.
+
+    `fpr_at_95` is the share of usual inputs among those at least as doubtful as 95 % of the shift.
+    `accepted` is the share that a policy accepts: the adapter's own, the same without its novelty
+    level, and, for the variance alone, the threshold that accepts as many usual inputs as the
+    adapter's own does.
+    """
+    scores = _doubts(parts["held_out"], novelty)
+    accept = _policies(parts["usual"], novelty, policy)
+    results = []
+    for shift in shifts:
+        for name, score in scores.items():
+            inside, outside = score(parts["usual"]), score(parts[shift])
+            cut = outside.kthvalue(len(outside) // 20 + 1).values  # 95 % are at least this
+            result: dict[str, Any] = {
+                "shift": shift,
+                "score": name,
+                "auroc": _auroc(inside, outside),
+                "fpr_at_95": float((inside >= cut).double().mean()),
+                "n": {"in": len(inside), "out": len(outside)},
+            }
+            if name in accept:
+                result["accepted"] = float(accept[name](parts[shift]).mean())
+                result["accepted_in_distribution"] = float(accept[name](parts["usual"]).mean())
+            results.append(result)
+    return results
+
+
+def _doubts(held_out: Part, novelty: Novelty) -> dict[str, Score]:
+    def doubt(name: str) -> Score:
+        return lambda part: part[name].double()
+
+    def novel(part: Part) -> Tensor:
+        return -torch.tensor(novelty.p_values(part["answer"])).double()
+
+    def combined(part: Part) -> Tensor:
+        """Minus the least conformal p-value of what the policy looks at."""
+        found = [novel(part)]
+        for name in ("variance", "max_probability"):
+            known, asked = held_out[name].double(), part[name].double()
+            found.append(-(1 + (known >= asked[:, None]).sum(1)) / (len(known) + 1.0))
+        return torch.stack(found).amax(dim=0)
+
+    named = {name: doubt(name) for name in DOUBTS}
+    return named | {"novelty": novel, "combined": combined}
+
+
+def _policies(usual: Part, novelty: Novelty, policy: Policy) -> dict[str, Score]:
+    """Which inputs are accepted, `[n]` 0 or 1, by the name of the doubt that a policy rests on."""
+
+    def by(level: float | None) -> Score:
+        own = policy.model_copy(update={"min_novelty_p": level})
+
+        def accepts(part: Part) -> Tensor:
+            asked = zip(
+                part["max_probability"].tolist(),
+                part["variance"].tolist(),
+                novelty.p_values(part["answer"]),
+                strict=True,
+            )
+            verdicts = [own.decide(1.0 - doubt, variance, p) for doubt, variance, p in asked]
+            return torch.tensor([float(v.decision == "accept") for v in verdicts])
+
+        return accepts
+
+    combined = by(policy.min_novelty_p or DEFAULT_LEVEL)
+    share = float(combined(usual).mean())
+    limit = usual["variance"].double().quantile(share)
+    return {
+        "variance": lambda part: (part["variance"].double() <= limit).double(),
+        "max_probability": by(None),
+        "combined": combined,
+    }
+
+
+def _auroc(inside: Tensor, outside: Tensor) -> float:
+    both = torch.cat([inside, outside]).numpy()
+    return auroc(both, torch.arange(len(both)).numpy() < len(inside))

@@ -1,0 +1,74 @@
+"""One text in several spellings: what it says stays, how it is typed changes.
+
+Corpora are often typed in one way, all in lower case with spaces around each mark, say, and the
+inputs to come in another. Fitted on these variants, a novelty score does not take the one for news
+in the other, see `training.novelty`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final, Literal
+
+from training.tasks import Example
+
+_STRAY_SPACE = re.compile(
+    r" +(?=[,.;:!?)\]}]|''|n't\b|'(?:s|m|d|re|ve|ll)\b)|(?<=[(\[{]) +|(?<=``) +"
+)
+Augment = Literal["orthography", "none"]
+"""Whether a text is taken in all spellings, or as it is."""
+
+_CLOSING = " .!…"
+_ENOUGH = ("?", "？", "。", "！")  # a text that ends in one of these keeps it
+
+
+def natural_spacing(text: str) -> str:
+    """Joins what a Treebank tokenizer took apart: `it 's odd , so` → `it's odd, so`."""
+    return _STRAY_SPACE.sub("", text).replace("``", '"').replace("''", '"')
+
+
+def lower(text: str) -> str:
+    """All in lower case, no closing mark."""
+    return _closed(natural_spacing(text).lower(), "")
+
+
+def sentence(text: str, mark: str = ".") -> str:
+    """A capital at its head and for a lone i, closed with a mark."""
+    capital = re.sub(r"[^\W\d_]", lambda letter: letter[0].upper(), natural_spacing(text), count=1)
+    return _closed(re.sub(r"\bi\b(?!\.)", "I", capital), mark)
+
+
+def title(text: str) -> str:
+    """A capital at the head of every word, no closing mark."""
+    capitals = re.sub(
+        r"(?<![\w'])[^\W\d_]", lambda letter: letter[0].upper(), natural_spacing(text)
+    )
+    return _closed(capitals, "")
+
+
+def _closed(text: str, mark: str) -> str:
+    """The text with another closing mark; as it is where it is nothing else."""
+    stripped = text.rstrip(_CLOSING)
+    if not stripped:
+        return text
+    return stripped if stripped.endswith(_ENOUGH) else stripped + mark
+
+
+_SPELLINGS: Final[tuple[Callable[[str], str], ...]] = (
+    str,
+    lower,
+    sentence,
+    lambda text: sentence(text, "!"),
+    lambda text: sentence(text, ""),
+    title,
+)
+
+VARIANTS: Final = len(_SPELLINGS)
+"""Number of spellings of each text, the one that is given among them."""
+
+
+def spellings(example: Example) -> list[Example]:
+    """The example as it is, and with all of its fields spelt in `VARIANTS - 1` other ways."""
+    return [
+        Example({name: spelt(text) for name, text in example.input.items()}, example.label)
+        for spelt in _SPELLINGS
+    ]
