@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from dalorra.errors import ConfigError
 from service.api import errors
+from service.api.adapters import adapter_routes
 from service.api.answering import Answering
 from service.api.middleware import (
     AccessMiddleware,
@@ -62,7 +63,8 @@ def create_app(
         timeout_seconds=settings.request_timeout_seconds,
         tracing=tracing,
     )
-    keys = settings.key_digests()
+    clients, administrators = settings.key_digests(), settings.admin_key_digests()
+    keys = (*clients, *administrators) if clients else ()  # open to all if clients need none
     mcp = _mcp_endpoint(settings, lifecycle, answering, telemetry)
 
     @asynccontextmanager
@@ -85,6 +87,7 @@ def create_app(
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
+    app.include_router(adapter_routes(settings, lifecycle))
     app.include_router(openinference_routes(settings, lifecycle, answering))
     app.include_router(page_routes())
     if mcp:

@@ -9,6 +9,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from dalorra.errors import ConfigError
 
@@ -65,6 +66,36 @@ def digests_in(lines: Iterable[str]) -> list[bytes]:
     """
     stripped = (line.strip() for line in lines)
     return [known_digest(line) for line in stripped if line and not line.startswith("#")]
+
+
+def all_digests(keys: Iterable[str], file: Path | None, setting: str) -> tuple[bytes, ...]:
+    """Digests of the keys in a setting and of those in a file.
+
+    Args:
+        keys: as a setting has them.
+        file: with more of them; None: there is none.
+        setting: what names the file.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no key, or one that is none.
+    """
+    digests = [known_digest(key) for key in keys]
+    if file is not None:
+        try:
+            from_file = digests_in(file.read_text().splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{setting} cannot be read: {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{setting} {file}: {error}") from None
+        if not from_file:
+            raise ConfigError(f"{setting} {file} holds no key")
+        digests += from_file
+    return tuple(digests)
+
+
+def fingerprint(digest: bytes) -> str:
+    """The first hexadecimal digits of a key's digest: enough to tell in a log whose it is."""
+    return digest.hex()[:8]
 
 
 def matching(key: str, known: Sequence[bytes]) -> bytes | None:

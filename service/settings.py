@@ -17,11 +17,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalorra.errors import ConfigError
-from service.keys import digests_in, known_digest
+from service.adapter_names import named_adapters
+from service.keys import all_digests, known_digest
 
 ENV_PREFIX = "DALORRA_"
-ADAPTER_NAME = "[A-Za-z0-9][A-Za-z0-9_-]{0,38}"
-"""What an adapter may be called over HTTP: fit for a path, a metric's label and a tool's name."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NOT_SETTINGS = {"DALORRA_CACHE", "DALORRA_CONFIG"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
@@ -82,6 +81,12 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File with one bearer key or its hash per line; # begins a comment."
     )
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys, written likewise, that may also load and unload adapters; nobody may "
+        "if there is none.",
+    )
+    admin_keys_file: Path | None = Field(None, description="File with such keys.")
     rate_limit: float | None = Field(
         None, gt=0, description="Requests per second that each key may make; no limit if unset."
     )
@@ -112,29 +117,14 @@ class Settings(BaseSettings):
     @field_validator("adapters", mode="before")
     @classmethod
     def _split_adapters(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-        if not all(name.strip() and path.strip() for name, _, path in pairs):
-            raise ValueError("write name=directory,name=directory")
-        return {name.strip(): path.strip() for name, _, path in pairs}
+        return named_adapters(value)
 
-    @field_validator("adapters")
-    @classmethod
-    def _check_names(cls, adapters: dict[str, Path]) -> dict[str, Path]:
-        for name in adapters:
-            if not re.fullmatch(ADAPTER_NAME, name):
-                raise ValueError(
-                    f"{name!r} is no name for an adapter: use up to 39 letters, digits, - and _"
-                )
-        return adapters
-
-    @field_validator("adapter_roots", "api_keys", "cors_origins", mode="before")
+    @field_validator("adapter_roots", "api_keys", "admin_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
 
-    @field_validator("api_keys")
+    @field_validator("api_keys", "admin_keys")
     @classmethod
     def _strip_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         stripped = tuple(SecretStr(key.get_secret_value().strip()) for key in keys)
@@ -193,28 +183,20 @@ class Settings(BaseSettings):
         return self.host in LOOPBACK
 
     def key_digests(self) -> tuple[bytes, ...]:
-        """SHA-256 of all bearer keys, those of the setting and those of the file.
+        """SHA-256 of the clients' bearer keys; see `all_digests` for what it raises."""
+        keys = [key.get_secret_value() for key in self.api_keys]
+        return all_digests(keys, self.api_keys_file, "api_keys_file")
 
-        Raises:
-            ConfigError: the file cannot be read, holds no key, or one that is none.
-        """
-        digests = [known_digest(key.get_secret_value()) for key in self.api_keys]
-        if self.api_keys_file is not None:
-            try:
-                from_file = digests_in(self.api_keys_file.read_text().splitlines())
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"api_keys_file cannot be read: {error}") from error
-            except ValueError as error:
-                raise ConfigError(f"api_keys_file {self.api_keys_file}: {error}") from None
-            if not from_file:
-                raise ConfigError(f"api_keys_file {self.api_keys_file} holds no key")
-            digests += from_file
-        return tuple(digests)
+    def admin_key_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of the administrators' bearer keys, likewise."""
+        keys = [key.get_secret_value() for key in self.admin_keys]
+        return all_digests(keys, self.admin_keys_file, "admin_keys_file")
 
     def redacted(self) -> dict[str, Any]:
         """All settings, fit for a log: keys are counted, not shown."""
         shown = self.model_dump(mode="json")
         shown["api_keys"] = f"{len(self.api_keys)} set"
+        shown["admin_keys"] = f"{len(self.admin_keys)} set"
         return shown
 
 

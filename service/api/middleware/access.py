@@ -7,10 +7,10 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import Problem, error_response
+from service.keys import fingerprint
 from service.telemetry import Outcome, Telemetry
 
 _log = structlog.get_logger("dalorra.access")
-_FINGERPRINT = 8  # hexadecimal digits of a key's hash, enough to tell whose request it was
 _PREDICTION_PATH = re.compile(r"/predict(/batch)?|/v2/models/[^/]+/infer")
 
 
@@ -71,7 +71,7 @@ class AccessMiddleware:
             status=status,
             outcome=str(outcome),
             total_ms=round(1e3 * seconds, 3),
-            **({"key": state["key"].hex()[:_FINGERPRINT]} if "key" in state else {}),
+            **({"key": fingerprint(state["key"])} if "key" in state else {}),
             **({"error_type": problem.error_type} if problem else {}),
             **state.get("facts", {}),
         )
