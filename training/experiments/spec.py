@@ -90,14 +90,21 @@ class Experiment(_Section):
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     def runs(self) -> Iterator["RunSpec"]:
-        """Every run; all variants of a task and seed follow each other, so that they can share."""
-        for task in self.tasks:
-            for seed in task.seeds:
-                for variant in self.variants:
-                    if variant.tasks is not None and task.name not in variant.tasks:
-                        continue
-                    if variant.seeds is None or seed in variant.seeds:
-                        yield RunSpec(self, task, variant, seed)
+        """Every run: first seeds first, so that an experiment that is cut short compares all tasks.
+
+        All variants of a task and seed follow each other, since they share prompts.
+        """
+        for turn in range(max(len(task.seeds) for task in self.tasks)):
+            for task in self.tasks:
+                for seed in task.seeds[turn : turn + 1]:
+                    yield from self._variants(task, seed)
+
+    def _variants(self, task: TaskSetting, seed: int) -> Iterator["RunSpec"]:
+        for variant in self.variants:
+            if variant.tasks is not None and task.name not in variant.tasks:
+                continue
+            if variant.seeds is None or seed in variant.seeds:
+                yield RunSpec(self, task, variant, seed)
 
 
 @dataclass(frozen=True, slots=True)
