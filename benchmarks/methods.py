@@ -1,0 +1,162 @@
+"""What each method costs, in units of plain LoRA: parameters, training step, memory, evaluation.
+
+    python -m benchmarks.methods --json OUT
+
+The form of DALorRA's Tables 2 and 6. One training step is forward, backward and AdamW update of a
+mini-batch, its prompts' keys and values in memory (`answer_tokens`) or recomputed with the rest
+(`all_tokens`); memory is what the step keeps for its backward; one evaluation is the packed forward
+of a batch under the method's bank. Contenders take turns.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.report import interleaved, print_table, write_json
+from dalorra.bank import BankSpec
+from dalorra.base_model import load_base_model
+from dalorra.low_rank import low_rank_updates
+from dalorra.packed_base import PackedBase
+from dalorra.packed_llama import PackedLlama
+from dalorra.packing import Scope
+from dalorra.posteriors import POSTERIORS
+from dalorra.prompts import Prompt
+from dalorra.stochastic_lora import attach, lora_config, module_tensors
+from training.methods import METHODS, Method
+from training.objective import Objective
+from training.prompt_cache import PromptCache
+
+MODULES = ["q_proj", "v_proj", "lm_head"]
+LABELS = torch.tensor([5, 9])
+UNIT = "mle"
+
+
+def main() -> None:
+    """Runs the benchmark and writes its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--scopes", nargs="+", default=["answer_tokens", "all_tokens"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/methods.json"))
+    options = parser.parse_args()
+
+    base = load_base_model().model
+    packed = PackedBase(base)
+    prompts, labels = _examples(options.tokens, options.batch)
+    kinds = [kind for kind in METHODS if kind.key() in POSTERIORS]
+    kinds.sort(key=lambda kind: kind.key() != UNIT)
+    results = []
+    for scope in options.scopes:
+        contenders = {
+            kind.key(): Contender(kind(), base, packed, prompts, labels, scope, options)
+            for kind in kinds
+        }
+        steps = interleaved({n: c.step for n, c in contenders.items()}, options.repeats)
+        answers = interleaved({n: c.answer for n, c in contenders.items()}, options.repeats)
+        unit = contenders[UNIT]
+        for name, contender in contenders.items():
+            results.append(
+                {
+                    "method": name,
+                    "scope": scope,
+                    "tokens": options.tokens,
+                    "batch": options.batch,
+                    "samples": contender.bank.samples,
+                    "rank": options.rank,
+                    "repeats": options.repeats,
+                    "trainable": contender.trainable,
+                    "extra": contender.trainable - unit.trainable,
+                    "step_ms": steps[name]["median_ms"],
+                    "step_ratio": steps[name]["ratio_to_single"],
+                    "kept_mib": contender.kept_mib(),
+                    "kept_ratio": contender.kept_mib() / unit.kept_mib(),
+                    "evaluation_ms": answers[name]["median_ms"],
+                    "evaluation_ratio": answers[name]["ratio_to_single"],
+                }
+            )
+    print_table(
+        "Cost of each method",
+        results,
+        ("method", "scope", "trainable", "extra", "step_ratio", "kept_ratio", "evaluation_ratio"),
+    )
+    write_json(options.json, results)
+
+
+class Contender:
+    """One method's training step and evaluation on the same examples."""
+
+    def __init__(
+        self,
+        method: Method,
+        base: nn.Module,
+        packed: PackedBase,
+        prompts: list[Prompt],
+        labels: Tensor,
+        scope: Scope,
+        options: argparse.Namespace,
+    ) -> None:
+        rank = options.rank * method.copies
+        weights: dict[int, Any] = {id(p): p for p in base.parameters()}
+        model = copy.deepcopy(base, weights)  # its own modules, everybody's weights
+        config = lora_config(rank, 2.0 * rank, MODULES, "benchmark")
+        self.model = attach(model, config, method.posterior())
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in parameters)
+        cache = PromptCache(1 << 30)
+        if scope == "answer_tokens":
+            cache.plan(self.model, prompts, 100 * len(prompts))
+        objective = Objective(method, LABELS, scope, 1000, cache)
+        optimizer = torch.optim.AdamW(parameters, lr=1e-6)
+        self.loss: Callable[[], Tensor] = lambda: (
+            objective(self.model, prompts, labels, torch.Generator().manual_seed(0)).total
+        )
+
+        def step() -> None:
+            optimizer.zero_grad()
+            self.loss().backward()
+            optimizer.step()
+
+        self.step = step
+        modules = module_tensors(self.model)
+        self.bank = method.posterior().bank(modules, BankSpec(samples=options.samples))
+        network = PackedLlama(packed, low_rank_updates(self.model), LABELS)
+        members = range(self.bank.samples)
+        self.answer = lambda: network.label_logits(prompts, members, self.bank, scope)
+
+    def kept_mib(self) -> float:
+        """Memory of the tensors that a step keeps for its backward, weights left out."""
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self.loss()
+        del loss
+        return sum(kept.values()) / 2**20
+
+
+def _examples(tokens: int, batch: int) -> tuple[list[Prompt], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    cue = tuple(range(100, 104))
+    prompts = [
+        Prompt(tuple(torch.randint(100, 20_000, (tokens - 4,), generator=generator).tolist()), cue)
+        for _ in range(batch)
+    ]
+    return prompts, torch.randint(0, 2, (batch,), generator=generator)
+
+
+if __name__ == "__main__":
+    main()
