@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training.experiments.figures import draw
 from training.experiments.results import Result, Results, Score, Summary, ranked, read_results
-from training.experiments.spec import Experiment, experiments, load_experiment
+from training.experiments.spec import EXPERIMENT_FILE, Experiment, load_experiment
 
 FINDINGS_FILE = "FINDINGS.md"
 
@@ -31,10 +31,6 @@ SHIFT_SCORES = tuple(
         ("1 − p", "probability"),
     )
 )
-COST_SCORES = (
-    Score("LoRA parameters", "parameters.lora"),
-    Score("extra parameters", "parameters.extra"),
-)
 
 
 def write_report(results: Path, out: Path) -> Path:
@@ -53,8 +49,7 @@ def write_report(results: Path, out: Path) -> Path:
     )
     parts = ["# Results", "", *_INTRODUCTION]
     for name in names:
-        shipped = name in experiments()
-        described = load_experiment(name if shipped else str(results / name / "experiment.yaml"))
+        described = load_experiment(str(results / name / EXPERIMENT_FILE))
         parts += ["", *_section(described, results / name, out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(parts) + "\n", encoding="utf-8")

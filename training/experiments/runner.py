@@ -26,7 +26,7 @@ from training.environment import hardware, versions
 from training.evaluate import score, without_nan
 from training.experiments.predictions import write_predictions
 from training.experiments.shifts import tell_apart
-from training.experiments.spec import Experiment, RunSpec, Shift
+from training.experiments.spec import Experiment, RunSpec, Shift, save_experiment
 from training.run import FrozenBase, Run
 from training.tasks import Example, load_examples, load_task, subsample
 
@@ -75,6 +75,7 @@ class Runner:
             raise ConfigError(f"no variant is called {' or '.join(only)}: there are {names}")
         # All of them before the first: a mistake in the last run shows now and not at night.
         configs = [spec.config(self.folder, self.overrides) for spec in specs]
+        save_experiment(self.experiment, self.folder)
         console = Console(stderr=True)
         paths = []
         for number, (spec, config) in enumerate(zip(specs, configs, strict=True), start=1):

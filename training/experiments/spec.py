@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dalorra.errors import ConfigError
 from training.config import TrainingConfig, first_problem
 
+EXPERIMENT_FILE = "experiment.yaml"
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -163,6 +165,14 @@ def load_experiment(reference: str) -> Experiment:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+
+
+def save_experiment(experiment: Experiment, folder: Path) -> None:
+    """Keeps the description with the results, where the report reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = experiment.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+    (folder / EXPERIMENT_FILE).write_text(text, encoding="utf-8")
 
 
 def experiments() -> dict[str, Path]:

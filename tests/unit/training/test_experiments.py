@@ -1,6 +1,7 @@
 """Experiments: what runs there are, what a result holds, and that an interrupted one goes on."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from pyarrow import parquet
 
 from dalorra.errors import ConfigError
 from training.experiments import Experiment, Runner, experiments, load_experiment
+from training.experiments.report import write_report
+from training.experiments.results import Score, Summary, ranked
 from training.methods import METHODS
 
 
@@ -98,6 +101,41 @@ def test_results_are_written_once_and_an_interrupted_experiment_goes_on(
     Runner(experiment, tmp_path, {}).run()
     with pytest.raises(ConfigError, match="another configuration: remove its folder"):
         Runner(experiment, tmp_path, {"optimizer": {"steps": 3}}).run()
+
+
+def test_the_report_shows_every_score_and_marks_the_best(experiment, tmp_path):
+    (task,) = experiment.tasks
+    plain = experiment.model_copy(update={"tasks": (task.model_copy(update={"seeds": (1,)}),)})
+    paths = Runner(plain, tmp_path / "results", {}).run()
+    for path, nll, ece in zip(paths, (0.5, 0.25), (0.125, 0.25), strict=True):
+        result = json.loads(path.read_text())
+        result["test"] |= {"nll": nll, "ece": ece}
+        path.write_text(json.dumps(result))
+    (tmp_path / "results" / "toy" / "FINDINGS.md").write_text("It is a toy.")
+    out = write_report(tmp_path / "results", tmp_path / "docs" / "results.md")
+    text = out.read_text()
+    mle, ours = (
+        line
+        for line in text.splitlines()
+        if " | <u>0.500</u> | " in line or " | **0.250** | " in line
+    )
+    assert mle.startswith("| MLE | 1 | ")
+    assert " | **12.5** | " in mle
+    assert ours.startswith("| DALorRA 0.3 | 1 | ")
+    assert "It is a toy." in text
+    assert "2 runs" in text
+    linked = re.findall(r"\]\((images/results/[^)]+)\)", text)
+    assert linked
+    assert all((out.parent / name).is_file() for name in linked)
+    assert all((out.parent / name).with_suffix(".svg").is_file() for name in linked)
+
+
+def test_a_mean_over_seeds_has_its_standard_deviation():
+    score = Score("ACC %", "a.b", percent=True)
+    assert score.show(Summary.of([0.5, 0.7, None])) == "60.0 ± 14.1"
+    assert score.show(Summary.of([0.5])) == "50.0"
+    assert score.show(Summary.of([None])) == "–"
+    assert ranked([0.2, None, 0.1, 0.2], low=True) == [1, None, 0, 1]
 
 
 def test_a_study_that_chooses_settings_looks_at_the_hold_out_alone(experiment, tmp_path):
