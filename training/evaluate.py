@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import Console
 
 from dalorra import metrics
 from dalorra.errors import ConfigError
+from dalorra.intervals import binomial_interval
 from dalorra.policy import Decision, Policy
 from dalorra.predictive import Prediction
 from training.answers import Answers, Evaluable, answer
 from training.environment import hardware, versions
-from training.figures import reliability_figure, risk_coverage_figure
+from training.figures import (
+    acceptance_figure,
+    decisions_figure,
+    reliability_figure,
+    risk_coverage_figure,
+)
 from training.report import metrics_table
 from training.tasks import Example
 
@@ -29,6 +36,8 @@ METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 RELIABILITY_FILE = "reliability.png"
 RISK_COVERAGE_FILE = "risk_coverage.png"
+ACCEPTANCE_FILE = "acceptance.png"
+DECISIONS_FILE = "decisions.png"
 
 ERROR_LEVELS = (0.01, 0.02, 0.05, 0.10)
 """Error rates for which the acceptable share is reported."""
@@ -51,8 +60,9 @@ def evaluate(
     Args:
         predictor: an adapter on its base model.
         examples: labelled inputs; none is dropped.
-        out_dir: where to write `metrics.json`, `predictions.jsonl`, `reliability.png` and
-            `risk_coverage.png`; None writes nothing.
+        out_dir: where to write `metrics.json`, `predictions.jsonl` and four figures:
+            `reliability.png`, `risk_coverage.png`, `acceptance.png`, `decisions.png`; None writes
+            nothing.
         task: name of the data, for the record.
         seeds: seeds that the adapter depends on, for the record.
         batch_size: examples per call of the predictor, of similar length.
@@ -111,8 +121,8 @@ def score(
     Returns:
         Always: accuracy, ece, nll (nats), brier, aurc and auroc of the confidence, `acceptance`
         (largest share with at most that error, by confidence), `reliability` (bins).
-        With `sampled` also: auroc and aurc of the variance, Spearman's ρ of variance and error
-        over examples and over variance deciles, `error_by_variance` (those deciles).
+        With `sampled` also: auroc, aurc and acceptance of the variance, Spearman's ρ of variance
+        and error over examples and over variance deciles, `error_by_variance` (those deciles).
     """
     labels = list(predictions[0].probabilities)
     probabilities = np.array([[p.probabilities[name] for name in labels] for p in predictions])
@@ -126,10 +136,7 @@ def score(
         "brier": metrics.brier_score(probabilities, targets),
         "auroc_confidence": metrics.auroc(-confidence, correct),
         "aurc_confidence": metrics.aurc(-confidence, correct),
-        "acceptance": {
-            str(level): metrics.acceptance_at_error(-confidence, correct, level)
-            for level in ERROR_LEVELS
-        },
+        "acceptance": _acceptance(-confidence, correct),
         "reliability": [asdict(b) for b in metrics.reliability_bins(confidence, correct)],
     }
     if sampled:
@@ -140,6 +147,7 @@ def score(
         result |= {
             "auroc_variance": metrics.auroc(variance, correct),
             "aurc_variance": metrics.aurc(variance, correct),
+            "acceptance_variance": _acceptance(variance, correct),
             "spearman_variance": metrics.spearman(variance, ~correct),
             "spearman_variance_deciles": metrics.spearman(
                 range(len(groups)), [group.error for group in groups]
@@ -147,6 +155,14 @@ def score(
             "error_by_variance": [asdict(group) for group in groups],
         }
     return result
+
+
+def _acceptance(uncertainty: ArrayLike, correct: ArrayLike) -> dict[str, float]:
+    """Error level → largest share with at most that error, by a threshold on `uncertainty`."""
+    return {
+        str(level): metrics.acceptance_at_error(uncertainty, correct, level)
+        for level in ERROR_LEVELS
+    }
 
 
 def check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
@@ -164,7 +180,10 @@ def check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
 def _by_decision(
     policy: Policy, predictions: Sequence[Prediction], truth: Sequence[str]
 ) -> dict[str, Any]:
-    """How many answers each decision gets, and how many of those are wrong."""
+    """How many answers each decision gets, and how many of those are right.
+
+    `interval` is Clopper and Pearson's 95 % interval of the accuracy.
+    """
     wrong: dict[Decision, list[bool]] = {decision: [] for decision in Decision}
     for prediction, name in zip(predictions, truth, strict=True):
         decision = policy.decide(
@@ -176,6 +195,8 @@ def _by_decision(
             "n": len(flags),
             "share": len(flags) / len(truth),
             "error": sum(flags) / len(flags) if flags else None,
+            "accuracy": 1 - sum(flags) / len(flags) if flags else None,
+            "interval": list(binomial_interval(len(flags) - sum(flags), len(flags))),
         }
         for decision, flags in wrong.items()
     }
@@ -207,7 +228,17 @@ def _write(
             "by variance": metrics.risk_coverage_curve(by_variance, correct),
         },
         out_dir / RISK_COVERAGE_FILE,
+        chosen=result["decisions"][Decision.ACCEPT.value],
     )
+    acceptance_figure(
+        {
+            "by probability": result["acceptance"],
+            "by variance": result["acceptance_variance"],
+            "by probability, mean mask": result["mean_mask"]["acceptance"],
+        },
+        out_dir / ACCEPTANCE_FILE,
+    )
+    decisions_figure(result["decisions"], out_dir / DECISIONS_FILE)
 
 
 def _prediction_lines(

@@ -16,8 +16,8 @@ from matplotlib.ticker import PercentFormatter
 from dalorra.metrics import FloatArray
 
 # Okabe and Ito's palette; marker and dash repeat what the colour says.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
-PALETTE = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "#8B5A2B", "#000000")
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#666666", "#222222"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY, "#8B5A2B", "#000000")
 # Neither versions nor dates: the same numbers give the same file.
 _METADATA: Mapping[str, Any] = {".png": {"Software": None}, ".svg": {"Date": None}}
 _STYLES = ((BLUE, "o", "-"), (ORANGE, "s", "--"))
@@ -66,23 +66,97 @@ def reliability_figure(series: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     save_figure(figure, path)
 
 
-def risk_coverage_figure(curves: Mapping[str, tuple[FloatArray, FloatArray]], path: Path) -> None:
+def risk_coverage_figure(
+    curves: Mapping[str, tuple[FloatArray, FloatArray]],
+    path: Path,
+    *,
+    chosen: Mapping[str, Any] | None = None,
+) -> None:
     """Error rate among the most certain examples against their share.
 
     Args:
         curves: name → coverage and risk of `dalorra.metrics.risk_coverage_curve`; two at most.
         path: PNG file to write.
+        chosen: `share` and `error` of what the policy accepts, to be marked; not if it is nothing.
     """
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
     clean_axes(axes)
     for (name, (coverage, risk)), (colour, _, dash) in zip(curves.items(), _STYLES, strict=False):
         axes.plot(coverage, risk, color=colour, linestyle=dash, linewidth=1.6, label=name)
+    if chosen and chosen["error"] is not None:
+        axes.plot(
+            chosen["share"], chosen["error"], "D", color=BLACK, markersize=6, label="the policy"
+        )
     axes.set(xlabel="share of examples accepted", ylabel="error among accepted", xlim=(0, 1))
     axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(frameon=False, title="most certain first")
+    save_figure(figure, path)
+
+
+def acceptance_figure(series: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Largest share that can be accepted with at most 1, 2, 5, … percent error, as bars.
+
+    Args:
+        series: name → error level → share; three at most, with the same levels.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    clean_axes(axes)
+    axes.grid(visible=False, axis="x")
+    width = 0.8 / len(series)
+    for number, (name, shares) in enumerate(series.items()):
+        bars = axes.bar(
+            [place + (number - (len(series) - 1) / 2) * width for place in range(len(shares))],
+            list(shares.values()),
+            width=0.92 * width,
+            color=(BLUE, ORANGE, "#B3B3B3")[number],
+            label=name,
+        )
+        axes.bar_label(bars, fmt=lambda share: f"{100 * share:.0f}", fontsize=7, padding=1)
+    levels = [f"{100 * float(level):g} %" for level in next(iter(series.values()))]
+    axes.set_xticks(range(len(levels)), levels)
+    axes.set(xlabel="error among accepted, at most", ylabel="share of examples", ylim=(0, 1.05))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(series), fontsize=8)
+    save_figure(figure, path)
+
+
+def decisions_figure(decisions: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """How many answers get each decision, and the accuracy among them with its 95 % interval.
+
+    Args:
+        decisions: decision → `n`, `share`, `accuracy` and `interval`, as in `metrics.json`.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(6.4, 2.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    colours = (GREEN, ORANGE, BLUE)
+    for place, (part, colour) in enumerate(zip(decisions.values(), colours, strict=False)):
+        left.barh(place, part["share"], height=0.6, color=colour)
+        left.annotate(
+            f"{part['n']:,}",
+            (part["share"], place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+        if part["accuracy"] is not None:
+            low, high = part["interval"]
+            right.plot([low, high], [place, place], color=colour, linewidth=2.4)
+            right.plot(part["accuracy"], place, "o", color=colour, markersize=7)
+    left.set_yticks(range(len(decisions)), list(decisions))
+    left.invert_yaxis()
+    left.set(xlabel="share of answers", xlim=(0, 1.12))
+    right.set(xlabel="accuracy among them", xlim=(0, 1.02))
+    for axes in (left, right):
+        clean_axes(axes)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     save_figure(figure, path)
 
 

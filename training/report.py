@@ -45,7 +45,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         table.add_row(*row)
     table.add_section()
     for decision, part in metrics["decisions"].items():
-        table.add_row(f"{decision}: share, error", _decision_cell(part), "")
+        cell = f"{_share(part['share'])}, {_share(part['accuracy'])}"
+        table.add_row(f"{decision}: share, of it right", cell, "")
     return table
 
 
@@ -164,10 +165,6 @@ def _acceptance_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (f"acceptable at {_share(float(level), 0)} error", _share(share), _share(mean[level]))
         for level, share in metrics["acceptance"].items()
     ]
-
-
-def _decision_cell(part: Mapping[str, Any]) -> str:
-    return f"{_share(part['share'])}, {_share(part['error'])}"
 
 
 def _share(value: float | None, decimals: int = 1) -> str:

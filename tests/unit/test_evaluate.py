@@ -91,6 +91,7 @@ def test_scores_worked_by_hand(run):
     assert result["spearman_variance"] == pytest.approx(2 / math.sqrt(5))
     assert result["aurc_variance"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
     assert result["acceptance"] == {"0.01": 0.5, "0.02": 0.5, "0.05": 0.5, "0.1": 0.5}
+    assert result["acceptance_variance"] == result["acceptance"]
     assert [group["error"] for group in result["error_by_variance"]] == [0, 0, 1, 1]
 
 
@@ -102,10 +103,19 @@ def test_the_mean_mask_is_scored_on_its_own(run):
 
 
 def test_each_decision_is_counted(run):
-    assert run[0]["decisions"] == {
-        "accept": {"n": 2, "share": 0.5, "error": 0.0},
-        "escalate": {"n": 1, "share": 0.25, "error": 1.0},
-        "clarify": {"n": 1, "share": 0.25, "error": 1.0},
+    decisions = run[0]["decisions"]
+    # Of 2 right of 2, and 0 right of 1: (α / 2)^(1 / 2) and 1 − α / 2.
+    assert [part["interval"] for part in decisions.values()] == [
+        pytest.approx([0.025**0.5, 1.0]), *[pytest.approx([0.0, 0.975])] * 2,
+    ]  # fmt: skip
+    rest = {
+        name: {key: value for key, value in part.items() if key != "interval"}
+        for name, part in decisions.items()
+    }
+    assert rest == {
+        "accept": {"n": 2, "share": 0.5, "error": 0.0, "accuracy": 1.0},
+        "escalate": {"n": 1, "share": 0.25, "error": 1.0, "accuracy": 0.0},
+        "clarify": {"n": 1, "share": 0.25, "error": 1.0, "accuracy": 0.0},
     }
 
 
@@ -130,10 +140,12 @@ def test_predictions_are_in_the_order_of_the_examples(run):
     assert lines[3]["label"] == "no"
 
 
-@pytest.mark.parametrize("name", ["reliability.png", "risk_coverage.png"])
+@pytest.mark.parametrize(
+    "name", ["reliability.png", "risk_coverage.png", "acceptance.png", "decisions.png"]
+)
 def test_figures_are_drawn_on_white(run, name):
     pixels = imread(run[1] / name)[..., :3]
-    assert min(pixels.shape[:2]) > 400
+    assert min(pixels.shape[:2]) > 350
     assert (pixels[0, 0] == 1.0).all()
     blue = np.array([0x00, 0x72, 0xB2]) / 255
     assert (np.abs(pixels - blue).max(axis=-1) < 0.01).sum() > 100
@@ -159,7 +171,9 @@ def test_scores_that_do_not_exist_are_null(tmp_path):
     assert result["accuracy"] == 1.0
     assert result["auroc_variance"] is None
     assert result["spearman_variance"] is None
-    assert result["decisions"]["clarify"] == {"n": 0, "share": 0.0, "error": None}
+    assert result["decisions"]["clarify"] == {
+        "n": 0, "share": 0.0, "error": None, "accuracy": None, "interval": [0.0, 1.0],
+    }  # fmt: skip
     assert "NaN" not in (tmp_path / "metrics.json").read_text()
 
 
@@ -200,6 +214,8 @@ def test_the_table_shows_both_columns(capsys, monkeypatch):
     assert "75.0 %" in line
     (line,) = [line for line in out.splitlines() if "AUROC of variance" in line]
     assert "1.000" in line
+    (line,) = [line for line in out.splitlines() if "escalate" in line]
+    assert "25.0 %, 0.0 %" in line
 
 
 def test_scores_tell_more_than_two_labels_apart():
