@@ -100,6 +100,7 @@ def _one(answered: Answered, promise: Promise, level: float, seed: int) -> Half:
         _part(calibration, [at[id(example)] for example in pilot]),
         _part(calibration, [at[id(example)] for example in tested]),
         promise,
+        sorted({example.label for example in answered.examples}),
     )
     if not points:
         return Half(0, 0, len(rest.examples), qualified=False)

@@ -174,7 +174,7 @@ class Policy(BaseModel):
 
         Raises:
             InputError: the target is looser than this policy's, no probability, or the policy was
-                not calibrated and so has no error rate to promise.
+                not calibrated, or for another adapter, and so has no error rate to promise.
         """
         if not 0.0 < target_error <= 1.0:
             raise InputError(f"target_error {target_error:g} is not between 0 and 1")
@@ -183,14 +183,13 @@ class Policy(BaseModel):
                 f"target_error {target_error:g} is looser than the {self.target_error:g} that the "
                 "adapter was calibrated for: ask for that or less"
             )
-        if self.never_accepts:
-            return self
         if self.target_error is None or self.confidence is None:
+            why = self.source if self.never_accepts else "the adapter's policy promises none"
             raise InputError(
-                "target_error cannot be chosen, because the adapter's policy promises none: "
-                "leave it out, or calibrate the adapter"
+                f"target_error cannot be chosen, because {why}: leave it out, or calibrate the "
+                "adapter"
             )
-        if target_error == self.target_error:
+        if self.never_accepts or target_error == self.target_error:
             return self
         reached = [point for point in self.path if point.target_error <= target_error]
         if not reached:

@@ -8,7 +8,7 @@ with, also when another has taken its name meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -43,7 +43,7 @@ class Base(Protocol):
 
 
 class Watcher(Protocol):
-    """Hears what is loaded and unloaded, for metrics."""
+    """Hears what is loaded and unloaded."""
 
     def adapter_loaded(self, predictor: Predictor, /) -> None:
         """It answers under its name from now on."""
@@ -60,17 +60,23 @@ class Adapters:
         model: the one thread that touches the model; batches run between the steps of a load.
         reader: threads that read files.
         limit: adapters at once.
-        watcher: hears of each change.
+        watchers: hear of each change.
     """
 
     def __init__(
-        self, base: Base, *, model: Executor, reader: Executor, limit: int, watcher: Watcher
+        self,
+        base: Base,
+        *,
+        model: Executor,
+        reader: Executor,
+        limit: int,
+        watchers: Sequence[Watcher],
     ) -> None:
         self._base = base
         self._model = model
         self._reader = reader
         self._limit = limit
-        self._watcher = watcher
+        self._watchers = watchers
         self._changing = asyncio.Lock()
         self._served: dict[str, Predictor] = {}
 
@@ -121,7 +127,8 @@ class Adapters:
             before = self._served.get(predictor.adapter_name)
             # The swap, in one step: whoever is admitted from here on gets the new one.
             self._served[predictor.adapter_name] = predictor
-            self._watcher.adapter_loaded(predictor)
+            for watcher in self._watchers:
+                watcher.adapter_loaded(predictor)
         _log.info(
             "adapter_loaded",
             adapter=predictor.adapter_name,
@@ -151,7 +158,8 @@ class Adapters:
                     f"{name!r} is the default adapter: it can be replaced, but not unloaded"
                 )
             del self._served[name]
-            self._watcher.adapter_unloaded(name)
+            for watcher in self._watchers:
+                watcher.adapter_unloaded(name)
         _log.info(
             "adapter_unloaded",
             adapter=name,

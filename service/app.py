@@ -15,6 +15,7 @@ from dalorra.errors import ConfigError
 from service.api import errors
 from service.api.adapters import adapter_routes
 from service.api.answering import Answering
+from service.api.feedback import feedback_routes
 from service.api.middleware import (
     AccessMiddleware,
     AuthMiddleware,
@@ -28,6 +29,8 @@ from service.api.middleware.auth import OPEN_PATHS
 from service.api.openinference import openinference_routes
 from service.api.page import page_routes
 from service.api.routes import operation_routes, prediction_routes
+from service.feedback import Ledger
+from service.feedback.metrics import FeedbackCollector
 from service.lifecycle import Lifecycle, LoadBase
 from service.telemetry import Telemetry, package_version
 
@@ -55,11 +58,14 @@ def create_app(
         An application whose `state.lifecycle` says what it is doing.
     """
     telemetry = Telemetry(errors.ERROR_TYPES)
-    lifecycle = Lifecycle(settings, load_base or load_shared_base, telemetry)
+    ledger = Ledger(settings.keeping())
+    telemetry.registry.register(FeedbackCollector(ledger))
+    lifecycle = Lifecycle(settings, load_base or load_shared_base, telemetry, ledger)
     tracing = tracing or _tracing(settings)
     answering = Answering(
         lifecycle,
         telemetry,
+        ledger,
         timeout_seconds=settings.request_timeout_seconds,
         tracing=tracing,
     )
@@ -70,9 +76,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with mcp.running() if mcp else nullcontext():
+            ledger.start()
             lifecycle.start()
             yield
             await lifecycle.drain()
+            await ledger.stop()
             if tracing:
                 await tracing.close()
 
@@ -86,6 +94,7 @@ def create_app(
     app.state.lifecycle = lifecycle
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
+    app.include_router(feedback_routes(ledger))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
     app.include_router(adapter_routes(settings, lifecycle))
     app.include_router(openinference_routes(settings, lifecycle, answering))

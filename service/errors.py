@@ -86,3 +86,29 @@ class UnavailableError(ServiceError):
 
 class ClientGoneError(ServiceError):
     """The client closed the connection before its answer was ready."""
+
+
+class FeedbackOffError(ServiceError):
+    """The server keeps no answers."""
+
+
+class UnknownAnswerError(ServiceError):
+    """No answer is kept under that id, or none any more."""
+
+
+class AlreadyJudgedError(ServiceError):
+    """The truth about that answer is known."""
+
+
+class OtherAdapterError(ServiceError):
+    """The answer is of an adapter that is not served any more."""
+
+
+class UnknownLabelError(ServiceError):
+    """The adapter of the answer has no such label."""
+
+
+class FeedbackStoreError(ServiceError):
+    """The feedback could not be written."""
+
+    retry_after = 5

@@ -10,6 +10,7 @@ import structlog
 from service.adapters import Adapters, Base
 from service.engine import Engine, Limits, ModelThread
 from service.errors import DrainingError, LoadingError, ServiceError, UnavailableError
+from service.feedback import Ledger
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -35,12 +36,16 @@ class Lifecycle:
         load_base: loads the base model; runs on the model thread, so that one thread touches the
             model from loading it to the last forward, and health is answered meanwhile.
         telemetry: metrics.
+        ledger: hears which adapters are served.
     """
 
-    def __init__(self, settings: Settings, load_base: LoadBase, telemetry: Telemetry) -> None:
+    def __init__(
+        self, settings: Settings, load_base: LoadBase, telemetry: Telemetry, ledger: Ledger
+    ) -> None:
         self._settings = settings
         self._load_base = load_base
         self._telemetry = telemetry
+        self._ledger = ledger
         self._engine: Engine | None = None
         self._adapters: Adapters | None = None
         self._model: ModelThread | None = None
@@ -124,10 +129,11 @@ class Lifecycle:
                 model=model,
                 reader=tokenizer,
                 limit=settings.max_adapters,
-                watcher=self._telemetry,
+                watchers=(self._telemetry, self._ledger),
             )
             for name, path in settings.first_adapters():
                 await adapters.load(path, name)
+            await self._ledger.caught_up()
         except Exception as error:  # noqa: BLE001 - kept for whoever asks, and ends the process
             self.failure = error
             self.phase = Phase.FAILED

@@ -126,7 +126,7 @@ class McpEndpoint:
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
             inputs = [_checked(params.arguments)]
-            answered = await self._answering.answer(inputs, request_id, adapter=adapter)
+            answered = await self._answering.answer(inputs, [request_id], adapter=adapter)
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type

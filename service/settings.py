@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dalorra.errors import ConfigError
 from service.adapter_names import named_adapters
+from service.feedback.ledger import Keeping
 from service.keys import all_digests, known_digest
 
 ENV_PREFIX = "DALORRA_"
@@ -103,6 +104,25 @@ class Settings(BaseSettings):
         None, description="Its private key, if it is not in the same file; not encrypted."
     )
 
+    feedback_store: Path | None = Field(
+        None, description="SQLite file that keeps answers for feedback; none are kept if unset."
+    )
+    feedback_retention_days: float = Field(30.0, gt=0, description="Then they are deleted.")
+    feedback_max_rows: int = Field(
+        1_000_000, ge=1, description="Most answers kept; the oldest without feedback go first."
+    )
+    feedback_inputs: bool = Field(False, description="Keep the inputs with them, too.")
+    feedback_alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Probability of ever calling a promise broken that is kept.",
+    )
+    policy_action: Literal["report", "strict"] = Field(
+        "report",
+        description="Once the promise is broken: report it, or turn every accept into escalate.",
+    )
+
     mcp: bool | None = Field(
         None, description="Serve /mcp; if unset, where the mcp extra is installed."
     )
@@ -176,6 +196,28 @@ class Settings(BaseSettings):
     def first_adapters(self) -> list[tuple[str | None, Path | None]]:
         """Name and directory of what is loaded first; None: its own name, the bundled one."""
         return list(self.adapters.items()) or [(None, self.adapter)]
+
+    @model_validator(mode="after")
+    def _strict_by_feedback(self) -> Self:
+        if self.policy_action == "strict" and self.feedback_store is None:
+            raise ValueError(
+                "policy_action strict needs feedback to know of a broken promise: set "
+                "feedback_store"
+            )
+        return self
+
+    def keeping(self) -> Keeping | None:
+        """What is kept of answers, if anything is."""
+        if self.feedback_store is None:
+            return None
+        return Keeping(
+            path=self.feedback_store,
+            retention_seconds=86_400.0 * self.feedback_retention_days,
+            max_rows=self.feedback_max_rows,
+            inputs=self.feedback_inputs,
+            alpha=self.feedback_alpha,
+            strict=self.policy_action == "strict",
+        )
 
     @property
     def on_loopback(self) -> bool:

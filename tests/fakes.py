@@ -55,6 +55,7 @@ class FakePredictor:
     ) -> None:
         self.fields = tuple(fields)
         self.prefix_cache = None  # for it is its own base, too
+        self.novelty = None
         self.policy = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
         self.seconds = seconds
         self.gate = threading.Event()
@@ -154,6 +155,7 @@ def expected_prediction(prompt: Prompt) -> Prediction:
         entropy=0.5,
         mutual_information=0.1,
         samples=10,
+        standard_error=math.sqrt(variance / 9),
         novelty=(1 + digest[2]) / 256,
         sample_probabilities=tuple(positive + step * math.sqrt(variance) for step in steps),
     )

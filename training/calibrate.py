@@ -16,11 +16,11 @@ from scipy import optimize
 
 from dalorra.errors import ConfigError
 from dalorra.policy import NEVER, CalibratedPoint, Decision, Policy
-from dalorra.predictive import PosteriorSamples, Prediction
+from dalorra.predictive import PosteriorSamples
 from dalorra.prompts import Prompt
 from training.answers import Evaluable, answer, encode_example
 from training.evaluate import check_labels
-from training.promise import Promise, cost_matrix, scored_examples
+from training.promise import Answer, Promise, cost_matrix, scored_examples
 from training.risk_control import (
     Scored,
     ThresholdPath,
@@ -38,6 +38,14 @@ STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
 _TEMPERATURES = (0.05, 20.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Labelled examples and the predictions for them, in one order."""
+
+    predictions: Sequence[Answer]
+    examples: Sequence[Example]
 
 
 class Calibratable(Evaluable, Protocol):
@@ -102,56 +110,70 @@ def calibrate(
     if temperature:
         fitted = _fit_on(predictor, pilot)
         predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
-    level = predictor.policy.model_copy(update={"min_novelty_p": min_novelty_p})
+    frame = predictor.policy.model_copy(
+        update={
+            "min_novelty_p": min_novelty_p or None,
+            "novelty_digest": novelty_digest if min_novelty_p else None,
+            "bank": None if bank is None else dict(bank),
+            "data_digest": data_digest(examples),
+            "source": source,
+        }
+    )
     declaring, deciding = (
         Answered(answer(predictor, part, mean_mask=False, quiet=quiet).sampled, part)
         for part in (pilot, tested)
     )
-    points = points_of(level, declaring, deciding, promise)
-    main = points[0] if points else None
-    policy = Policy(
-        min_probability=main.min_probability if main else NEVER,
-        max_variance=main.max_variance if main else 0.0,
-        source=f"{source}: {len(pilot)} examples to declare the thresholds, {len(tested)} to test",
-        target_error=promise.target_error,
-        confidence=promise.confidence,
-        n=len(tested),
-        accepted=main.accepted if main else 0.0,
-        error=main.error if main else None,
-        upper_bound=main.upper_bound if main else None,
-        class_targets=dict(promise.class_targets),
-        costs=dict(promise.costs),
-        temperature=predictor.policy.temperature,
-        min_novelty_p=min_novelty_p or None,
-        novelty_digest=novelty_digest if min_novelty_p else None,
-        path=tuple(points[1:]),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        data_digest=data_digest(examples),
-        bank=None if bank is None else dict(bank),
-        adapter_digest=predictor.adapter_digest,
-    )
-    predictor.policy = policy.model_copy(
-        update={"escalated": _escalated(policy, deciding.predictions)}
-    )
+    predictor.policy = calibrated(frame, declaring, deciding, promise, predictor.labels)
     return predictor.policy
 
 
-def _escalated(policy: Policy, predictions: Sequence[Prediction]) -> float:
+def calibrated(
+    frame: Policy, pilot: Answered, tested: Answered, promise: Promise, labels: Sequence[str]
+) -> Policy:
+    """The policy that accepts the most of what was answered and keeps the promise.
+
+    Args:
+        frame: how the answers were made and where they are from; its thresholds are replaced.
+        pilot: declares what is tested.
+        tested: tests it.
+        promise: what must hold.
+        labels: of the adapter.
+
+    Raises:
+        ConfigError: the frame has a novelty level, and the answers no novelty.
+    """
+    points = points_of(frame, pilot, tested, promise, labels)
+    main = points[0] if points else None
+    n = len(tested.examples)
+    policy = frame.model_copy(
+        update={
+            "min_probability": main.min_probability if main else NEVER,
+            "max_variance": main.max_variance if main else 0.0,
+            "source": f"{frame.source}: {len(pilot.examples)} examples to declare the thresholds, "
+            f"{n} to test",
+            "target_error": promise.target_error,
+            "confidence": promise.confidence,
+            "n": n,
+            "accepted": main.accepted if main else 0.0,
+            "error": main.error if main else None,
+            "upper_bound": main.upper_bound if main else None,
+            "class_targets": dict(promise.class_targets),
+            "costs": dict(promise.costs),
+            "path": tuple(points[1:]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+    return policy.model_copy(update={"escalated": _escalated(policy, tested.predictions)})
+
+
+def _escalated(policy: Policy, predictions: Sequence[Answer]) -> float:
     """Share of the predictions that the policy escalates."""
     verdicts = [policy.decide(p.probability, p.variance, p.novelty) for p in predictions]
     return sum(verdict.decision is Decision.ESCALATE for verdict in verdicts) / len(verdicts)
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """Labelled examples and the predictions for them, in one order."""
-
-    predictions: Sequence[Prediction]
-    examples: Sequence[Example]
-
-
 def points_of(
-    policy: Policy, pilot: Answered, tested: Answered, promise: Promise
+    policy: Policy, pilot: Answered, tested: Answered, promise: Promise, labels: Sequence[str]
 ) -> list[CalibratedPoint]:
     """Thresholds for the promise and for stricter targets, of what is not too novel for `policy`.
 
@@ -160,16 +182,17 @@ def points_of(
     Raises:
         ConfigError: the policy has a novelty level, and the predictions no novelty.
     """
-    familiar = [_familiar(policy, part, promise) for part in (pilot, tested)]
+    familiar = [_familiar(policy, part, promise, labels) for part in (pilot, tested)]
     if familiar[0] is None or familiar[1] is None:
         return []
-    labels = list(pilot.predictions[0].probabilities)
     scale = float(cost_matrix(labels, promise.costs).max())
     asked = len(tested.examples)
     return calibrated_points(familiar[0], familiar[1], promise, scale=scale, asked=asked)
 
 
-def _familiar(policy: Policy, part: Answered, promise: Promise) -> Scored | None:
+def _familiar(
+    policy: Policy, part: Answered, promise: Promise, labels: Sequence[str]
+) -> Scored | None:
     """The examples that are not too novel for `policy`; None when there is none."""
     if policy.min_novelty_p and any(p.novelty is None for p in part.predictions):
         raise ConfigError(
@@ -184,7 +207,7 @@ def _familiar(policy: Policy, part: Answered, promise: Promise) -> Scored | None
     if not kept:
         return None
     predictions, truth = zip(*kept, strict=True)
-    return scored_examples(predictions, truth, promise)
+    return scored_examples(predictions, truth, labels, promise)
 
 
 def calibrated_points(

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from dalorra.errors import ConfigError
 from dalorra.policy import Policy
-from dalorra.predictive import Prediction
+from dalorra.promise_watch import false_accept_cost
 from training.risk_control import FloatArray, Risk, Scored
 
 
@@ -57,36 +58,46 @@ def cost_matrix(labels: Sequence[str], costs: Mapping[str, float]) -> FloatArray
     Raises:
         ConfigError: a name that is no label, or all false accepts are free.
     """
-    matrix = np.ones((len(labels), len(labels)))
-    index = {name: i for i, name in enumerate(labels)}
-    pairs = {f"{true}:{name}": (index[true], index[name]) for true in labels for name in labels}
-    for name, cost in costs.items():
-        if name in index:
-            matrix[:, index[name]] = cost
-        elif name not in pairs:
-            raise ConfigError(_no_label(name, labels))
-    for name, cost in costs.items():
-        if name not in index:
-            matrix[pairs[name]] = cost
-    np.fill_diagonal(matrix, 0.0)
+    pairs = {f"{true}:{predicted}" for true in labels for predicted in labels}
+    if unknown := sorted(costs.keys() - pairs - set(labels)):
+        raise ConfigError(_no_label(unknown[0], labels))
+    matrix = np.array(
+        [
+            [false_accept_cost(costs, labels, true, predicted) for predicted in labels]
+            for true in labels
+        ]
+    )
     if matrix.max() == 0.0:
         raise ConfigError("every false accept is free: give one of them a cost")
     return matrix
 
 
+class Answer(Protocol):
+    """What of a prediction the tests need."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def variance(self) -> float: ...
+    @property
+    def novelty(self) -> float | None: ...
+
+
 def scored_examples(
-    predictions: Sequence[Prediction], truth: Sequence[str], promise: Promise
+    answers: Sequence[Answer], truth: Sequence[str], labels: Sequence[str], promise: Promise
 ) -> Scored:
-    """Predictions and the names of their true labels as the tests need them.
+    """Answers and the names of their true labels as the tests need them.
 
     Args:
-        predictions: one or more.
+        answers: one or more.
         truth: name of the true label of each.
+        labels: all names.
         promise: gives the targets and the costs; losses are in units of the largest cost.
     """
-    labels = list(predictions[0].probabilities)
     costs = cost_matrix(labels, promise.costs)
-    predicted = np.array([labels.index(p.label) for p in predictions])
+    predicted = np.array([labels.index(answer.label) for answer in answers])
     true = np.array([labels.index(name) for name in truth])
     largest = float(costs.max())
     wrong = predicted != true
@@ -102,8 +113,8 @@ def scored_examples(
     for name, target in promise.class_targets.items():
         risks.append(Risk(wrong.astype(np.float64), predicted == labels.index(name), target))
     return Scored(
-        np.array([p.probability for p in predictions]),
-        np.array([p.variance for p in predictions]),
+        np.array([answer.probability for answer in answers]),
+        np.array([answer.variance for answer in answers]),
         tuple(risks),
     )
 

@@ -21,6 +21,9 @@ from dalorra.cli.options import (
 from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dalorra.adapter import Adapter
+    from dalorra.policy import Policy
+    from training.promise import Promise
     from training.tasks import Example
 
 
@@ -111,6 +114,10 @@ def calibrate(
     data: DataSource = None,
     task: TaskReference = None,
     split: Split = None,
+    from_feedback: Annotated[
+        Path | None,
+        typer.Option(help="Feedback store of a server, in place of data.", show_default="none"),
+    ] = None,
     class_target: Annotated[
         list[str] | None,
         typer.Option(help="label=rate, largest error rate where that label is accepted."),
@@ -160,26 +167,56 @@ def calibrate(
     manifest, novelty = read.manifest, read.novelty
     if novelty_level is None:
         novelty_level = DEFAULT_LEVEL if novelty else 0.0
-    name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
-    if data is None and split == "train" and manifest.training.get("task") == name:
-        raise ConfigError("the adapter was trained on that split: name another one with --split")
-    policy = run_calibration(
-        Predictor.load(adapter, base_model, device=device, dtype=dtype),
-        examples,
-        promise,
-        source=f"{name} {split}",
-        bank=manifest.bank.model_dump(),
-        temperature=temperature,
-        min_novelty_p=novelty_level,
-        novelty_digest=novelty.digest if novelty else None,
-        pilot_fraction=split_fraction,
-        quiet=False,
-    )
+    if from_feedback is not None:
+        if temperature or data or task or split:
+            raise ConfigError(
+                "--from-feedback brings labelled answers as they were served: leave out --data, "
+                "--task, --split and --temperature"
+            )
+        policy = _calibrated_from_feedback(
+            read, from_feedback, promise, novelty_level, split_fraction
+        )
+    else:
+        name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
+        if data is None and split == "train" and manifest.training.get("task") == name:
+            raise ConfigError(
+                "the adapter was trained on that split: name another one with --split"
+            )
+        policy = run_calibration(
+            Predictor.load(adapter, base_model, device=device, dtype=dtype),
+            examples,
+            promise,
+            source=f"{name} {split}",
+            bank=manifest.bank.model_dump(),
+            temperature=temperature,
+            min_novelty_p=novelty_level,
+            novelty_digest=novelty.digest if novelty else None,
+            pilot_fraction=split_fraction,
+            quiet=False,
+        )
     policy.save(out or adapter)
     if policy.never_accepts:
         refuse(promise_in_words(policy))
         raise typer.Exit(EXIT_NOTHING_QUALIFIES)
     typer.echo(promise_in_words(policy))
+
+
+def _calibrated_from_feedback(
+    adapter: "Adapter", store: Path, promise: "Promise", novelty_level: float, fraction: float
+) -> "Policy":
+    from service.feedback.export import read_labelled
+    from training.from_feedback import calibrate_from_feedback
+
+    answers = read_labelled(
+        store,
+        adapter.digest,
+        temperature=adapter.policy.temperature if adapter.policy else 1.0,
+        samples=adapter.manifest.bank.samples,
+        novelty_digest=adapter.novelty.digest if adapter.novelty and novelty_level else None,
+    )
+    return calibrate_from_feedback(
+        adapter, answers, promise, min_novelty_p=novelty_level, pilot_fraction=fraction
+    )
 
 
 def _labelled(

@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.builders import dashboard as board
-from grafana_foundation_sdk.models.common import LegendDisplayMode, LegendPlacement, StackingMode
+from grafana_foundation_sdk.models.common import (
+    LegendDisplayMode,
+    LegendPlacement,
+    ScaleDistribution,
+    StackingMode,
+)
 from grafana_foundation_sdk.models.dashboard import (
     Dashboard,
     DashboardCursorSync,
@@ -72,6 +77,7 @@ def lines(
     top: float | None = None,
     width: int = 12,
     exemplars: bool = False,
+    logarithmic: bool = False,
 ) -> timeseries.Panel:
     """Series over time; `top` fixes the upper end of the axis, `exemplars` adds single requests."""
     panel = (
@@ -80,7 +86,6 @@ def lines(
         .description(description)
         .unit(unit)
         .datasource(SOURCE)
-        .min(0)
         .fill_opacity(30 if stacked else 0)
         .stacking(
             common.StackingConfig().mode(StackingMode.NORMAL if stacked else StackingMode.NONE)
@@ -94,6 +99,11 @@ def lines(
         .span(width)
         .height(8)
     )
+    if logarithmic:  # has no zero to start from
+        scale = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+        panel.scale_distribution(scale)
+    else:
+        panel.min(0)
     if top is not None:
         panel.max(top)
     for target in _targets(queries):

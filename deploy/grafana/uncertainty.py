@@ -33,6 +33,7 @@ def uncertainty() -> Dashboard:
     _add_decisions(dashboard)
     _add_doubt(dashboard)
     _add_novelty(dashboard)
+    _add_truth(dashboard)
     _add_answers(dashboard)
     return numbered(dashboard.build())
 
@@ -186,6 +187,59 @@ def _add_novelty(dashboard: board.Dashboard) -> None:
             "Share with a p-value of at most 0.01; of familiar inputs, one in a hundred has it.",
             "percentunit",
             [Query(f"{rare} / {rate(f'{novelty}_count')}", "p-value at most 0.01")],
+        )
+    )
+
+
+def _add_truth(dashboard: board.Dashboard) -> None:
+    def each(metric: str, name: str) -> Query:
+        return Query(f"{metric}{{{SELECTED}}}", f"{name}, {{{{adapter}}}} {{{{instance}}}}")
+
+    dashboard.with_row(board.Row("Truth, where feedback tells it")).with_panel(
+        lines(
+            "Live error",
+            "Share of wrong answers among the accepted with feedback, and its 95 % interval.",
+            "percentunit",
+            [
+                each("dalorra_live_error_ratio", "error"),
+                each("dalorra_live_error_lower_ratio", "at least"),
+                each("dalorra_live_error_upper_ratio", "at most"),
+                Query(
+                    f"max by (adapter) (dalorra_promised_error_ratio{{{SELECTED}}})",
+                    "promised, {{adapter}}",
+                ),
+            ],
+        )
+    ).with_panel(
+        lines(
+            "Evidence against the promise",
+            "An e-value: about 1 or below while the promise is kept; the alarm stays once reached.",
+            "none",
+            [
+                each("dalorra_promise_e_value", "e-value"),
+                Query(f"max (dalorra_promise_alarm_e_value{{{SELECTED}}})", "alarm"),
+            ],
+            logarithmic=True,
+        )
+    ).with_panel(
+        lines(
+            "Live calibration error",
+            "Expected calibration error of the answers with feedback, in 15 bins.",
+            "percentunit",
+            [each("dalorra_live_ece_ratio", "ECE")],
+        )
+    ).with_panel(
+        lines(
+            "Feedback",
+            "Judged answers per second, by the decision on them and whether they were right.",
+            "reqps",
+            [
+                Query(
+                    rate("dalorra_feedback_total", "adapter, decision, correct"),
+                    "{{adapter}}, {{decision}}, correct: {{correct}}",
+                )
+            ],
+            stacked=True,
         )
     )
 

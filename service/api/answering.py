@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from service.api.schemas import PredictResponse
 from service.engine import Answer, Predictor
+from service.feedback import Ledger
 from service.lifecycle import Lifecycle
 from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from dalorra.policy import Policy, Verdict
     from dalorra.prompts import InputFields
     from service.tracing import Tracing
 
@@ -38,6 +40,7 @@ class Answering:
     Args:
         lifecycle: has the engine.
         telemetry: counts decisions and labels.
+        ledger: keeps the answers, and knows whether the promise holds.
         timeout_seconds: for all inputs of one request together.
         tracing: makes spans of what was done, if there is one.
     """
@@ -46,40 +49,50 @@ class Answering:
         self,
         lifecycle: Lifecycle,
         telemetry: Telemetry,
+        ledger: Ledger,
         *,
         timeout_seconds: float,
         tracing: Tracing | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._telemetry = telemetry
+        self._ledger = ledger
         self._timeout_seconds = timeout_seconds
         self._tracing = tracing
 
     async def answer(
         self,
         inputs: Sequence[InputFields],
-        request_id: str,
+        request_ids: Sequence[str],
         *,
         adapter: str | None = None,
         return_samples: bool = False,
+        target_error: float | None = None,
     ) -> Answered:
         """Answers at least one input; all of them or none.
 
         Args:
             inputs: strings, or the template's fields.
-            request_id: of the bodies.
+            request_ids: one for each.
             adapter: which one answers; the default if none is named.
             return_samples: whether the bodies have `sample_probabilities`.
+            target_error: stricter than the policy's, for these inputs.
 
         Raises:
-            InputError, ServiceError: see `Adapters.find` and `Engine.predict`.
+            InputError, ServiceError: see `Adapters.find`, `Policy.at` and `Engine.predict`.
         """
         engine = self._lifecycle.engine
         predictor = self._lifecycle.adapters.find(adapter)
+        policy = predictor.policy if target_error is None else predictor.policy.at(target_error)
         answers = await engine.predict(predictor, inputs, within=self._timeout_seconds)
         if self._tracing is not None:
             self._tracing.stages(answers)
-        bodies = [_body(one, predictor, request_id, return_samples) for one in answers]
+        bodies = [
+            _body(one, predictor, self._decide(one, predictor, policy), request_id, return_samples)
+            for one, request_id in zip(answers, request_ids, strict=True)
+        ]
+        predictions = [one.prediction for one in answers]
+        self._ledger.keep(predictor, inputs, predictions, bodies)
         for one, body in zip(answers, bodies, strict=True):
             self._telemetry.answered(predictor.adapter_name, one, body.decision)
         timings = _timings(answers)
@@ -96,14 +109,16 @@ class Answering:
         )
         return Answered(bodies, facts, server_timing)
 
+    def _decide(self, answer: Answer, predictor: Predictor, policy: Policy) -> Verdict:
+        prediction = answer.prediction
+        verdict = policy.decide(prediction.probability, prediction.variance, prediction.novelty)
+        return self._ledger.guard(predictor, verdict)
+
 
 def _body(
-    answer: Answer, predictor: Predictor, request_id: str, return_samples: bool
+    answer: Answer, predictor: Predictor, verdict: Verdict, request_id: str, return_samples: bool
 ) -> PredictResponse:
     prediction = answer.prediction
-    verdict = predictor.policy.decide(
-        prediction.probability, prediction.variance, prediction.novelty
-    )
     samples = (
         {"sample_probabilities": list(prediction.sample_probabilities)} if return_samples else {}
     )
@@ -116,6 +131,7 @@ def _body(
         probabilities=prediction.probabilities,
         entropy=prediction.entropy,
         mutual_information=prediction.mutual_information,
+        standard_error=prediction.standard_error,
         novelty=prediction.novelty,
         samples=prediction.samples,
         truncated=answer.truncated,

@@ -151,6 +151,43 @@ UNAVAILABLE = Problem(
 DEADLINE = Problem(
     504, "deadline_exceeded", "Not ready in time.", "the answer was not ready within 30 s"
 )
+FEEDBACK_OFF = Problem(
+    404,
+    "feedback_off",
+    "The server keeps no answers, or not this one.",
+    "feedback is off: the server keeps answers once feedback_store is set",
+)
+UNKNOWN_ANSWER = Problem(
+    404,
+    "unknown_answer",
+    "The server keeps no answers, or not this one.",
+    "no answer is kept under request_id 'abc': it was given by another server, longer ago than "
+    "answers are kept, or never",
+)
+ALREADY_JUDGED = Problem(
+    409,
+    "already_judged",
+    "The answer was judged before, or its adapter is served no more.",
+    "the answer 'abc' was judged before, as 'negative': the first judgement stays",
+)
+OTHER_ADAPTER = Problem(
+    409,
+    "other_adapter",
+    "The answer was judged before, or its adapter is served no more.",
+    "the answer 'abc' is of adapter 1b91f694f7b5…, which is not served any more",
+)
+UNKNOWN_LABEL = Problem(
+    422,
+    "unknown_label",
+    "The input does not fit the schema or the adapter's template, or is over-long.",
+    "label 'good' is unknown to adapter 'sentiment': send one of negative, positive",
+)
+FEEDBACK_STORE = Problem(
+    503,
+    "feedback_store",
+    "The feedback could not be written.",
+    "the feedback store cannot be written",
+)
 GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client closed the connection")
 
 PROBLEMS: dict[type[Exception], Problem] = {
@@ -170,6 +207,12 @@ PROBLEMS: dict[type[Exception], Problem] = {
     errors.DrainingError: DRAINING,
     errors.UnavailableError: UNAVAILABLE,
     errors.DeadlineError: DEADLINE,
+    errors.FeedbackOffError: FEEDBACK_OFF,
+    errors.UnknownAnswerError: UNKNOWN_ANSWER,
+    errors.AlreadyJudgedError: ALREADY_JUDGED,
+    errors.OtherAdapterError: OTHER_ADAPTER,
+    errors.UnknownLabelError: UNKNOWN_LABEL,
+    errors.FeedbackStoreError: FEEDBACK_STORE,
     errors.ClientGoneError: GONE,
 }
 _BY_STATUS = {400: MALFORMED, 404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}

@@ -149,7 +149,7 @@ def openinference_routes(
         names = _wanted(body.outputs)
         inputs = _inputs(body.inputs, predictor.fields)
         check_batch(len(inputs), settings)
-        answers = await ask(answering, request, response, inputs, adapter=model)
+        answers = await ask(answering, request, response, inputs, batch=True, adapter=model)
         return InferResponse(
             model_name=model,
             model_version=predictor.adapter_digest,

@@ -73,6 +73,7 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
             [body.input],
             adapter=body.adapter,
             return_samples=body.return_samples,
+            target_error=body.target_error,
         )
         return prediction
 
@@ -87,8 +88,10 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
             request,
             response,
             body.inputs,
+            batch=True,
             adapter=body.adapter,
             return_samples=body.return_samples,
+            target_error=body.target_error,
         )
         return BatchResponse(predictions=predictions)
 
@@ -101,17 +104,24 @@ async def ask(
     response: Response,
     inputs: Sequence[InputFields],
     *,
+    batch: bool = False,
     adapter: str | None = None,
     return_samples: bool = False,
+    target_error: float | None = None,
 ) -> list[PredictResponse]:
     """Answers the inputs of an HTTP request; cancelled when its client closes the connection.
+
+    Each answer of a batch has an id of its own, the request's with the place after it, so that
+    feedback can name it.
 
     Raises:
         ClientGoneError: it did.
         InputError, ServiceError: see `Answering.answer`.
     """
+    request_id = request.state.request_id
+    ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
     work = answering.answer(
-        inputs, request.state.request_id, adapter=adapter, return_samples=return_samples
+        inputs, ids, adapter=adapter, return_samples=return_samples, target_error=target_error
     )
     answered = await _unless_gone(request, work)
     response.headers["Server-Timing"] = answered.server_timing

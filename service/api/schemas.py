@@ -35,6 +35,7 @@ _PREDICTION: dict[str, JsonValue] = {
     "probabilities": {"negative": 0.017, "positive": 0.983},
     "entropy": 0.086,
     "mutual_information": 0.002,
+    "standard_error": 0.0067,
     "novelty": 0.62,
     "samples": 10,
     "truncated": False,
@@ -59,6 +60,12 @@ class _Asked(_Request):
     )
     return_samples: bool = Field(
         False, description="Whether to add sample_probabilities to the answer."
+    )
+    target_error: float | None = Field(
+        None,
+        description="Error rate among accepted answers, when it should be lower than the one the "
+        "policy was calibrated for: the thresholds are then those calibrated for it.",
+        examples=[0.02],
     )
 
 
@@ -92,6 +99,12 @@ class PredictResponse(_Answer):
     probabilities: dict[str, float] = Field(description="Mean probability of each label.")
     entropy: float = Field(description="Total uncertainty, in nats.")
     mutual_information: float = Field(description="Its epistemic part, in nats.")
+    standard_error: float | None = Field(
+        None,
+        ge=0,
+        description="How far the probability may be off because only so many samples were "
+        "averaged: one standard error. null for one sample.",
+    )
     novelty: float | None = Field(
         None,
         ge=0,
@@ -103,7 +116,10 @@ class PredictResponse(_Answer):
     truncated: bool = Field(description="Whether the input was cut to fit.")
     model: str = Field(description="The base model.")
     adapter: str = Field(description="The adapter.")
-    request_id: str = Field(description="Also in the header X-Request-Id and in the log.")
+    request_id: str = Field(
+        description="Names this answer: the id in the header X-Request-Id and in the log; of "
+        "several answers, with -0, -1, … after it."
+    )
     sample_probabilities: list[float] | None = Field(
         None, description="The label's probability in each sample; only where asked for."
     )

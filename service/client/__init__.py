@@ -15,6 +15,7 @@ Needs httpx and pydantic only, as `pip install dalorra-service` without an extra
 from service.client._answers import (
     Adapter,
     Decision,
+    Feedback,
     Health,
     Info,
     Input,
@@ -58,6 +59,7 @@ __all__ = [
     "ConflictError",
     "DeadlineExceededError",
     "Decision",
+    "Feedback",
     "ForbiddenError",
     "Health",
     "InferenceFailedError",

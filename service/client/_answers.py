@@ -29,13 +29,16 @@ class Prediction(_Answer):
         probabilities: mean probability of each label; they sum to 1.
         entropy: total uncertainty, in nats.
         mutual_information: its epistemic part, in nats.
+        standard_error: how far the probability may be off because only so many samples were
+            averaged: one standard error; None for one sample.
         novelty: p-value of the input among those like the training data, small is novel; None
             when the adapter cannot tell.
         samples: posterior samples that were averaged.
         truncated: whether the input was cut to fit.
         model: the base model.
         adapter: the adapter.
-        request_id: names the request in the server's log.
+        request_id: names this answer, for `Client.feedback`: the id in the server's log, and for
+            each of a batch `-0`, `-1`, … after it.
         sample_probabilities: the label's probability in each sample, where it was asked for.
     """
 
@@ -47,6 +50,7 @@ class Prediction(_Answer):
     probabilities: dict[str, float]
     entropy: float
     mutual_information: float
+    standard_error: float | None = None
     novelty: float | None = None
     samples: int
     truncated: bool
@@ -60,6 +64,24 @@ class Predictions(_Answer):
     """The answers to a batch, in the order of its inputs."""
 
     predictions: list[Prediction]
+
+
+class Feedback(_Answer):
+    """What was recorded as the truth about an answer.
+
+    Attributes:
+        request_id: of the answer.
+        label: the true label.
+        predicted: the label that was answered.
+        decision: what was said to do with it.
+        correct: whether the answer was right.
+    """
+
+    request_id: str
+    label: str
+    predicted: str
+    decision: Decision
+    correct: bool
 
 
 class Policy(_Answer):

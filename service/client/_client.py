@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client._answers import Adapter, Health, Info, Input, Prediction
+from service.client._answers import Adapter, Feedback, Health, Info, Input, Prediction
 from service.client._exchange import Exchange, Exchanges, transport_error
 from service.client._retries import Retries
 
@@ -60,6 +60,7 @@ class Client:
         *,
         adapter: str | None = None,
         return_samples: bool = False,
+        target_error: float | None = None,
         request_id: str | None = None,
     ) -> Prediction:
         """Answers one input.
@@ -68,10 +69,16 @@ class Client:
             value: text, or the template's fields by name.
             adapter: which one answers; the server's default if none is named.
             return_samples: adds `sample_probabilities` to the answer.
+            target_error: error rate among accepted answers, when it should be lower than the one
+                that the policy was calibrated for (`Info.policy.target_error`).
             request_id: up to 128 letters, digits, `.`, `_` and `-`, for the server's log.
         """
         exchange = self._exchanges.predict(
-            value, adapter=adapter, return_samples=return_samples, request_id=request_id
+            value,
+            adapter=adapter,
+            return_samples=return_samples,
+            target_error=target_error,
+            request_id=request_id,
         )
         return self._drive(exchange)
 
@@ -81,6 +88,7 @@ class Client:
         *,
         adapter: str | None = None,
         return_samples: bool = False,
+        target_error: float | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """Answers several inputs in one request, order kept; all of them or none.
@@ -89,12 +97,26 @@ class Client:
             inputs: at most `Info.limits.max_batch_inputs`.
             adapter: see `predict`.
             return_samples: see `predict`.
+            target_error: see `predict`.
             request_id: see `predict`.
         """
         exchange = self._exchanges.predict_batch(
-            inputs, adapter=adapter, return_samples=return_samples, request_id=request_id
+            inputs,
+            adapter=adapter,
+            return_samples=return_samples,
+            target_error=target_error,
+            request_id=request_id,
         )
         return self._drive(exchange)
+
+    def feedback(self, request_id: str, label: str) -> Feedback:
+        """Tells the server the truth about an earlier answer, once it is known.
+
+        Args:
+            request_id: `Prediction.request_id` of that answer.
+            label: the true label.
+        """
+        return self._drive(self._exchanges.feedback(request_id, label))
 
     def info(self, adapter: str | None = None) -> Info:
         """What is served: the default adapter, or the named one."""
@@ -183,11 +205,16 @@ class AsyncClient:
         *,
         adapter: str | None = None,
         return_samples: bool = False,
+        target_error: float | None = None,
         request_id: str | None = None,
     ) -> Prediction:
         """See `Client.predict`."""
         exchange = self._exchanges.predict(
-            value, adapter=adapter, return_samples=return_samples, request_id=request_id
+            value,
+            adapter=adapter,
+            return_samples=return_samples,
+            target_error=target_error,
+            request_id=request_id,
         )
         return await self._drive(exchange)
 
@@ -197,13 +224,22 @@ class AsyncClient:
         *,
         adapter: str | None = None,
         return_samples: bool = False,
+        target_error: float | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """See `Client.predict_batch`."""
         exchange = self._exchanges.predict_batch(
-            inputs, adapter=adapter, return_samples=return_samples, request_id=request_id
+            inputs,
+            adapter=adapter,
+            return_samples=return_samples,
+            target_error=target_error,
+            request_id=request_id,
         )
         return await self._drive(exchange)
+
+    async def feedback(self, request_id: str, label: str) -> Feedback:
+        """See `Client.feedback`."""
+        return await self._drive(self._exchanges.feedback(request_id, label))
 
     async def info(self, adapter: str | None = None) -> Info:
         """See `Client.info`."""

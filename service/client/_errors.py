@@ -81,7 +81,7 @@ class UnauthorizedError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """There is nothing at this address, or not for this method: is the address right?"""
+    """There is nothing at this address, or not for this method, or no answer of that id."""
 
 
 class ForbiddenError(UnauthorizedError):
@@ -93,7 +93,9 @@ class UnknownAdapterError(NotFoundError):
 
 
 class ConflictError(RequestError):
-    """What is loaded does not allow it: the default adapter, or as many as there may be."""
+    """The server's state does not allow it: the default adapter is not unloaded, no more adapters
+    than there may be are loaded, an answer is judged once and while its adapter is served.
+    """
 
 
 class TooLargeError(RequestError):
@@ -143,6 +145,12 @@ BY_ERROR_TYPE: dict[str, type[ClientError]] = {
     "too_many_adapters": ConflictError,
     "adapter_refused": AdapterRefusedError,
     "method_not_allowed": NotFoundError,
+    "feedback_off": NotFoundError,
+    "unknown_answer": NotFoundError,
+    "already_judged": ConflictError,
+    "other_adapter": ConflictError,
+    "unknown_label": InvalidInputError,
+    "feedback_store": NotReadyError,
     "body_too_large": TooLargeError,
     "batch_too_large": TooLargeError,
     "queue_full": QueueFullError,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from service.client._answers import (
     Adapter,
     Adapters,
+    Feedback,
     Health,
     Info,
     Input,
@@ -56,10 +57,11 @@ class Exchanges:
         *,
         adapter: str | None,
         return_samples: bool,
+        target_error: float | None,
         request_id: str | None,
     ) -> Exchange[Prediction]:
         """POST /predict."""
-        body = {"input": _plain(value), **_options(adapter, return_samples)}
+        body = {"input": _plain(value), **_options(adapter, return_samples, target_error)}
         return (yield from self._ask("POST", "predict", Prediction, body, request_id))
 
     def predict_batch(
@@ -68,12 +70,13 @@ class Exchanges:
         *,
         adapter: str | None,
         return_samples: bool,
+        target_error: float | None,
         request_id: str | None,
     ) -> Exchange[list[Prediction]]:
         """POST /predict/batch."""
         if not inputs:
             return []
-        options = _options(adapter, return_samples)
+        options = _options(adapter, return_samples, target_error)
         body = {"inputs": [_plain(value) for value in inputs], **options}
         answer = yield from self._ask("POST", "predict/batch", Predictions, body, request_id)
         if len(answer.predictions) != len(inputs):
@@ -81,6 +84,11 @@ class Exchanges:
                 f"{len(inputs)} inputs were answered by {len(answer.predictions)} predictions"
             )
         return answer.predictions
+
+    def feedback(self, request_id: str, label: str) -> Exchange[Feedback]:
+        """POST /feedback."""
+        body = {"request_id": request_id, "label": label}
+        return (yield from self._ask("POST", "feedback", Feedback, body))
 
     def info(self, adapter: str | None) -> Exchange[Info]:
         """GET /info."""
@@ -151,10 +159,14 @@ def _plain(value: Input) -> str | dict[str, str]:
     return value if isinstance(value, str) else dict(value)
 
 
-def _options(adapter: str | None, return_samples: bool) -> dict[str, Any]:
+def _options(
+    adapter: str | None, return_samples: bool, target_error: float | None
+) -> dict[str, Any]:
     """What differs from the server's defaults."""
-    named = {} if adapter is None else {"adapter": adapter}
-    return {**named, **({"return_samples": True} if return_samples else {})}
+    given: dict[str, Any] = {"adapter": adapter, "target_error": target_error}
+    if return_samples:
+        given["return_samples"] = True
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _escaped(name: str) -> str:

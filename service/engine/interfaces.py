@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from dalorra.novelty import Novelty
     from dalorra.policy import Policy
     from dalorra.predictive import Prediction
     from dalorra.prompts import InputFields, Prompt
@@ -20,6 +21,7 @@ class Predictor(Protocol):
     adapter_digest: str
     method: str
     policy: Policy
+    novelty: Novelty | None
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -131,6 +131,7 @@ function showNumbers({ answer, timing }) {
   const milliseconds = stages.reduce((sum, [, duration]) => sum + Number(duration), 0);
   const facts = {
     variance: number(answer.variance),
+    ...(answer.standard_error == null ? {} : { "standard error": number(answer.standard_error) }),
     entropy: `${number(answer.entropy)} nats`,
     "of it epistemic": `${number(answer.mutual_information)} nats`,
     samples: answer.samples,

@@ -9,6 +9,7 @@ from dalorra.policy import Decision, Policy
 from service import client
 from service.api import schemas
 from service.api.errors import CLIENT_GONE, ERROR_TYPES, PROBLEMS
+from service.api.feedback import FeedbackResponse
 from service.client._errors import BY_ERROR_TYPE, BY_STATUS
 
 
@@ -18,6 +19,7 @@ from service.client._errors import BY_ERROR_TYPE, BY_STATUS
         (schemas.PredictResponse, client.Prediction),
         (schemas.InfoResponse, client.Info),
         (schemas.LimitsInfo, client.Limits),
+        (FeedbackResponse, client.Feedback),
     ],
 )
 def test_every_field_has_its_counterpart(theirs: type[BaseModel], ours: type[BaseModel]):

@@ -284,6 +284,8 @@ def test_a_target_that_was_never_reached_accepts_nothing():
         (CALIBRATED.at(0.001), 0.01, "looser"),
         (POLICY, 0.05, "promises none"),
         (pick_thresholds([0.9], [0.0], [True], target_error=0.1), 0.05, "promises none"),
+        (Policy.never(), 0.05, "because no thresholds have been picked: leave it out"),
+        (CALIBRATED.held_to("d2", {}), 0.05, "because its policy was made for another mask bank"),
         (CALIBRATED, 0.0, "not between 0 and 1"),
         (CALIBRATED, -0.1, "not between 0 and 1"),
         (CALIBRATED, math.nan, "not between 0 and 1"),
@@ -294,9 +296,9 @@ def test_a_target_that_cannot_be_promised_is_refused(policy, target, message):
         policy.at(target)
 
 
-def test_what_never_accepts_keeps_every_target():
-    void = CALIBRATED.held_to("d2", CALIBRATED.bank)
-    assert void.at(0.2) is void
+def test_a_calibration_that_found_nothing_keeps_every_stricter_target():
+    found_nothing = CALIBRATED.at(0.001)
+    assert found_nothing.at(0.0001) is found_nothing
 
 
 @given(st.floats(0.0001, 0.05), st.floats(0.0001, 0.05), st.floats(0.0, 1.0), st.floats(0.0, 0.25))

@@ -17,7 +17,8 @@ from tests.unit.service.conftest import Serving
 
 FLAT = {
     "label", "probability", "variance", "decision", "reason", "probabilities", "entropy",
-    "mutual_information", "novelty", "samples", "truncated", "model", "adapter", "request_id",
+    "mutual_information", "standard_error", "novelty", "samples", "truncated", "model", "adapter",
+    "request_id",
 }  # fmt: skip
 
 
@@ -32,6 +33,7 @@ async def test_a_prediction_is_one_flat_object(serving: Serving):
         assert body["probability"] == expected.probability
         assert body["variance"] == expected.variance
         assert body["novelty"] == expected.novelty
+        assert body["standard_error"] == expected.standard_error
         assert body["probabilities"] == expected.probabilities
         assert (body["model"], body["adapter"]) == ("fake-model", "fake-adapter")
         assert body["truncated"] is False
@@ -62,7 +64,10 @@ async def test_a_batch_keeps_its_order(serving: Serving):
 
     predictions = response.json()["predictions"]
     assert response.status_code == 200
-    assert {body.pop("request_id") for body in predictions} == {response.headers["x-request-id"]}
+    request_id = response.headers["x-request-id"]
+    assert [body.pop("request_id") for body in predictions] == [
+        f"{request_id}-{place}" for place in range(4)
+    ]
     for body in singles:
         del body["request_id"]
     assert predictions == singles

@@ -19,6 +19,7 @@ from service.client import (
     BusyError,
     Client,
     ClientError,
+    ConflictError,
     DeadlineExceededError,
     InferenceFailedError,
     InvalidInputError,
@@ -146,6 +147,33 @@ def test_no_key_no_header(ask: Ask):
     assert script.bodies == [{"input": {"claim": "a", "evidence": "b"}, "return_samples": True}]
 
 
+def test_a_stricter_target_is_sent_with_one_input_or_several(ask: Ask):
+    script = Script(
+        httpx.Response(200, json=ANSWER), httpx.Response(200, json={"predictions": [ANSWER]})
+    )
+    ask(script, "predict", "a", target_error=0.02)
+    ask(script, "predict_batch", ["a"], target_error=0.02)
+    assert script.bodies == [
+        {"input": "a", "target_error": 0.02},
+        {"inputs": ["a"], "target_error": 0.02},
+    ]
+
+
+def test_feedback_names_the_answer_and_its_true_label(ask: Ask):
+    recorded = {
+        "request_id": "r-0",
+        "label": "negative",
+        "predicted": "positive",
+        "decision": "accept",
+        "correct": False,
+    }
+    script = Script(httpx.Response(200, json=recorded))
+    feedback = ask(script, "feedback", "r-0", "negative")
+    assert feedback.model_dump() == recorded
+    assert script.requests[0].url.path == "/feedback"
+    assert script.bodies == [{"request_id": "r-0", "label": "negative"}]
+
+
 def test_the_address_may_have_a_path(ask: Ask):
     script = Script(httpx.Response(200, json=ANSWER))
     ask(script, "predict", "a", options={"base_url": "https://example.org/dalorra"})
@@ -168,6 +196,8 @@ def test_a_batch_keeps_its_order_and_an_empty_one_asks_nobody(ask: Ask):
         (400, "malformed_json", MalformedRequestError, RequestError),
         (401, "unauthorized", UnauthorizedError, RequestError),
         (404, "not_found", NotFoundError, RequestError),
+        (404, "unknown_answer", NotFoundError, RequestError),
+        (409, "already_judged", ConflictError, RequestError),
         (405, "method_not_allowed", NotFoundError, RequestError),
         (413, "body_too_large", TooLargeError, RequestError),
         (413, "batch_too_large", TooLargeError, RequestError),

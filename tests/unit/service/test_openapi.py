@@ -24,6 +24,11 @@ def document() -> dict[str, Any]:
     [
         ("/predict", "post", PREDICTION),
         ("/predict/batch", "post", PREDICTION),
+        (
+            "/feedback",
+            "post",
+            {"200", "400", "401", "404", "409", "413", "422", "429", "500", "503"},
+        ),
         ("/info", "get", {"200", "401", "404", "422", "503"}),
         ("/health/live", "get", {"200", "503"}),
         ("/health/ready", "get", {"200", "503"}),

@@ -1,0 +1,71 @@
+"""`POST /feedback`: the truth about an earlier answer."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from dalorra.policy import Decision
+from service.api import errors
+from service.feedback import Ledger
+
+
+class FeedbackRequest(BaseModel):
+    """Which answer, and what would have been right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_id: str = Field(
+        pattern=r"^[A-Za-z0-9._-]{1,160}$",
+        description="That of the answer.",
+        examples=["5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e"],
+    )
+    label: str = Field(description="The true label.", examples=["negative"])
+
+
+class FeedbackResponse(BaseModel):
+    """What was recorded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_id: str = Field(description="That of the answer.")
+    label: str = Field(description="The true label.")
+    predicted: str = Field(description="The label that was answered.")
+    decision: Decision = Field(description="What its client was told to do with it.")
+    correct: bool = Field(description="Whether the answer was right.")
+
+
+def feedback_routes(ledger: Ledger) -> APIRouter:
+    """Where feedback comes in."""
+    router = APIRouter(tags=["feedback"])
+
+    @router.post(
+        "/feedback",
+        responses=errors.documented(
+            errors.MALFORMED,
+            errors.UNAUTHORIZED,
+            errors.FEEDBACK_OFF,
+            errors.UNKNOWN_ANSWER,
+            errors.ALREADY_JUDGED,
+            errors.OTHER_ADAPTER,
+            errors.BODY_TOO_LARGE,
+            errors.INVALID,
+            errors.UNKNOWN_LABEL,
+            errors.QUEUE_FULL,
+            errors.RATE_LIMITED,
+            errors.INTERNAL,
+            errors.FEEDBACK_STORE,
+        ),
+    )
+    async def feedback(body: FeedbackRequest) -> FeedbackResponse:
+        """Records the truth about an earlier answer; once for each."""
+        judged = await ledger.judge(body.request_id, body.label)
+        return FeedbackResponse(
+            request_id=judged.request_id,
+            label=judged.label,
+            predicted=judged.predicted,
+            decision=Decision(judged.decision),
+            correct=judged.correct,
+        )
+
+    return router

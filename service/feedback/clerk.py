@@ -1,0 +1,313 @@
+"""The thread that writes: takes what waits in the inbox, all of it in one transaction."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from dalorra.policy import Policy
+from dalorra.promise_watch import PromiseWatch
+from service.errors import (
+    AlreadyJudgedError,
+    FeedbackStoreError,
+    OtherAdapterError,
+    ServiceError,
+    UnknownAnswerError,
+    UnknownLabelError,
+)
+from service.feedback.live import Live, measure
+from service.feedback.records import Feedback, KeptAnswer, Source
+from service.feedback.store import FeedbackStore
+
+_TICK_SECONDS = 1.0  # between looks at what other processes wrote, and at what has expired
+_PRUNE_SECONDS = 60.0
+_TOGETHER = 1_000  # entries of one transaction
+_CHEAP_SECONDS = 0.005  # adding up that takes no longer is done after every transaction
+_IDLE = 20  # what takes longer rests so many times as long
+_LONGEST_ECHO = 100  # characters of a client's own words in a sentence
+
+_log = structlog.get_logger("dalorra.feedback")
+
+
+@dataclass(slots=True, eq=False)
+class Served:
+    """A policy that is served, and what is known of it.
+
+    Attributes:
+        adapter: name of its adapter.
+        labels: of that adapter.
+        policy: the policy.
+        source: the same for the store.
+        number: of the source in the store; None until it is there. The clerk's.
+        live: replaced, never changed, by the clerk; anyone may read it.
+    """
+
+    adapter: str
+    labels: tuple[str, ...]
+    policy: Policy
+    source: Source
+    number: int | None = None
+    live: Live = field(default_factory=Live)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Answers to keep."""
+
+    served: Served
+    answers: Sequence[KeptAnswer]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An adapter that is served from now on, in place of the one of its name."""
+
+    served: Served
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """The name of an adapter that is served no more."""
+
+    adapter: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """Done once everything before it is."""
+
+    done: Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The truth about an answer; done once it is written."""
+
+    request_id: str
+    label: str
+    done: Future[Feedback]
+
+
+Entry = Kept | Loaded | Unloaded | CaughtUp | Judgement
+
+
+class Clerk:
+    """Runs on a thread of its own until it finds None in the inbox.
+
+    Args:
+        store: nobody else uses it.
+        inbox: what is to be done, in order.
+        retention_seconds: answers are deleted after it.
+        max_rows: most answers that are kept.
+        alpha: see `service.feedback.live.measure`.
+    """
+
+    def __init__(
+        self,
+        store: FeedbackStore,
+        inbox: queue.SimpleQueue[Entry | None],
+        *,
+        retention_seconds: float,
+        max_rows: int,
+        alpha: float,
+    ) -> None:
+        self._store = store
+        self._inbox = inbox
+        self._retention_seconds = retention_seconds
+        self._max_rows = max_rows
+        self._alpha = alpha
+        self._served: dict[str, Served] = {}
+        self._stale: set[str] = set()  # names of adapters whose `live` is behind the store
+        self._refresh_after = 0.0
+        self._prune_after = 0.0
+        self._added = 0
+        self._seen_of_others = store.changes_of_others
+        self.judged: Counter[tuple[str, str, bool]] = Counter()  # adapter, decision, correct
+        self.lost = 0
+
+    def run(self) -> None:
+        """Works until it is told to stop, then closes the store."""
+        working = True
+        while working:
+            entries, working = self._take()
+            try:
+                self._write(entries)
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+                _log.error("feedback_not_written", error=str(error), exc_info=error)
+                self._give_up(entries)
+            try:
+                self._tidy()
+            except Exception as error:  # noqa: BLE001 - it is tried again
+                _log.error("feedback_not_tidied", error=str(error), exc_info=error)
+        self._store.close()
+
+    def _take(self) -> tuple[list[Entry], bool]:
+        """What is in the inbox, and whether there will be more."""
+        entries: list[Entry] = []
+        pause = _TICK_SECONDS
+        if self._stale:
+            pause = min(max(self._refresh_after - time.monotonic(), 0.001), pause)
+        try:
+            entry = self._inbox.get(timeout=pause)
+            while entry is not None:
+                entries.append(entry)
+                if len(entries) >= _TOGETHER:
+                    return entries, True
+                entry = self._inbox.get_nowait()
+        except queue.Empty:
+            return entries, True
+        return entries, False
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        watches = _Watches(self._store)
+        outcomes: list[tuple[Future[Any], object]] = []
+        with self._store.transaction():
+            for entry in entries:
+                match entry:
+                    case Kept(served, answers):
+                        self._store.add(self._number(served), answers)
+                        self._added += len(answers)
+                    case Loaded(served):
+                        self._served[served.adapter] = served
+                        self._stale.add(served.adapter)
+                    case Unloaded(adapter):
+                        self._served.pop(adapter, None)
+                        self._stale.discard(adapter)
+                    case CaughtUp(done):
+                        outcomes.append((done, None))
+                    case Judgement():
+                        outcomes.append((entry.done, self._judge(entry, watches)))
+            watches.save()
+        self._refresh(at_once=any(isinstance(entry, CaughtUp) for entry in entries))
+        for done, outcome in outcomes:
+            if isinstance(outcome, Feedback):
+                self.judged[outcome.adapter, outcome.decision, outcome.correct] += 1
+            _settle(done, outcome)
+
+    def _number(self, served: Served) -> int:
+        if served.number is None:
+            served.number = self._store.source_id(served.source)
+        return served.number
+
+    def _judge(self, judgement: Judgement, watches: _Watches) -> Feedback | ServiceError:
+        """Writes the truth about an answer, or says why it cannot."""
+        found = self._store.find(judgement.request_id)
+        if found is None:
+            return UnknownAnswerError(
+                f"no answer is kept under request_id {judgement.request_id!r}: it was given by "
+                "another server, longer ago than answers are kept, or never"
+            )
+        source, _ = self._store.source(found.source)
+        digest = source.adapter_digest
+        alike = [one for one in self._served.values() if one.source.adapter_digest == digest]
+        if not alike:
+            return OtherAdapterError(
+                f"the answer {judgement.request_id!r} is of adapter {digest[:12]}…, which is not "
+                "served any more"
+            )
+        served = alike[0]
+        if judgement.label not in served.labels:
+            return UnknownLabelError(
+                f"label {judgement.label[:_LONGEST_ECHO]!r} is unknown to adapter "
+                f"{served.adapter!r}: send one of {', '.join(served.labels)}"
+            )
+        if found.true_label is not None:
+            return AlreadyJudgedError(
+                f"the answer {judgement.request_id!r} was judged before, as {found.true_label!r}: "
+                "the first judgement stays"
+            )
+        self._store.judge(judgement.request_id, judgement.label, time.time())
+        if found.accepted:
+            watches.observe(found.source, served.labels, found.label, judgement.label)
+        self._stale.update(one.adapter for one in alike)
+        return Feedback(
+            judgement.request_id, judgement.label, found.label, found.decision, served.adapter
+        )
+
+    def _refresh(self, *, at_once: bool = False) -> None:
+        """Adds up what has changed, but spends no more than a small share of the time on it."""
+        started = time.monotonic()
+        if not self._stale or (started < self._refresh_after and not at_once):
+            return
+        watches = _Watches(self._store)
+        for adapter in tuple(self._stale):
+            served = self._served[adapter]
+            number = self._number(served)
+            watch = watches.of(number, served.labels)
+            served.live = measure(self._store.groups(number), watch, self._alpha)
+            self._stale.discard(adapter)
+        ended = time.monotonic()
+        seconds = ended - started
+        self._refresh_after = ended + (_IDLE * seconds if seconds > _CHEAP_SECONDS else 0.0)
+
+    def _tidy(self) -> None:
+        """Deletes what is to go, and looks at what other processes wrote."""
+        now = time.monotonic()
+        if now >= self._prune_after or self._added > self._max_rows / 100:
+            with self._store.transaction():
+                removed = self._store.prune(time.time() - self._retention_seconds, self._max_rows)
+            self._added, self._prune_after = 0, now + _PRUNE_SECONDS
+            if removed:
+                self._stale.update(self._served)
+        if (seen := self._store.changes_of_others) != self._seen_of_others:
+            self._seen_of_others = seen
+            self._stale.update(self._served)
+        self._refresh()
+
+    def _give_up(self, entries: Sequence[Entry]) -> None:
+        for served in self._served.values():
+            served.number = None  # it may have been taken back with the rest
+        for entry in entries:
+            if isinstance(entry, Kept):
+                entry.served.number = None
+                self.lost += len(entry.answers)
+            elif isinstance(entry, CaughtUp | Judgement):
+                _settle(entry.done, FeedbackStoreError("the feedback store cannot be written"))
+
+
+class _Watches:
+    """The watches of the promises that one transaction changes."""
+
+    def __init__(self, store: FeedbackStore) -> None:
+        self._store = store
+        self._loaded: dict[int, PromiseWatch | None] = {}
+        self._changed: set[int] = set()
+
+    def of(self, number: int, labels: tuple[str, ...]) -> PromiseWatch | None:
+        """The watch of a source's promise, as far as it has come; None without a promise."""
+        if number not in self._loaded:
+            source, state = self._store.source(number)
+            watch = PromiseWatch.of(Policy.model_validate_json(source.policy), labels)
+            self._loaded[number] = watch.restored(state) if watch and state else watch
+        return self._loaded[number]
+
+    def observe(self, number: int, labels: tuple[str, ...], predicted: str, true: str) -> None:
+        """Lets it see one more accepted answer."""
+        if (watch := self.of(number, labels)) is not None:
+            self._loaded[number] = watch.observe(predicted, true)
+            self._changed.add(number)
+
+    def save(self) -> None:
+        """Writes what has changed."""
+        for number in self._changed:
+            if (watch := self._loaded[number]) is not None:
+                self._store.set_watch(number, watch.dump())
+
+
+def _settle(done: Future[Any], outcome: object) -> None:
+    """Tells whoever waits, if anyone does."""
+    if not done.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Exception):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)

@@ -1,0 +1,68 @@
+"""Reads the judged answers out of a store, beside a server that writes to it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from dalorra.errors import ConfigError
+from dalorra.policy import Policy
+from service.feedback.records import LabelledAnswer, Source
+from service.feedback.store import check_kind
+
+_SOURCES = "SELECT id, adapter_digest, bank, policy, novelty_digest FROM sources ORDER BY id"
+_JUDGED = """
+SELECT coalesce(input, request_id), label, probability, variance, novelty, true_label
+FROM answers WHERE source = ? AND true_label IS NOT NULL AND samples >= ? ORDER BY request_id
+"""
+
+
+def read_labelled(
+    path: Path,
+    adapter_digest: str,
+    *,
+    temperature: float,
+    samples: int,
+    novelty_digest: str | None = None,
+) -> list[LabelledAnswer]:
+    """Answers with feedback that were made as those to come will be.
+
+    Those that stopped early, after fewer than `samples` samples, are left out.
+
+    Args:
+        path: the store.
+        adapter_digest: of the adapter that answered.
+        temperature: that its label logits were divided by.
+        samples: M.
+        novelty_digest: of the novelty features; None: any.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no such answers.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            check_kind(database, path)
+            sources = [(row[0], Source(*row[1:])) for row in database.execute(_SOURCES)]
+            alike = [
+                number
+                for number, source in sources
+                if source.adapter_digest == adapter_digest
+                and Policy.model_validate_json(source.policy).temperature == temperature
+                and novelty_digest in (None, source.novelty_digest)
+            ]
+            found = [
+                LabelledAnswer(*row)
+                for number in alike
+                for row in database.execute(_JUDGED, (number, samples))
+            ]
+    except sqlite3.Error as error:
+        raise ConfigError(f"the feedback store {path} cannot be read: {error}") from error
+    if not found:
+        others = {source.adapter_digest[:12] for _, source in sources} - {adapter_digest[:12]}
+        known = f"; it has those of {', '.join(sorted(others))}…" if others else ""
+        raise ConfigError(
+            f"the feedback store {path} has no judged answers of adapter {adapter_digest[:12]}… "
+            f"as it is now, with all {samples} samples{known}"
+        )
+    return found

@@ -1,0 +1,245 @@
+"""What the server talks to: keeps answers, takes the truth about them, watches the promise.
+
+Everything here is called on the event loop and never waits for a disk: it puts things into a
+bounded inbox, or reads what the clerk has worked out. When the inbox is full an answer is not kept
+(and counted), and feedback is told to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from dalorra.policy import Decision, Verdict
+from service.errors import FeedbackOffError, QueueFullError
+from service.feedback.clerk import CaughtUp, Clerk, Entry, Judgement, Kept, Loaded, Served, Unloaded
+from service.feedback.records import Feedback, KeptAnswer, Source
+from service.feedback.store import FeedbackStore
+
+if TYPE_CHECKING:
+    from dalorra.predictive import Prediction
+    from dalorra.prompts import InputFields
+    from service.engine import Predictor
+
+_INBOX = 10_000  # requests whose answers or judgements wait to be written
+_STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is kept, and what follows from it.
+
+    Attributes:
+        path: the SQLite file.
+        retention_seconds: answers are deleted after it.
+        max_rows: most answers that are kept.
+        inputs: whether the inputs are kept, too.
+        alpha: probability of calling a kept promise broken, over all time.
+        strict: whether nothing is accepted any more once the promise is broken.
+    """
+
+    path: Path
+    retention_seconds: float
+    max_rows: int
+    inputs: bool
+    alpha: float
+    strict: bool
+
+
+class Told(Protocol):
+    """What of a body is kept."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def decision(self) -> Decision: ...
+
+
+class Ledger:
+    """One for a server. Without something to keep it answers that feedback is off.
+
+    Args:
+        keeping: what is kept; None: nothing is.
+
+    Raises:
+        ConfigError: the store cannot be opened.
+    """
+
+    def __init__(self, keeping: Keeping | None) -> None:
+        self._keeping = keeping
+        self._served: dict[str, Served] = {}
+        self._inbox: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._clerk: Clerk | None = None
+        self._thread: threading.Thread | None = None
+        self._refused = 0
+        if keeping is not None:
+            self._clerk = Clerk(
+                FeedbackStore(keeping.path),
+                self._inbox,
+                retention_seconds=keeping.retention_seconds,
+                max_rows=keeping.max_rows,
+                alpha=keeping.alpha,
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether answers are kept."""
+        return self._keeping is not None
+
+    @property
+    def alpha(self) -> float:
+        """Probability of calling a kept promise broken; NaN where nothing is watched."""
+        return self._keeping.alpha if self._keeping else math.nan
+
+    @property
+    def served(self) -> Sequence[Served]:
+        """The policies that are served, and how they stand."""
+        return tuple(self._served.values())
+
+    @property
+    def judged(self) -> Mapping[tuple[str, str, bool], int]:
+        """Feedback that came, by adapter, decision, and whether the answer was right."""
+        return self._clerk.judged if self._clerk else {}
+
+    @property
+    def lost(self) -> int:
+        """Answers that should have been kept, and were not."""
+        return self._refused + (self._clerk.lost if self._clerk else 0)
+
+    def start(self) -> None:
+        """Starts to write."""
+        if self._clerk is not None:
+            # A daemon: a disk that hangs must not keep the process from ending.
+            self._thread = threading.Thread(target=self._clerk.run, name="feedback", daemon=True)
+            self._thread.start()
+
+    async def stop(self) -> None:
+        """Writes what waits, and ends."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._inbox.put(None)
+            await asyncio.to_thread(thread.join, _STOP_SECONDS)
+
+    def adapter_loaded(self, predictor: Predictor) -> None:
+        """Feedback on its answers is taken from now on, and its promise watched."""
+        served = self._served[predictor.adapter_name] = _describe(predictor)
+        if self._thread is not None:
+            self._inbox.put(Loaded(served))
+
+    def adapter_unloaded(self, name: str) -> None:
+        """Feedback on its answers is refused from now on."""
+        del self._served[name]
+        if self._thread is not None:
+            self._inbox.put(Unloaded(name))
+
+    async def caught_up(self) -> None:
+        """Returns once all that is known of the adapters that were loaded is known here, too.
+
+        Raises:
+            FeedbackStoreError: it could not be read.
+        """
+        if self._thread is not None:
+            done: Future[None] = Future()
+            self._inbox.put(CaughtUp(done))
+            await asyncio.wrap_future(done)
+
+    def keep(
+        self,
+        predictor: Predictor,
+        inputs: Sequence[InputFields],
+        predictions: Sequence[Prediction],
+        told: Sequence[Told],
+    ) -> None:
+        """Keeps what was answered, for feedback to come."""
+        if self._keeping is None:
+            return
+        if self._full:
+            self._refused += len(predictions)
+            return
+        now, decide = time.time(), predictor.policy.decide
+        answers = [
+            KeptAnswer(
+                request_id=one.request_id,
+                answered_at=now,
+                label=prediction.label,
+                probability=prediction.probability,
+                variance=prediction.variance,
+                novelty=prediction.novelty,
+                samples=prediction.samples,
+                decision=str(one.decision),
+                accepted=decide(
+                    prediction.probability, prediction.variance, prediction.novelty
+                ).decision
+                is Decision.ACCEPT,
+                input=json.dumps(value) if self._keeping.inputs else None,
+            )
+            for value, prediction, one in zip(inputs, predictions, told, strict=True)
+        ]
+        # Admitted before another took its name: kept, but with what answered.
+        served = self._current(predictor) or _describe(predictor)
+        self._inbox.put(Kept(served, answers))
+
+    async def judge(self, request_id: str, label: str) -> Feedback:
+        """Takes the truth about an earlier answer.
+
+        Raises:
+            FeedbackOffError: nothing is kept.
+            UnknownAnswerError, UnknownLabelError, AlreadyJudgedError, OtherAdapterError: it cannot
+                be the truth about an answer that is kept.
+            QueueFullError, FeedbackStoreError: not now.
+        """
+        if self._thread is None:
+            raise FeedbackOffError(
+                "feedback is off: the server keeps answers once feedback_store is set"
+            )
+        if self._full:
+            raise QueueFullError(
+                "too much feedback waits to be written: try again in 1 s", retry_after=1
+            )
+        done: Future[Feedback] = Future()
+        self._inbox.put(Judgement(request_id, label, done))
+        return await asyncio.wrap_future(done)
+
+    def guard(self, predictor: Predictor, verdict: Verdict) -> Verdict:
+        """The verdict, or an escalation where the promise behind an `accept` is broken."""
+        if self._keeping is None or not self._keeping.strict:
+            return verdict
+        served = self._current(predictor)
+        if verdict.decision is not Decision.ACCEPT or served is None or not served.live.broken:
+            return verdict
+        live, policy = served.live, predictor.policy
+        return Verdict(
+            Decision.ESCALATE,
+            f"nothing is accepted, because the promised error of {policy.target_error:.3g} is "
+            f"broken: {live.errors} of {live.accepted} accepted answers were wrong by feedback "
+            f"(e-value {live.e_value:.3g})",
+        )
+
+    @property
+    def _full(self) -> bool:
+        return self._inbox.qsize() >= _INBOX
+
+    def _current(self, predictor: Predictor) -> Served | None:
+        """What is known of a predictor's policy, if it is the one that is served."""
+        served = self._served.get(predictor.adapter_name)
+        return served if served is not None and served.policy is predictor.policy else None
+
+
+def _describe(predictor: Predictor) -> Served:
+    policy, novelty = predictor.policy, predictor.novelty
+    source = Source(
+        adapter_digest=predictor.adapter_digest,
+        bank=json.dumps(policy.bank or {"samples": predictor.samples}, sort_keys=True),
+        policy=policy.model_dump_json(),
+        novelty_digest=novelty.digest if novelty else None,
+    )
+    return Served(predictor.adapter_name, tuple(predictor.labels), policy, source)

@@ -1,0 +1,98 @@
+"""What is kept of an answer, and what feedback says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Source(NamedTuple):
+    """What answered: equal sources make equal answers and promise the same.
+
+    Attributes:
+        adapter_digest: of the adapter.
+        bank: its mask bank, as JSON.
+        policy: the policy that was served, as JSON.
+        novelty_digest: of the novelty features; None where there are none.
+    """
+
+    adapter_digest: str
+    bank: str
+    policy: str
+    novelty_digest: str | None
+
+
+class KeptAnswer(NamedTuple):
+    """One answer that waits for feedback.
+
+    Attributes:
+        request_id: names it.
+        answered_at: seconds since the epoch.
+        label, probability, variance, novelty, samples: see `dalorra.predictive.Prediction`.
+        decision: what the client was told.
+        accepted: whether the policy itself accepts it, at its own target.
+        input: the input as JSON; None where inputs are not kept.
+    """
+
+    request_id: str
+    answered_at: float
+    label: str
+    probability: float
+    variance: float
+    novelty: float | None
+    samples: int
+    decision: str
+    accepted: bool
+    input: str | None
+
+
+class Found(NamedTuple):
+    """What is kept under a request's id; `source` is a number of the store's."""
+
+    source: int
+    label: str
+    decision: str
+    accepted: bool
+    true_label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """The truth about one answer.
+
+    Attributes:
+        request_id: of the answer.
+        label: the true one.
+        predicted: the one that was answered.
+        decision: what the client was told to do with it.
+        adapter: the name of its adapter.
+    """
+
+    request_id: str
+    label: str
+    predicted: str
+    decision: str
+    adapter: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer was right."""
+        return self.label == self.predicted
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledAnswer:
+    """An answer whose truth is known, for calibration.
+
+    Attributes:
+        name: equal for equal inputs where those were kept, else the request's id.
+        label, probability, variance, novelty: of the answer.
+        true_label: the truth.
+    """
+
+    name: str
+    label: str
+    probability: float
+    variance: float
+    novelty: float | None
+    true_label: str

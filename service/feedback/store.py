@@ -1,0 +1,214 @@
+"""Answers and their truth in one SQLite file. Synchronous: whoever opened a store uses it alone.
+
+What feedback adds to an answer and to the watch of its promise is written together or not at all.
+Other processes of the same machine may use the same file, one transaction at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dalorra.errors import ConfigError
+from dalorra.metrics import ECE_BINS
+from service.feedback.live import Group
+from service.feedback.records import Found, KeptAnswer, Source
+
+_APPLICATION = 0x44414C46  # "DALF": no other program's file is taken for a store
+_VERSION = 1
+_WAIT_SECONDS = 10.0  # for another process's transaction
+_TABLES = """
+CREATE TABLE sources (
+    id INTEGER PRIMARY KEY,
+    adapter_digest TEXT NOT NULL,
+    bank TEXT NOT NULL,
+    policy TEXT NOT NULL,
+    novelty_digest TEXT,
+    watch TEXT
+);
+CREATE TABLE answers (
+    request_id TEXT NOT NULL PRIMARY KEY,
+    answered_at REAL NOT NULL,
+    label TEXT NOT NULL,
+    probability REAL NOT NULL,
+    variance REAL NOT NULL,
+    novelty REAL,
+    samples INTEGER NOT NULL,
+    decision TEXT NOT NULL,
+    accepted INTEGER NOT NULL,
+    input TEXT,
+    source INTEGER NOT NULL REFERENCES sources (id),
+    true_label TEXT,
+    labelled_at REAL
+);
+CREATE INDEX answers_by_worth ON answers (true_label IS NOT NULL, answered_at);
+CREATE INDEX answers_by_age ON answers (answered_at);
+CREATE INDEX answers_with_truth ON answers (source) WHERE true_label IS NOT NULL;
+"""
+# A repeated id means the later answer, unless the earlier one has been judged already.
+_ADD = """
+INSERT INTO answers (request_id, answered_at, label, probability, variance, novelty, samples,
+                     decision, accepted, input, source)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (request_id) DO UPDATE SET
+    answered_at = excluded.answered_at, label = excluded.label,
+    probability = excluded.probability, variance = excluded.variance, novelty = excluded.novelty,
+    samples = excluded.samples, decision = excluded.decision, accepted = excluded.accepted,
+    input = excluded.input, source = excluded.source
+WHERE true_label IS NULL
+"""
+# Confidence bins (lo, hi] as in `dalorra.metrics.reliability_bins`: ceil(15 p) − 1.
+_COUNT = f"""
+WITH judged AS (
+    SELECT accepted, true_label = label AS correct, probability, probability * {ECE_BINS} AS place
+    FROM answers WHERE source = ? AND true_label IS NOT NULL
+)
+SELECT accepted, correct, max(CAST(place AS INTEGER) - (place = CAST(place AS INTEGER)), 0),
+       count(*), sum(probability)
+FROM judged GROUP BY 1, 2, 3
+"""  # noqa: S608 - a number of ours
+# What has been judged is worth most: it goes last.
+_EVICT = """
+DELETE FROM answers WHERE rowid IN (
+    SELECT rowid FROM answers ORDER BY true_label IS NOT NULL, answered_at LIMIT ?
+)
+"""
+
+
+class FeedbackStore:
+    """One open file.
+
+    Args:
+        path: the file; made, readable for its owner alone, if it is not there.
+
+    Raises:
+        ConfigError: it cannot be opened, or is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._database = sqlite3.connect(
+                path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            with ExitStack() as failed:
+                failed.callback(self._database.close)
+                self._prepare()
+                failed.pop_all()
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"feedback_store {path} cannot be opened: {error}") from error
+
+    def _prepare(self) -> None:
+        with self.transaction():
+            if self._value("SELECT count(*) FROM sqlite_master") == 0:
+                for statement in _TABLES.strip().split(";\n"):
+                    self._database.execute(statement)
+                self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
+                self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            check_kind(self._database, self._path)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._database.execute("PRAGMA secure_delete = ON")  # what has expired is gone
+
+    def close(self) -> None:
+        """Ends the use of the file."""
+        self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside is written at its end, or nothing of it."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    @property
+    def changes_of_others(self) -> int:
+        """A number that is another one once another process has written."""
+        return int(self._value("PRAGMA data_version"))
+
+    def source_id(self, source: Source) -> int:
+        """The number of a source, which is given one if it is new."""
+        found = self._database.execute(
+            "SELECT id FROM sources WHERE (adapter_digest, bank, policy) = (?, ?, ?) "
+            "AND novelty_digest IS ?",
+            source,
+        ).fetchone()
+        if found is not None:
+            return int(found[0])
+        inserted = self._database.execute(
+            "INSERT INTO sources (adapter_digest, bank, policy, novelty_digest) "
+            "VALUES (?, ?, ?, ?)",
+            source,
+        )
+        return int(inserted.lastrowid or 0)
+
+    def source(self, number: int) -> tuple[Source, str | None]:
+        """A source and the state of its promise's watch."""
+        *fields, watch = self._database.execute(
+            "SELECT adapter_digest, bank, policy, novelty_digest, watch FROM sources WHERE id = ?",
+            (number,),
+        ).fetchone()
+        return Source(*fields), watch
+
+    def set_watch(self, number: int, watch: str) -> None:
+        """Keeps the state of a promise's watch."""
+        self._database.execute("UPDATE sources SET watch = ? WHERE id = ?", (watch, number))
+
+    def add(self, source: int, answers: Sequence[KeptAnswer]) -> None:
+        """Keeps answers of one source."""
+        self._database.executemany(_ADD, [(*answer, source) for answer in answers])
+
+    def find(self, request_id: str) -> Found | None:
+        """What is kept under an id."""
+        row = self._database.execute(
+            "SELECT source, label, decision, accepted, true_label FROM answers "
+            "WHERE request_id = ?",
+            (request_id,),
+        ).fetchone()
+        return None if row is None else Found(*row)
+
+    def judge(self, request_id: str, true_label: str, now: float) -> None:
+        """Keeps the truth about an answer."""
+        self._database.execute(
+            "UPDATE answers SET true_label = ?, labelled_at = ? WHERE request_id = ?",
+            (true_label, now, request_id),
+        )
+
+    def groups(self, source: int) -> list[Group]:
+        """Adds up the judged answers of a source."""
+        return [Group(*row) for row in self._database.execute(_COUNT, (source,))]
+
+    def prune(self, oldest: float, most: int) -> int:
+        """Deletes answers from before `oldest`, and those above `most`; says how many."""
+        expired = self._database.execute("DELETE FROM answers WHERE answered_at < ?", (oldest,))
+        above = max(int(self._value("SELECT count(*) FROM answers")) - most, 0)
+        if above:
+            self._database.execute(_EVICT, (above,))
+        return expired.rowcount + above
+
+    def _value(self, query: str) -> Any:
+        return self._database.execute(query).fetchone()[0]
+
+
+def check_kind(database: sqlite3.Connection, path: Path) -> None:
+    """Refuses, with `ConfigError`, a file that is no store, or one of another version."""
+    application, version = (
+        database.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("application_id", "user_version")
+    )
+    if application != _APPLICATION:
+        raise ConfigError(f"{path} is a database of another program: name another file")
+    if version != _VERSION:
+        raise ConfigError(
+            f"{path} is a feedback store of version {version}, but this software reads version "
+            f"{_VERSION}: name another file"
+        )

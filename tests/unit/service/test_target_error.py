@@ -1,0 +1,97 @@
+"""A request may ask for a lower error rate among accepted answers than the policy's own."""
+
+import pytest
+
+from dalorra.policy import CalibratedPoint, Policy
+from tests.fakes import FakePredictor
+from tests.unit.service.conftest import Running, Serving
+
+STRICT = CalibratedPoint(
+    target_error=0.02,
+    min_probability=0.9,
+    max_variance=0.03,
+    accepted=0.3,
+    error=0.01,
+    upper_bound=0.019,
+)
+CALIBRATED = Policy(
+    min_probability=0.6,
+    max_variance=0.05,
+    source="made up for a test",
+    target_error=0.05,
+    confidence=0.95,
+    path=(STRICT,),
+)
+TEXTS = [f"text {n}" for n in range(40)]
+
+
+def calibrated(policy: Policy = CALIBRATED) -> FakePredictor:
+    predictor = FakePredictor()
+    predictor.policy = policy
+    return predictor
+
+
+async def ask(server: Running, target: object) -> list[dict[str, object]]:
+    body = {"inputs": TEXTS, "target_error": target}
+    response = await server.client.post("/predict/batch", json=body)
+    assert response.status_code == 200, response.text
+    predictions: list[dict[str, object]] = response.json()["predictions"]
+    return predictions
+
+
+@pytest.mark.parametrize("target", [0.02, 0.03, 0.0499])
+async def test_the_thresholds_are_those_calibrated_for_it(serving: Serving, target: float):
+    async with serving(calibrated()) as server:
+        usual, strict = await ask(server, None), await ask(server, target)
+
+    at_strict = CALIBRATED.at(target)
+    for loose, answer in zip(usual, strict, strict=True):
+        verdict = at_strict.decide(answer["probability"], answer["variance"])  # type: ignore[arg-type]
+        assert (answer["decision"], answer["reason"]) == (verdict.decision, verdict.reason)
+        assert answer["probability"] == loose["probability"]
+    accepted = [sum(one["decision"] == "accept" for one in some) for some in (usual, strict)]
+    assert accepted[0] > accepted[1] > 0
+
+
+async def test_one_input_can_ask_for_it_too_and_the_policys_own_changes_nothing(serving: Serving):
+    async with serving(calibrated()) as server:
+        body = {"input": TEXTS[0], "target_error": 0.02}
+        one = (await server.client.post("/predict", json=body)).json()
+        [batch, *_] = await ask(server, 0.02)
+        same = await ask(server, 0.05)
+        usual = await ask(server, None)
+    assert (one["decision"], one["reason"]) == (batch["decision"], batch["reason"])
+    assert [one["reason"] for one in same] == [one["reason"] for one in usual]
+
+
+async def test_a_target_that_was_never_reached_accepts_nothing(serving: Serving):
+    async with serving(calibrated()) as server:
+        answers = await ask(server, 0.001)
+    assert {one["decision"] for one in answers} <= {"escalate", "clarify"}
+    assert "kept the error among accepted within 0.001" in str(answers[0]["reason"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "target", "sentence"),
+    [
+        (CALIBRATED, 0.06, "target_error 0.06 is looser than the 0.05 that the adapter was"),
+        (CALIBRATED, 0, "target_error 0 is not between 0 and 1"),
+        (CALIBRATED, -1, "target_error -1 is not between 0 and 1"),
+        (CALIBRATED, "low", "target_error: Input should be a valid number"),
+        (FakePredictor().policy, 0.02, "because the adapter's policy promises none: leave it out"),
+        (Policy.never(), 0.02, "because no thresholds have been picked: leave it out"),
+    ],
+)
+async def test_what_cannot_be_promised_is_refused_before_it_costs_anything(
+    serving: Serving, policy: Policy, target: object, sentence: str
+):
+    async with serving(calibrated(policy)) as server:
+        for path, name, value in (
+            ("/predict", "input", "a"),
+            ("/predict/batch", "inputs", ["a", "b"]),
+        ):
+            response = await server.client.post(path, json={name: value, "target_error": target})
+            assert response.status_code == 422
+            assert response.json()["error_type"] == "invalid_input"
+            assert sentence in response.json()["error"]
+        assert server.predictor.batches == []
