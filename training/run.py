@@ -32,6 +32,7 @@ from training.evaluate import evaluate, score
 from training.figures import training_figure
 from training.novelty import fit_novelty
 from training.objective import Objective
+from training.processes import Process
 from training.prompt_cache import PromptCache
 from training.report import write_model_card
 from training.tasks import TASKS, Example, Task, load_examples, split_off, subsample
@@ -107,7 +108,8 @@ class FrozenBase:
         Raises:
             BaseModelError: it cannot be had.
         """
-        model = load_base_model(config.base_model, device=config.device, dtype=config.dtype)
+        device = Process.this().device(config.device)
+        model = load_base_model(config.base_model, device=device, dtype=config.dtype)
         cache = PromptCache(round(config.prompt_cache_gib * 2**30))
         return cls(model, PackedBase(model.model, prefix_cache), cache)
 
@@ -155,12 +157,13 @@ class Run:
 
     def execute(self, checkpoint: str | None) -> Path:
         """Trains, saves, picks thresholds on the hold-out and scores the evaluation split."""
-        output = self.config.output_dir
-        _write_json(output / RUN_FILE, self._record())
-        trainer = self.fit(checkpoint)
-        training_figure(output / LOG_FILE, output / "training.png")
-        if not trainer.is_world_process_zero():
+        output, is_main = self.config.output_dir, Process.this().is_main
+        if is_main:
+            _write_json(output / RUN_FILE, self._record())
+        self.fit(checkpoint)
+        if not is_main:
             return output / ADAPTER_FOLDER
+        training_figure(output / LOG_FILE, output / "training.png")
         return self._finish(output)
 
     def fit(self, checkpoint: str | None = None) -> AdapterTrainer:
@@ -177,6 +180,7 @@ class Run:
             self.config.output_dir / CHECKPOINT_FOLDER,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.accelerator.end_training()  # what follows, the main process does alone
         if trainer.interrupted:
             raise KeyboardInterrupt
         self.model.eval()
@@ -323,9 +327,14 @@ def _load_data(config: TrainingConfig, task: Task) -> Data:
 
 
 def _prepare_output(config: TrainingConfig, resume: bool) -> str | None:
-    """Creates the folder, or finds the checkpoint to go on from and cuts the log to it."""
+    """Creates the folder, or finds the checkpoint to go on from and cuts the log to it.
+
+    Of several processes the main one does so, and the others find the same checkpoint.
+    """
     output = config.output_dir
     record = output / RUN_FILE
+    if not Process.this().is_main:
+        return _last_checkpoint(output) if resume else None
     if not record.exists():
         output.mkdir(parents=True, exist_ok=True)
         return None
@@ -333,8 +342,7 @@ def _prepare_output(config: TrainingConfig, resume: bool) -> str | None:
         raise ConfigError(f"{output} holds a run already: pass --resume, or another output_dir")
     if json.loads(record.read_text(encoding="utf-8"))["config"] != _portable(config):
         raise ConfigError(f"{output} holds a run with another configuration: resume with that one")
-    checkpoints = output / CHECKPOINT_FOLDER
-    checkpoint = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    checkpoint = _last_checkpoint(output)
     step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
     log = output / LOG_FILE
     if log.exists():
@@ -342,6 +350,11 @@ def _prepare_output(config: TrainingConfig, resume: bool) -> str | None:
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     return checkpoint
+
+
+def _last_checkpoint(output: Path) -> str | None:
+    checkpoints = output / CHECKPOINT_FOLDER
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
 
 
 def _portable(config: TrainingConfig, *left_out: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 from training.config import TrainingConfig
 from training.objective import Objective
+from training.processes import Process
 
 Evaluate = Callable[[], dict[str, float]]
 Example = tuple[Prompt, int]
@@ -115,14 +116,21 @@ class AdapterTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Splits the logged loss into its two parts, and appends to `log.jsonl`."""
-        if "loss" in logs:
+        if "loss" in logs:  # every process logs it at the same step, and it is their mean
             for name, values in self._parts.items():
-                logs[name] = math.fsum(values) / max(len(values), 1)
+                mean = math.fsum(values) / max(len(values), 1)
+                logs[name] = self._mean_over_processes(mean)
                 values.clear()
         super().log(logs, start_time)
         if self.is_world_process_zero():
             with (self._run_config.output_dir / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
+
+    def _mean_over_processes(self, value: float) -> float:
+        if self.args.world_size == 1:
+            return value
+        mean = self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean")
+        return float(cast(Tensor, mean))
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -153,7 +161,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
 def training_arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArguments:
     """Our configuration in the Trainer's words."""
     optimizer, every = config.optimizer, min(config.evaluation.every, config.optimizer.steps)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=optimizer.steps,
         per_device_train_batch_size=optimizer.batch_size,
@@ -173,12 +181,15 @@ def training_arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArg
         logging_steps=max(every // 10, 1),
         seed=config.seed,
         data_seed=config.seed,
-        use_cpu=config.device == "cpu",
+        use_cpu=Process.this().device(config.device) == "cpu",
         remove_unused_columns=False,
         dataloader_drop_last=False,
         dataloader_pin_memory=False,
         report_to=list(config.report_to) or "none",
     )
+    # A process has one GPU, even where it sees several: prompts are no tensors that could be split.
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001 - there is no other way to say so
+    return arguments
 
 
 class StopAtInterrupt(TrainerCallback):
@@ -205,6 +216,10 @@ class StopAtInterrupt(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        if args.world_size > 1:  # the signal reaches the processes at different steps
+            heard = torch.tensor(float(self.interrupted), device=args.device)
+            torch.distributed.all_reduce(heard)
+            self.interrupted = bool(heard)
         if self.interrupted:
             control.should_save = True
             control.should_training_stop = True

@@ -45,9 +45,12 @@ def train(
 ) -> None:
     """Train an adapter as CONFIG says and print its folder."""
     assigned = assignments(overrides or (), "--set")
+    from training.processes import Process
     from training.run import train as run_training
 
-    typer.echo(run_training(config, resume=resume, overrides=assigned))
+    folder = run_training(config, resume=resume, overrides=assigned)
+    if Process.this().is_main:
+        typer.echo(folder)
 
 
 def evaluate(
