@@ -4,6 +4,7 @@
     adapter_model.safetensors   A, B and the tensors of the posterior, such as the mask logits φ
     dalorra.json                `Manifest`: everything else that decides an answer
     policy.json                 thresholds; names the digests that it was made for
+    laplace.safetensors         a Laplace posterior's factors, whose digest `dalorra.json` names
     novelty.safetensors         where the training data lie; names the digest that it was made for
     README.md                   model card
 

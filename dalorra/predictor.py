@@ -100,6 +100,7 @@ class Predictor:
             BaseModelError: the base model cannot be had.
         """
         adapter = read_adapter(adapter_dir or bundled_adapter())
+        adapter.posterior.check_servable()
         reference = base_model or adapter.manifest.base_model.name or DEFAULT_BASE_MODEL
         base = load_base_model(reference, device=device, dtype=dtype)
         return cls.from_adapter(adapter, base, on_overflow=on_overflow, row_budget=row_budget)
@@ -132,6 +133,7 @@ class Predictor:
                 another width.
         """
         manifest = adapter.manifest
+        adapter.posterior.check_servable()
         width = base.model.config.hidden_size
         if adapter.novelty and adapter.novelty.width != width:
             raise AdapterError(

@@ -30,6 +30,7 @@ from training.config import TrainingConfig, read_config
 from training.environment import hardware, versions
 from training.evaluate import evaluate, score
 from training.figures import training_figure
+from training.methods.method import PostHoc
 from training.novelty import fit_novelty
 from training.objective import Objective
 from training.processes import Process
@@ -142,6 +143,7 @@ class Run:
             adapter.rank * copies, adapter.alpha * copies, adapter.modules, self.base.name, last
         )
         self.posterior = config.method.posterior()
+        self.post_hoc: PostHoc | None = None
         try:
             model = attach(self.base.model, lora, self.posterior, TrainablePeftModel)
         except ValueError as error:
@@ -184,41 +186,43 @@ class Run:
         if trainer.interrupted:
             raise KeyboardInterrupt
         self.model.eval()
-        self.config.method.after_training(self)
+        self.post_hoc = self.config.method.after_training(self)
         round_adapter(self.model, self.config.adapter.weight_dtype)
         return trainer
 
     def holdout_metrics(self) -> dict[str, float]:
         """Scores of the model as it would be served, M samples of its posterior."""
         self.model.eval()
-        predictor = self.predictor()
-        answers = answer(predictor, self.data.holdout, mean_mask=False)
+        answers = answer(self.evaluable(), self.data.holdout, mean_mask=False)
         scores = score(answers.sampled, [example.label for example in self.data.holdout])
         return {name: scores[name] for name in HOLDOUT_METRICS}
 
     def evaluable(self) -> Evaluable:
-        """What is scored: the adapter as it would be served."""
-        return self.predictor()
+        """What is scored: the adapter as it answers."""
+        return self._answering(self.predictor())
 
     def save(self) -> tuple[Path, Manifest, str]:
         """Writes the adapter's directory: its path, manifest and digest."""
         folder = self.config.output_dir / ADAPTER_FOLDER
         manifest = self._manifest(self.holdout_metrics())
         digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
+        if self.post_hoc:
+            self.post_hoc.save(folder)
         return folder, manifest, digest
 
     def _finish(self, output: Path) -> Path:
         folder, manifest, digest = self.save()
-        predictor = self.predictor(digest)
+        mode = self.predictor(digest)
         if self.config.evaluation.novelty:
-            predictor.novelty = fit_novelty(
-                predictor,
+            mode.novelty = fit_novelty(
+                mode,
                 self.data.train,
                 self.data.holdout,
                 augment=self.config.evaluation.novelty_augment,
                 seed=self.config.seed,
             )
-            predictor.novelty.save(folder)
+            mode.novelty.save(folder)
+        predictor = self._answering(mode)
         predictor.policy = self._policy(predictor)
         predictor.policy.save(folder)
         metrics = evaluate(
@@ -231,7 +235,7 @@ class Run:
         write_model_card(folder, manifest.model_dump(), metrics)
         return folder
 
-    def _policy(self, predictor: Predictor) -> Policy:
+    def _policy(self, predictor: Evaluable) -> Policy:
         answers = answer(predictor, self.data.holdout, mean_mask=False).sampled
         truth = [example.label for example in self.data.holdout]
         return pick_thresholds(
@@ -259,6 +263,10 @@ class Run:
             packed=self.frozen.packed,
         )
 
+    def _answering(self, mode: Predictor) -> Evaluable:
+        """An adapter with what was fitted to it after its training."""
+        return self.post_hoc.predictor(mode) if self.post_hoc else mode
+
     @property
     def _evaluation_split(self) -> str:
         data = self.config.data
@@ -274,7 +282,7 @@ class Run:
         return Manifest(
             name=self.config.name,
             method=self.config.method.name,
-            posterior=self.posterior.model_dump(),
+            posterior=(self.post_hoc or self).posterior.model_dump(),
             method_parameters=self.config.method.model_dump(exclude={"name"}),
             scope=self.config.adapter.scope,
             last_layers=self.config.adapter.last_layers,

@@ -67,12 +67,12 @@ def evaluate(
 ) -> None:
     """Score an adapter on labelled data."""
     from dalorra.adapter import read_adapter
-    from dalorra.predictor import Predictor
     from training.evaluate import evaluate as score
+    from training.load import load_evaluable
 
     trained_on = read_adapter(adapter).manifest.training.get("task")
     name, split, examples = _labelled(adapter, trained_on, data, task, split)
-    predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
+    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype)
     score(predictor, examples, out, task=f"{name} {split}")
 
 

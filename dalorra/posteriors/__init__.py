@@ -1,7 +1,7 @@
 """How an adapter is stochastic: one posterior for each family of methods.
 
-Every one of them is noise on the down-projection A·x, so the packed forward and the service run
-all of them unchanged.
+Every one of them but `Laplace` is noise on the down-projection A·x, so the packed forward and the
+service run all of these unchanged.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from dalorra.errors import AdapterError
 from dalorra.posteriors.contextual import ContextBank, ContextualMatrix
 from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
+from dalorra.posteriors.laplace import Laplace
 from dalorra.posteriors.posterior import Posterior
 from dalorra.posteriors.rank_masks import Deterministic, Ensemble, RandomMasks, RankMasks
 from dalorra.posteriors.weight_noise import ColumnSpaceNoise, GaussianDown, WeightNoiseBank
@@ -24,13 +25,14 @@ POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
         "map": Deterministic,
         "mc_dropout": AdapterDropout,
         "ensemble": Ensemble,
+        "laplace": Laplace,
         "blob": GaussianDown,
         "tfb": ColumnSpaceNoise,
         "c_lora": ContextualMatrix,
         "random_mask": RandomMasks,
     }
 )
-"""The posterior that each method trains, by the method's name: what can be served."""
+"""The posterior that each method trains, by the method's name."""
 
 __all__ = [
     "POSTERIORS",
@@ -42,6 +44,7 @@ __all__ = [
     "DropoutBank",
     "Ensemble",
     "GaussianDown",
+    "Laplace",
     "Posterior",
     "RandomMasks",
     "RankMasks",
@@ -60,11 +63,6 @@ def find_posterior(method: str, parameters: Mapping[str, Any]) -> Posterior:
     Raises:
         AdapterError: no such method, or impossible parameters.
     """
-    if method == "laplace":
-        raise AdapterError(
-            "a laplace adapter cannot be served: its predictive is no average of sampled passes; "
-            "`dalorra evaluate` scores it"
-        )
     if method not in POSTERIORS:
         raise AdapterError(f"unknown method {method!r}: this release knows {', '.join(POSTERIORS)}")
     try:

@@ -26,6 +26,9 @@ class Posterior(BaseModel, ABC):
         """
         return {}
 
+    def check_servable(self) -> None:
+        """Raises `AdapterError` when no bank of sampled passes can stand for it."""
+
     @abstractmethod
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> NoiseBank:
         """The fixed samples that the adapter is served with.

@@ -265,6 +265,7 @@ def scored(monkeypatch, predictor):
     manifest = types.SimpleNamespace(training={"task": "sst2"})
     read = types.SimpleNamespace(manifest=manifest)
     monkeypatch.setattr("dalorra.adapter.read_adapter", lambda _: read)
+    monkeypatch.setattr("training.load.load_evaluable", lambda *_, **__: predictor)
     monkeypatch.setattr(
         "training.evaluate.evaluate",
         lambda _, examples, out, task: calls.append((examples, out, task)),

@@ -8,6 +8,7 @@ from training.methods.blob import Blob
 from training.methods.c_lora import CLora
 from training.methods.dalorra import Dalorra
 from training.methods.ensemble import Ensemble
+from training.methods.laplace import Laplace
 from training.methods.map import Map
 from training.methods.mc_dropout import McDropout
 from training.methods.method import Method
@@ -20,6 +21,7 @@ METHODS: Final[tuple[type[Method], ...]] = (
     Map,
     McDropout,
     Ensemble,
+    Laplace,
     Blob,
     Tfb,
     CLora,
@@ -39,6 +41,7 @@ AnyMethod = Annotated[
     | Annotated[Map, Tag("map")]
     | Annotated[McDropout, Tag("mc_dropout")]
     | Annotated[Ensemble, Tag("ensemble")]
+    | Annotated[Laplace, Tag("laplace")]
     | Annotated[Blob, Tag("blob")]
     | Annotated[Tfb, Tag("tfb")]
     | Annotated[CLora, Tag("c_lora")]

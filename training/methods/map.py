@@ -42,5 +42,10 @@ class Map(Method):
 
     def penalty(self, modules: Sequence[ModuleTensors]) -> Tensor:
         """−log p(A, B) up to a constant: ½ · precision · (‖A‖² + ‖B‖²)."""
-        squares = [m[name].square().sum() for m in modules for name in ("down", "up")]
-        return 0.5 * self.prior_precision * torch.stack(squares).sum()
+        return gaussian_penalty(modules, self.prior_precision)
+
+
+def gaussian_penalty(modules: Sequence[ModuleTensors], precision: float) -> Tensor:
+    """½ · precision · (‖A‖² + ‖B‖²), summed over the modules."""
+    squares = [m[name].square().sum() for m in modules for name in ("down", "up")]
+    return 0.5 * precision * torch.stack(squares).sum()

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,26 @@ from dalorra.posteriors import Posterior
 from dalorra.stochastic_lora import ModuleTensors
 
 if TYPE_CHECKING:
+    from dalorra.predictor import Predictor
+    from training.answers import Evaluable
     from training.run import Run
+
+
+class PostHoc(Protocol):
+    """What a method fits to a trained adapter beside its tensors."""
+
+    @property
+    def posterior(self) -> Posterior:
+        """How the adapter is stochastic from now on."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes it beside the adapter."""
+        ...
+
+    def predictor(self, mode: "Predictor") -> "Evaluable":
+        """The adapter as it answers from now on; `mode` is the trained one alone."""
+        ...
 
 
 class Method(BaseModel, ABC):
@@ -90,5 +110,10 @@ class Method(BaseModel, ABC):
         groups = batch if self.noise_per == "example" else 1
         return torch.arange(groups * self.samples).view(groups, self.samples)
 
-    def after_training(self, run: "Run") -> None:
-        """What is left to do to the trained adapter, in place; by default nothing."""
+    def after_training(self, run: "Run") -> PostHoc | None:
+        """What is left to do to the trained adapter, in place; by default nothing.
+
+        Returns:
+            What was fitted beside the adapter's tensors, if anything was.
+        """
+        return None

@@ -83,7 +83,6 @@ UNREADABLE: dict[str, tuple[Damage, str]] = {
     "a list as manifest": (write(MANIFEST_FILE, b"[]"), "is not format version 1"),
     "format version": (manifest(format_version=2), "is not format version 1: use a newer"),
     "unknown method": (manifest(method="mystery"), "dalorra.json: unknown method 'mystery'"),
-    "a method without samples": (manifest(method="laplace"), "laplace adapter cannot be served"),
     "unknown posterior": (manifest(posterior={"rate": 0.1}), "posterior.rate: Extra inputs"),
     "unknown field": (manifest(temperature=0.5), "dalorra.json: temperature: Extra inputs"),
     "missing field": (

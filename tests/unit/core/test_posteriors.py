@@ -67,7 +67,7 @@ def adapted(posterior: Posterior, seed: int = 2) -> StochasticPeftModel:
 
 
 def test_every_method_has_an_example_here():
-    assert {method for method, _ in EXAMPLES.values()} == set(POSTERIORS)
+    assert {method for method, _ in EXAMPLES.values()} | {"laplace"} == set(POSTERIORS)
     assert all(type(example) is POSTERIORS[method] for method, example in EXAMPLES.values())
 
 
@@ -209,8 +209,11 @@ def test_input_dropout_keeps_the_mean_and_is_felt_in_the_null_space_of_a():
 def test_unknown_methods_and_parameters_are_refused():
     with pytest.raises(AdapterError, match="unknown method 'swag': this release knows dalorra"):
         find_posterior("swag", {})
+    laplace = find_posterior("laplace", {"prior_precision": 1.0, "draws": 9, "factors": ""})
     with pytest.raises(AdapterError, match="laplace adapter cannot be served"):
-        find_posterior("laplace", {})
+        laplace.bank([], BankSpec())
+    with pytest.raises(AdapterError, match="laplace adapter cannot be served"):
+        laplace.check_servable()
     with pytest.raises(AdapterError, match=r"posterior\.rate: Input should be less than 1"):
         find_posterior("mc_dropout", {"rate": 1.0})
 

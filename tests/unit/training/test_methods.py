@@ -8,7 +8,6 @@ import yaml
 from pydantic import TypeAdapter
 
 from dalorra.adapter import read_adapter
-from dalorra.posteriors import POSTERIORS
 from dalorra.predictor import Predictor
 from dalorra.stochastic_lora import attach, lora_config, module_tensors, stochastic_layers
 from tests.tiny import MODULES, tiny_base, tiny_llama, tiny_prompts
@@ -21,7 +20,7 @@ from training.prompt_cache import PromptCache
 from training.run import Run, train
 
 LABELS = torch.tensor([20, 33])
-SERVED = [method for method in METHODS if method.key() in POSTERIORS]
+SERVED = [method for method in METHODS if method.key() != "laplace"]
 
 
 def adapted(method: Method, rank: int = 6):

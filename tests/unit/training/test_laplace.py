@@ -1,0 +1,408 @@
+"""Laplace-LoRA's mathematics on a tiny base, against dense and independent computations."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from dalorra.bank import BankSpec
+from dalorra.errors import AdapterError
+from dalorra.forward import answer_logits
+from dalorra.packing import pack
+from dalorra.policy import Policy
+from dalorra.posteriors import Deterministic, Laplace
+from dalorra.predictor import Predictor
+from dalorra.prompts import PromptEncoder
+from dalorra.stochastic_lora import module_tensors, stochastic_layers
+from tests.tiny import FORMAT, MODULES, tiny_adapter, tiny_base, tiny_prompts
+from training.laplace import (
+    Curvature,
+    LabelGradients,
+    LaplacePredictor,
+    best_precision,
+    fit_curvature,
+    log_evidence,
+)
+from training.laplace.curvature import (
+    KroneckerBlock,
+    SecondMoment,
+    contrasts,
+    fisher_root,
+    squared_norm,
+)
+from training.prompt_cache import PromptCache
+
+SCOPES = ("answer_tokens", "all_tokens")
+THREE = FORMAT.model_copy(update={"labels": {**FORMAT.labels, "neutral": " neutral"}})
+
+
+def label_ids(base, prompt=THREE) -> Tensor:
+    return torch.tensor(PromptEncoder(base.tokenizer, prompt).label_ids)
+
+
+def setting(scope, modules=MODULES, prompt=THREE, **options):
+    """A tiny adapter, ragged prompts and its gradients."""
+    base = tiny_base()
+    model = tiny_adapter(base, rank=2, modules=modules, **options)
+    gradients = LabelGradients(model, label_ids(base, prompt), scope, PromptCache(2**30))
+    return base, model, tiny_prompts(base), gradients
+
+
+def every_logit(logits: Tensor) -> Tensor:
+    return torch.eye(logits.shape[1])[:, None].expand(-1, len(logits), -1)
+
+
+def dense_jacobian(model, prompts, ids, scope) -> Tensor:
+    """`[B, K, P]` by autograd with respect to A and B themselves, one prompt at a time."""
+    head = list(stochastic_layers(model).values())[-1]
+    parameters = [m[name] for m in module_tensors(model) for name in ("down", "up")]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    bank = Deterministic().mean(module_tensors(model))
+    rows = []
+    for prompt in prompts:
+        logits = answer_logits(model, pack([prompt], range(1), scope), bank, ids)[0, 0]
+        for logit in logits:
+            found = list(torch.autograd.grad(logit, parameters, retain_graph=True))
+            if head.up is parameters[-1] and len(head.up) == model.config.vocab_size:
+                found[-1] = found[-1][ids]
+            rows.append(torch.cat([g.flatten() for g in found]).double())
+    return torch.stack(rows).view(len(prompts), len(ids), -1)
+
+
+def matrix(block: KroneckerBlock) -> Tensor:
+    """The block as a dense matrix, in the order of a row-major weight."""
+    sides = [
+        (v.double() * s.double()) @ v.double().T
+        for v, s in (
+            (block.out_vectors, block.out_values),
+            (block.in_vectors, block.in_values),
+        )
+    ]
+    return torch.kron(*sides)
+
+
+def dense(curvature: Curvature) -> Tensor:
+    return torch.block_diag(*[matrix(block) for block in curvature.blocks.values()])
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("modules", [MODULES, ("q_proj", "v_proj"), ("k_proj", "down_proj")])
+def test_the_jacobian_is_that_of_each_prompt_alone(scope, modules):
+    base, model, prompts, gradients = setting(scope, modules)
+    logits, weights = gradients(prompts, every_logit)
+    found = torch.cat([rows.jacobian.flatten(2) for rows in weights], dim=2).transpose(0, 1)
+    expected = dense_jacobian(model, prompts, label_ids(base), scope)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=2e-4)
+    bank = Deterministic().mean(module_tensors(model))
+    packed = pack(prompts, range(1), scope)
+    torch.testing.assert_close(
+        logits, answer_logits(model, packed, bank, label_ids(base))[:, 0].detach()
+    )
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_jacobian_is_the_slope_of_the_logits(scope):
+    _, model, prompts, gradients = setting(scope)
+    logits, weights = gradients(prompts, every_logit)
+    generator = torch.Generator().manual_seed(5)
+    tensors = [m[name] for m in module_tensors(model) for name in ("down", "up")]
+    steps = [torch.randn(t.shape, generator=generator) for t in tensors]
+    slope = torch.zeros_like(logits).T
+    for rows, step in zip(weights, steps, strict=True):
+        rows_of_step = step if step.shape == rows.jacobian.shape[2:] else step[gradients.label_ids]
+        slope += (rows.jacobian * rows_of_step).sum(dim=(2, 3))
+
+    def moved(size: float) -> Tensor:
+        with torch.no_grad():
+            for tensor, step in zip(tensors, steps, strict=True):
+                tensor.add_(step, alpha=size)
+        found = gradients(prompts, every_logit)[0]
+        with torch.no_grad():
+            for tensor, step in zip(tensors, steps, strict=True):
+                tensor.sub_(step, alpha=size)
+        return found
+
+    numeric = (moved(1e-3) - moved(-1e-3)) / 2e-3
+    torch.testing.assert_close(slope.T, numeric, rtol=0.02, atol=0.02 * numeric.abs().max().item())
+
+
+def test_a_trained_and_a_loaded_adapter_have_the_same_gradients():
+    _, model, prompts, gradients = setting("answer_tokens")
+    first = [rows.jacobian for rows in gradients(prompts, every_logit)[1]]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    again = [rows.jacobian for rows in gradients(prompts, every_logit)[1]]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+# --- curvature ---
+
+
+def test_roots_and_contrasts():
+    logits = torch.tensor([[0.3, -1.0, 2.0], [20.0, -20.0, 0.0]])
+    p = logits.double().softmax(-1)
+    roots = fisher_root(logits).double()
+    assert roots.shape == (2, 2, 3)
+    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    torch.testing.assert_close(
+        torch.einsum("cbi,cbj->bij", roots, roots), expected, rtol=1e-5, atol=1e-7
+    )
+    for count in (2, 3, 6):
+        basis = contrasts(count)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(count - 1).double())
+        assert basis.sum(dim=0).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("kfac", ["expand", "examples"])
+def test_the_factors_are_the_explicit_sums(scope, kfac):
+    _, _, prompts, gradients = setting(scope)
+    curvature, log_p = fit_curvature(gradients, prompts, kfac=kfac)
+
+    def scores(logits: Tensor) -> Tensor:  # ∂ log p(y) / ∂ logits, for every label y
+        return every_logit(logits) - logits.softmax(-1)
+
+    sums = {name: [0.0, 0.0, 0.0] for name in curvature.blocks}
+    for index, prompt in enumerate(prompts):  # alone: without padding
+        _, weights = gradients([prompt], scores)
+        for (name, total), rows in zip(sums.items(), weights, strict=True):
+            assert rows.valid.all(), name
+            x, g = rows.inputs[0].double(), rows.gradients[:, 0].double()
+            for label in range(3):
+                p = log_p[index, label].exp()
+                if kfac == "expand":
+                    total[0] += p * sum(torch.outer(v, v) for v in g[label])
+                else:
+                    gradient = g[label].T @ x
+                    total[0] += p * gradient @ gradient.T
+                    total[1] += p * gradient.T @ gradient
+                    total[2] += p * gradient.square().sum()
+            if kfac == "expand":
+                total[1] += sum(torch.outer(v, v) for v in x)
+                total[2] += len(x)
+    for name, (outputs, inputs, normaliser) in sums.items():
+        expected = torch.kron(outputs, inputs) / normaliser
+        found = matrix(curvature.blocks[name])
+        torch.testing.assert_close(
+            found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item(), msg=name
+        )
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(4).double())
+
+
+def test_the_trace_of_whole_examples_is_that_of_the_fisher_information():
+    base, model, prompts, gradients = setting("answer_tokens")
+    curvature, log_p = fit_curvature(gradients, prompts, kfac="examples")
+    jacobian = dense_jacobian(model, prompts, label_ids(base), "answer_tokens")
+    p = log_p.exp()
+    hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    expected = torch.einsum("bip,bij,bjp->", jacobian, hessian, jacobian)
+    assert curvature.eigenvalues.sum().item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_one_example_of_a_head_is_exact():
+    """One row, two labels: the product is no approximation, and B = 0 leaves A no curvature."""
+    base, model, prompts, gradients = setting("answer_tokens", ("lm_head",), FORMAT)
+    with torch.no_grad():
+        stochastic_layers(model)["lm_head"].up.zero_()
+    ids = label_ids(base, FORMAT)
+    curvature, log_p = fit_curvature(gradients, prompts[:1])
+    jacobian = dense_jacobian(model, prompts, ids, "answer_tokens")
+    p = log_p[0].exp()
+    fisher = jacobian[0].T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian[0]
+    torch.testing.assert_close(dense(curvature), fisher, rtol=1e-4, atol=1e-6)
+
+    precision = 0.7
+    basis = contrasts(2)
+    _, weights = gradients(prompts, lambda logits: basis.T.float()[:, None].expand(-1, 4, -1))
+    found = curvature.covariance(weights, precision)
+    posterior = torch.linalg.inv(fisher + precision * torch.eye(len(fisher)))
+    along = torch.einsum("kc,bkp->bcp", basis, jacobian)
+    expected = along @ posterior @ along.mT
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("limit", [None, 3])
+def test_the_covariance_is_that_of_the_dense_posterior(scope, limit):
+    base, model, prompts, gradients = setting(scope)
+    curvature, _ = fit_curvature(gradients, prompts, limit=limit)
+    precision = 0.3
+    _, weights = gradients(prompts, every_logit)
+    found = curvature.covariance(weights, precision).double()
+    hessian = dense(curvature)
+    jacobian = dense_jacobian(model, prompts, label_ids(base), scope)
+    posterior = torch.linalg.inv(hessian + precision * torch.eye(len(hessian)))
+    expected = jacobian @ posterior @ jacobian.mT
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3)
+
+
+def test_a_low_rank_moment_is_exact_for_what_it_can_hold_and_keeps_the_largest():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(10, 4, generator=generator)).Q
+    vectors = torch.randn(40, 4, generator=generator) * torch.tensor([3.0, 2.0, 1.0, 0.01])
+    vectors = vectors @ directions.T
+    expected = vectors.T @ vectors
+    for limit, tolerance in ((None, 1e-3), (4, 1e-3), (3, 0.02)):
+        moment = SecondMoment(limit)
+        for batch in vectors.split(7):
+            moment.add(batch)
+        u, values = moment.eigen()
+        assert (values.diff() >= 0).all()
+        assert u.shape == (10, limit or 10)
+        torch.testing.assert_close(u.T @ u, torch.eye(u.shape[1]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close((u * values) @ u.T, expected, rtol=0, atol=tolerance)
+
+
+def test_factors_are_read_as_they_were_written(tmp_path):
+    _, _, prompts, gradients = setting("answer_tokens")
+    curvature, _ = fit_curvature(gradients, prompts)
+    path = tmp_path / "laplace.safetensors"
+    curvature.save(path)
+    read = Curvature.load(path, gradients.weights)
+    assert read.digest == curvature.digest
+    assert torch.equal(read.eigenvalues, curvature.eigenvalues)
+    other = setting("answer_tokens", ("q_proj", "up_proj"))[3]
+    with pytest.raises(AdapterError, match=r"holds no factors that fit .*up_proj\.A"):
+        Curvature.load(path, other.weights)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AdapterError, match="missing or damaged"):
+        Curvature.load(path, gradients.weights)
+
+
+# --- evidence ---
+
+
+def test_the_evidence_is_that_of_dense_gaussians():
+    _, _, prompts, gradients = setting("answer_tokens")
+    curvature, log_p = fit_curvature(gradients, prompts)
+    theta = torch.cat([w.flatten() for _, w in gradients.weights]).double()
+    assert squared_norm(gradients.weights) == pytest.approx(theta.square().sum().item())
+    hessian, size = dense(curvature), len(theta)
+    log_likelihood = log_p[:, 0].sum().item()
+    for precision in (0.05, 1.0, 40.0):
+        prior = MultivariateNormal(torch.zeros(size).double(), torch.eye(size) / precision)
+        posterior = hessian + precision * torch.eye(size)
+        expected = log_likelihood + prior.log_prob(theta) + 0.5 * size * math.log(2 * math.pi)
+        expected -= 0.5 * torch.logdet(posterior)
+        found = log_evidence(
+            curvature.eigenvalues, theta.square().sum().item(), precision, log_likelihood
+        )
+        assert found == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_best_precision_is_the_maximum_of_the_evidence():
+    generator = torch.Generator().manual_seed(1)
+    eigenvalues = torch.rand(200, generator=generator).double().pow(6) * 1e4
+    for norm in (0.01, 5.0, 3000.0):
+        best = best_precision(eigenvalues, norm)
+        top = log_evidence(eigenvalues, norm, best)
+        grid = [best * 10 ** (step / 20) for step in range(-80, 81) if step]
+        assert all(log_evidence(eigenvalues, norm, other) < top for other in grid)
+    # In one dimension γ = λ‖θ‖²: e / (λ + e) = λ n.
+    e, n = 3.0, 0.5
+    root = (-e * n + math.sqrt((e * n) ** 2 + 4 * n * e)) / (2 * n)
+    assert best_precision(torch.tensor([e]).double(), n) == pytest.approx(root)
+    with pytest.raises(ValueError, match="no maximum"):
+        best_precision(torch.zeros(3).double(), 1.0)
+
+
+# --- predictive ---
+
+
+def predictor(scope, precision, prompt=FORMAT, draws=4096) -> LaplacePredictor:
+    base = tiny_base()
+    model = tiny_adapter(base, rank=2)
+    mode = Predictor(
+        model,
+        PromptEncoder(base.tokenizer, prompt),
+        Deterministic(),
+        BankSpec(),
+        scope,
+        policy=Policy.never(),
+        model_name="tiny",
+        adapter_name="tiny",
+        adapter_digest="0" * 64,
+        method="laplace",
+    )
+    gradients = LabelGradients(model, label_ids(base, prompt), scope, PromptCache(2**30))
+    curvature, _ = fit_curvature(gradients, tiny_prompts(base))
+    posterior = Laplace(prior_precision=precision, draws=draws, factors="")
+    return LaplacePredictor(mode, gradients, curvature, posterior, seed=0)
+
+
+PROMPTS = tiny_prompts(tiny_base())
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_prior_without_doubt_leaves_the_trained_adapter(scope):
+    certain = predictor(scope, 1e12)
+    for found, mean in zip(certain.predict(PROMPTS), certain.predict_mean(PROMPTS), strict=True):
+        assert found.label == mean.label
+        assert found.probability == pytest.approx(mean.probability, abs=1e-4)
+        assert found.variance < 1e-8
+        assert found.mutual_information < 1e-8
+        assert (found.samples, found.standard_error) == (1, None)
+
+
+def test_the_weaker_the_prior_the_less_confident_the_answer():
+    confidence = [
+        [p.probability for p in predictor("answer_tokens", precision).predict(PROMPTS)]
+        for precision in (1e4, 1.0, 1e-2)
+    ]
+    for strong, middle, weak in zip(*confidence, strict=True):
+        assert strong > middle > weak >= 0.5
+    variance = [p.variance for p in predictor("answer_tokens", 1.0).predict(PROMPTS)]
+    assert min(variance) > 1e-4
+
+
+def test_the_predictive_of_two_labels_is_the_integral_of_the_sigmoid():
+    laplace = predictor("answer_tokens", 1.0)
+    mean, covariance = laplace.logit_moments(PROMPTS)
+    step = torch.linspace(-9, 9, 20001).double()
+    density = torch.exp(-0.5 * step**2) / math.sqrt(2 * math.pi) * (step[1] - step[0])
+    # The contrast is (f_0 − f_1) / √2, so the difference has twice its variance.
+    difference = mean[:, 0] - mean[:, 1]
+    p = torch.sigmoid(difference[:, None] + (2 * covariance[:, 0]).sqrt() * step)  # [B, steps]
+    expected = (p * density).sum(-1)
+    spread = (p.square() * density).sum(-1) - expected.square()
+    for found, first, variance in zip(laplace.predict(PROMPTS), expected, spread, strict=True):
+        assert found.probabilities["negative"] == pytest.approx(first.item(), abs=2e-4)
+        assert found.variance == pytest.approx(variance.item(), abs=2e-4)
+
+
+def test_the_predictive_of_three_labels_is_that_of_many_draws_of_all_logits():
+    laplace = predictor("answer_tokens", 2.0, THREE)
+    gradients = laplace._gradients
+    logits, weights = gradients(PROMPTS, every_logit)
+    covariance = laplace._curvature.covariance(weights, 2.0).double()  # [B, K, K]
+    noise = torch.randn(100_000, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    root = torch.linalg.cholesky(covariance + 1e-6 * torch.eye(3))
+    p = (logits.double() + torch.einsum("bij,sbj->sbi", root, noise)).softmax(-1)
+    for found, mean in zip(laplace.predict(PROMPTS), p.mean(0), strict=True):
+        assert list(found.probabilities.values()) == pytest.approx(mean.tolist(), abs=4e-3)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_an_answer_does_not_depend_on_its_batch(scope):
+    laplace = predictor(scope, 1.0)
+    together = laplace.predict(PROMPTS)
+    alone = [laplace.predict([prompt])[0] for prompt in reversed(PROMPTS)]
+    for one, other in zip(together, reversed(alone), strict=True):
+        assert one.probability == pytest.approx(other.probability, abs=1e-5)
+        assert one.variance == pytest.approx(other.variance, abs=1e-5)
+
+
+def test_a_policys_temperature_divides_the_logits():
+    laplace = predictor("answer_tokens", 1.0)
+    cold = laplace.posterior_samples(PROMPTS).probabilities
+    laplace.policy = Policy.never().model_copy(update={"temperature": 2.0})
+    warm = laplace.posterior_samples(PROMPTS).probabilities
+    torch.testing.assert_close(warm, (cold.log() / 2).softmax(-1))
+    assert laplace.mode.policy.temperature == 2.0

@@ -1,0 +1,199 @@
+"""Answers by Laplace's approximation, through the network's linearisation around θ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from dalorra.adapter import Adapter, load_adapter
+from dalorra.base_model import BaseModel
+from dalorra.errors import AdapterError
+from dalorra.novelty import Novelty
+from dalorra.policy import Policy
+from dalorra.posteriors import Deterministic, Laplace
+from dalorra.predictive import PosteriorSamples, Prediction, summarise
+from dalorra.predictor import Predictor
+from dalorra.prompts import InputFields, Prompt
+from training.laplace.curvature import Curvature, contrasts, in_batches
+from training.laplace.gradients import LabelGradients
+from training.prompt_cache import PromptCache
+
+FACTORS_FILE: Final = "laplace.safetensors"
+
+
+class LaplacePredictor:
+    """p(y | x) = ∫ softmax(f) N(f; f_θ(x), J Σ Jᵀ) df, J the Jacobian of the label logits.
+
+    One differentiated pass per input instead of M sampled ones. The integral is a mean over fixed
+    draws (scrambled Sobol points, the same for every input), so an answer is reproducible. They
+    all stem from one pass, like an integrated head: `samples` is 1, and the variance is theirs.
+
+    Args:
+        mode: the trained adapter without noise, on its base model.
+        gradients: of the same adapter's label logits.
+        curvature: of its training data.
+        posterior: the prior's precision λ and the number of draws.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        mode: Predictor,
+        gradients: LabelGradients,
+        curvature: Curvature,
+        posterior: Laplace,
+        seed: int,
+    ) -> None:
+        self.mode = mode
+        self.model_name = mode.model_name
+        self.adapter_name = mode.adapter_name
+        self.adapter_digest = mode.adapter_digest
+        self.method = mode.method
+        self._curvature = curvature
+        self._precision = posterior.prior_precision
+        self._gradients = gradients
+        self._basis = contrasts(len(mode.labels))  # [K, K − 1]
+        self._draws = normal_draws(posterior.draws, len(mode.labels) - 1, seed)
+
+    @classmethod
+    def from_adapter(cls, adapter: Adapter, base: BaseModel) -> "LaplacePredictor":
+        """Attaches an adapter to `base`, and reads the factors beside it.
+
+        Raises:
+            AdapterError: see `load_adapter`; or the factors are missing, damaged or another's.
+        """
+        posterior = adapter.posterior
+        if not isinstance(posterior, Laplace):
+            raise AdapterError(f"{adapter.path} is no laplace adapter")
+        path = adapter.path / FACTORS_FILE
+        mode = Predictor.from_adapter(replace(adapter, posterior=Deterministic()), base)
+        model = load_adapter(adapter, base)
+        label_ids = torch.tensor(mode.encoder.label_ids, device=base.device)
+        gradients = LabelGradients(model, label_ids, mode.scope, PromptCache(0))
+        curvature = Curvature.load(path, gradients.weights)
+        if curvature.digest != posterior.factors:
+            raise AdapterError(f"{path} belongs to another adapter: copy the whole folder again")
+        return cls(mode, gradients, curvature, posterior, adapter.manifest.bank.seed)
+
+    @property
+    def policy(self) -> Policy:
+        """Thresholds."""
+        return self.mode.policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self.mode.policy = policy
+
+    @property
+    def novelty(self) -> Novelty | None:
+        """Where the training data lie."""
+        return self.mode.novelty
+
+    @property
+    def scope(self) -> str:
+        """Rows that the adapter acts on."""
+        return self.mode.scope
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names."""
+        return self.mode.labels
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the template."""
+        return self.mode.fields
+
+    @property
+    def samples(self) -> int:
+        """One pass."""
+        return 1
+
+    def encode(self, value: InputFields) -> Prompt:
+        """Tokenises one input; `InputError` when it does not fit."""
+        return self.mode.encode(value)
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """Moments of the linearised predictive; order kept."""
+        predictions = summarise(self.posterior_samples(prompts), self.labels)
+        if self.novelty is None:
+            return predictions
+        novelty = self.novelty.p_values(self.mode.novelty_features(prompts))
+        return [replace(p, novelty=value) for p, value in zip(predictions, novelty, strict=True)]
+
+    def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """The trained adapter alone, as plain LoRA answers; order kept."""
+        return self.mode.predict_mean(prompts)
+
+    def posterior_samples(self, prompts: Sequence[Prompt]) -> PosteriorSamples:
+        """Distributions over the labels under the draws, equally weighted: `[B, 1, draws, K]`."""
+        logits, covariance = self.logit_moments(prompts)
+        deviations = self._draws @ _root(covariance).mT @ self._basis.T  # [B, draws, K]
+        probabilities = (logits[:, None] + deviations).softmax(dim=-1)[:, None]
+        weights = torch.full((len(self._draws),), 1.0 / len(self._draws), dtype=torch.float64)
+        return PosteriorSamples(probabilities, weights).tempered(self.policy.temperature)
+
+    def logit_moments(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Mean of the label logits, and covariance of their contrasts Qᵀ f.
+
+        Returns:
+            `[B, K]` and `[B, K − 1, K − 1]`, float64 on the CPU. Q is `contrasts(K)`.
+        """
+        count = len(self.labels)
+        mean = torch.empty(len(prompts), count, dtype=torch.float64)
+        covariance = torch.empty(len(prompts), count - 1, count - 1, dtype=torch.float64)
+        for batch in in_batches(self._gradients, prompts):
+            logits, weights = self._gradients([prompts[i] for i in batch], self._along_contrasts)
+            mean[batch] = logits.double().cpu()
+            found = self._curvature.covariance(weights, self._precision)
+            covariance[batch] = found.double().cpu()
+        return mean, covariance
+
+    def _along_contrasts(self, logits: Tensor) -> Tensor:
+        columns = self._basis.T.to(logits.device, logits.dtype)  # [K − 1, K]
+        return columns[:, None].expand(-1, len(logits), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class LaplaceFit:
+    """What is fitted to a trained adapter beside its tensors.
+
+    Attributes:
+        posterior: for the manifest.
+        curvature: factors of the Fisher information.
+        gradients: of the adapter's label logits.
+        seed: of the draws.
+    """
+
+    posterior: Laplace
+    gradients: LabelGradients
+    curvature: Curvature
+    seed: int
+
+    def save(self, folder: Path) -> None:
+        """Writes the factors beside the adapter."""
+        self.curvature.save(folder / FACTORS_FILE)
+
+    def predictor(self, mode: Predictor) -> LaplacePredictor:
+        """The same adapter, answering by its posterior."""
+        return LaplacePredictor(mode, self.gradients, self.curvature, self.posterior, self.seed)
+
+
+def normal_draws(draws: int, dimensions: int, seed: int) -> Tensor:
+    """Standard normal points that fill the space evenly, `[draws, dimensions]` float64.
+
+    Scrambled Sobol points: their mean over a smooth function is off by far less than the 1/√draws
+    of independent ones.
+    """
+    uniform = SobolEngine(dimensions, scramble=True, seed=seed).draw(draws, dtype=torch.float64)
+    return cast(Tensor, torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12)))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """R with R Rᵀ = covariance `[B, n, n]`, also where it is singular."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return cast(Tensor, vectors * values.clamp_min(0.0).sqrt()[:, None, :])

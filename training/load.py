@@ -1,0 +1,28 @@
+"""Adapters as they are scored: also those that cannot be served."""
+
+from pathlib import Path
+
+from dalorra.adapter import read_adapter
+from dalorra.base_model import load_base_model
+from dalorra.posteriors import Laplace
+from dalorra.predictor import Predictor
+from training.calibrate import Calibratable
+from training.laplace import LaplacePredictor
+
+
+def load_evaluable(
+    adapter_dir: Path, base_model: str | None = None, *, device: str = "auto", dtype: str = "auto"
+) -> Calibratable:
+    """Loads an adapter of any method, and the base model it was trained on.
+
+    Raises:
+        AdapterError: the directory is damaged or does not fit the base model.
+        BaseModelError: the base model cannot be had.
+    """
+    adapter = read_adapter(adapter_dir)
+    base = load_base_model(
+        base_model or adapter.manifest.base_model.name, device=device, dtype=dtype
+    )
+    if not isinstance(adapter.posterior, Laplace):
+        return Predictor.from_adapter(adapter, base)
+    return LaplacePredictor.from_adapter(adapter, base)
