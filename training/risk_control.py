@@ -1,12 +1,16 @@
-"""Thresholds that keep a promise: Learn then Test (Angelopoulos et al., 2021), by fixed sequence.
+"""Thresholds that keep a promise: Learn then Test (Angelopoulos et al., 2021), by fallback.
 
 A pair (τ_p, τ_v) is tested against the hypothesis "its risk among accepted answers is above the
 target". The pairs form a path from strict to loose on which each accepts all that the one before
-it does. The path, and the step at which testing starts, are declared on pilot examples that are
-never tested on; the tests then run from that step towards looser pairs and stop at the first that
-is not rejected. So every test may spend the whole error probability δ = 1 − confidence, and all
-pairs up to the last rejected one keep the target together with probability at least 1 − δ over
-the draw of the tested examples.
+it does. The path, and the steps at which testing starts, are declared on pilot examples that are
+never tested on; the tests then run from those steps towards looser pairs. With one start all of the
+error probability δ = 1 − confidence is spent there, and testing ends at the first pair that is not
+rejected. With several each start has an equal part of δ, which a rejection hands on to the next
+pair, on top of what that has itself; a pair that is not rejected loses it (the fallback procedure;
+Wiens and Dmitrienko, 2005). The first bad pair of the path is tested with at most the parts of the
+starts up to it, the next one at most with those in between, and so on: together at most δ. So all
+rejected pairs keep the target together with probability at least 1 − δ over the draw of the tested
+examples.
 
 The number of accepted examples, m, is random. Given m, they are m independent draws from the
 distribution of accepted answers, so their errors are Binomial(m, risk): the p-value is valid for
@@ -31,7 +35,8 @@ SHARE_QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Quantiles of the pilot's epistemic share that are tried as κ, see `declare_path`."""
 
 _TAIL = 10  # steps in τ_v after τ_p has reached its end
-_ERRORS = 6  # that the first test should survive, see `declare_start`
+_ERRORS = 6  # that the first test should survive, see `declare_starts`
+_SHARES = (1 / 3, 1 / 2)  # of the accepted that a start may need
 _ROUNDING = 1e-9  # of a sum of losses
 
 
@@ -140,24 +145,31 @@ def _area_under_curve(path: ThresholdPath, pilot: Scored) -> float:
     return float(np.sum(np.diff(count, prepend=0) * risk) / max(int(count[-1]), 1))
 
 
-def declare_start(path: ThresholdPath, pilot: Scored, tested: int, confidence: float) -> int:
-    """The step to test first: the strictest that is likely to accept enough for a verdict.
+def declare_starts(
+    path: ThresholdPath, pilot: Scored, tested: int, confidence: float
+) -> tuple[int, ...]:
+    """The steps to start testing at: the strictest that are likely to accept enough for a verdict.
 
     Strict pairs keep a target best, but few accepted examples prove nothing: a target of 5 % takes
     59 without an error. So testing starts where `tested` examples like the pilot's are expected to
     accept as many as stay significant with `_ERRORS` errors among them, or with fewer when that
-    would be more than a third of all. Only how many the pilot accepts is used, of which it knows
-    more than of the errors among them: starts at its lowest error missed twice as often.
+    would be more than a third of all; and at the same for half of all, where that is another step.
+    Only how many the pilot accepts is used, of which it knows more than of the errors among them:
+    starts at its lowest error missed twice as often. On small sets half of all is the better start
+    for an adapter that is good on most inputs, a third for one that is good on few.
     """
-    start = 0
-    for risk in pilot.risks:
-        count, _ = path.totals(pilot, risk)
-        expected = count * (tested / len(pilot.probability))  # [S]
-        needed = [_enough(errors, tested, risk, confidence) for errors in range(_ERRORS + 1)]
-        fitting = [m for m in needed if m <= expected[-1] / 3.0]
-        enough = np.flatnonzero(expected >= (fitting[-1] if fitting else needed[0]))
-        start = max(start, int(enough[0]) if len(enough) else len(path) - 1)
-    return start
+    starts = set()
+    for share in _SHARES:
+        start = 0
+        for risk in pilot.risks:
+            count, _ = path.totals(pilot, risk)
+            expected = count * (tested / len(pilot.probability))  # [S]
+            needed = [_enough(errors, tested, risk, confidence) for errors in range(_ERRORS + 1)]
+            fitting = [m for m in needed if m <= share * expected[-1]]
+            enough = np.flatnonzero(expected >= (fitting[-1] if fitting else needed[0]))
+            start = max(start, int(enough[0]) if len(enough) else len(path) - 1)
+        starts.add(start)
+    return tuple(sorted(starts))
 
 
 def _enough(errors: int, most: int, risk: Risk, confidence: float) -> int:
@@ -169,10 +181,22 @@ def _enough(errors: int, most: int, risk: Risk, confidence: float) -> int:
     return int(count[rejecting[0]]) if len(rejecting) else most + 1
 
 
-def fixed_sequence(p_values: FloatArray, start: int, delta: float) -> int:
-    """Last hypothesis rejected when testing from `start` on; `start − 1` when none is."""
-    kept = np.flatnonzero(p_values[start:] > delta)
-    return start - 1 + (int(kept[0]) if len(kept) else len(p_values) - start)
+def fallback(p_values: FloatArray, starts: Sequence[int], delta: float) -> IntArray:
+    """The hypotheses that are rejected, ascending; from one start, a fixed sequence.
+
+    Args:
+        p_values: `[S]`, in the order of the tests.
+        starts: one or more, ascending; each has an equal part of `delta`.
+        delta: probability of a false rejection among all.
+    """
+    rejected, level = [], 0.0
+    for step in range(starts[0], len(p_values)):
+        level += delta / len(starts) if step in starts else 0.0
+        if not level or p_values[step] > level:
+            level = 0.0
+        else:
+            rejected.append(step)
+    return np.array(rejected, dtype=np.int64)
 
 
 def path_p_values(path: ThresholdPath, tested: Scored) -> FloatArray:
@@ -197,18 +221,17 @@ def choose_steps(
 ) -> list[int | None]:
     """The loosest step that keeps each target, None when none does.
 
-    The targets go from loose to strict; each is tested on its own, from its own start, and then
-    cut to the step of the target before it, so that a stricter target never accepts more. The
+    The targets go from loose to strict; each is tested on its own, from its own starts, and takes
+    no step beyond that of the target before it, so that a stricter target never accepts more. The
     confidence is for each target by itself.
     """
     chosen: list[int | None] = []
     limit, tested_count = len(path) - 1, len(tested.probability)
     for target in targets:
-        start = declare_start(path, pilot.aiming_at(target), tested_count, confidence)
+        starts = declare_starts(path, pilot.aiming_at(target), tested_count, confidence)
         p_values = path_p_values(path, tested.aiming_at(target))
-        last = fixed_sequence(p_values, start, 1.0 - confidence)
-        step = min(last, limit)
-        limit = step if step >= start else -1
+        rejected = fallback(p_values, starts, 1.0 - confidence)
+        limit = max((step for step in rejected.tolist() if step <= limit), default=-1)
         chosen.append(limit if limit >= 0 else None)
     return chosen
 

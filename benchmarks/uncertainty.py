@@ -1,0 +1,243 @@
+"""The measured worth of variance, novelty and the policy, as Markdown.
+
+    python -m benchmarks.uncertainty [--results FOLDER] [--out docs/uncertainty.md]
+
+Reads what `benchmarks.novelty` and `benchmarks.promise` wrote, and measures nothing itself.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.shifts import FAR, NEAR
+
+Line = Mapping[str, Any]
+
+_SCORES = {
+    "variance": "variance",
+    "entropy": "entropy",
+    "mutual_information": "mutual information",
+    "max_probability": "probability",
+    "novelty": "novelty",
+    "combined": "combined",
+}
+_SHIFTS = {
+    "ag_news": "news (ag_news)",
+    "trec": "questions (trec)",
+    "arc": "school exams (arc)",
+    "random": "random tokens",
+    "languages": "reviews, other languages",
+    "shuffled": "reviews, words shuffled",
+    "rotten_tomatoes": "other reviews (rotten_tomatoes)",
+}
+
+
+def main() -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=Path("docs/uncertainty.md"))
+    options = parser.parse_args()
+    options.out.write_text("# Uncertainty, measured\n\n" + section(options.results), "utf-8")
+
+
+def section(results: Path) -> str:
+    """Markdown without a title of its own, headings from the second level.
+
+    Args:
+        results: folder with `novelty.json`, `novelty_choice.json` and `promise.json`; a part whose
+            file is missing is left out.
+    """
+    parts = {"novelty": _far_away, "novelty_choice": _choice, "promise": _promise}
+    written = []
+    for name, part in parts.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            written.append(part(json.loads(path.read_text("utf-8"))))
+    return "\n".join(written)
+
+
+def _far_away(lines: Sequence[Line]) -> str:
+    by = {(line["shift"], line["score"]): line for line in lines}
+    shifts = [shift for shift in (*FAR, *NEAR) if (shift, "novelty") in by]
+    usual = by[shifts[0], "combined"]
+    auroc = _table(
+        ("inputs", *_SCORES.values()),
+        (
+            (_SHIFTS[s], *(_best(by, s, score, "auroc", max, ".2f") for score in _SCORES))
+            for s in shifts
+        ),
+    )
+    false_alarms = _table(
+        ("inputs", *_SCORES.values()),
+        (
+            (_SHIFTS[s], *(_best(by, s, score, "fpr_at_95", min, ".0%") for score in _SCORES))
+            for s in shifts
+        ),
+    )
+    accepting = ("variance", "max_probability", "combined")
+    accepted = _table(
+        ("accepted of", "variance alone", "without novelty", "as shipped"),
+        [
+            (
+                "usual inputs",
+                *(f"{by[shifts[0], a]['accepted_in_distribution']:.0%}" for a in accepting),
+            ),
+            *((_SHIFTS[s], *(f"{by[s, a]['accepted']:.0%}" for a in accepting)) for s in shifts),
+        ],
+    )
+    sizes = ", ".join(str(by[s, "combined"]["n"]["out"]) for s in shifts)
+    return f"""## Inputs of another kind
+
+`python -m benchmarks.novelty`: the bundled adapter on {usual["n"]["in"]} reviews of the sst2
+validation split and on inputs that are none ({sizes} of each, in the order of the table). Half of
+rotten_tomatoes is in sst2; those sentences are left out. *Combined* is the least of the conformal
+p-values of novelty, variance and probability. AUROC of usual inputs against the others, best in
+bold:
+
+{auroc}
+
+Share of usual inputs that are at least as doubtful as 95 % of the others (false alarms at 95 %
+detection):
+
+{false_alarms}
+
+What the shipped policy accepts; the same without its novelty level; and a limit on the variance
+alone that accepts as many usual inputs as the shipped policy:
+
+{accepted}
+
+{_where_it_is_blind(by)}
+"""
+
+
+def _where_it_is_blind(by: Mapping[tuple[str, str], Line]) -> str:
+    shuffled = by["shuffled", "combined"]
+    behind = [
+        _SHIFTS[shift]
+        for shift in FAR
+        if by[shift, "combined"]["auroc"] <= by[shift, "variance"]["auroc"]
+    ]
+    ahead = (
+        "The combined score is ahead of the variance alone on every far shift."
+        if not behind
+        else f"The combined score is not ahead of the variance alone on {', '.join(behind)}."
+    )
+    return (
+        f"{ahead} Word order is where it is blind: reviews with their words shuffled have a "
+        f"novelty AUROC of {by['shuffled', 'novelty']['auroc']:.2f}, and the policy accepts "
+        f"{shuffled['accepted']:.0%} of them where it accepts "
+        f"{shuffled['accepted_in_distribution']:.0%} of the reviews themselves."
+    )
+
+
+def _choice(lines: Sequence[Line]) -> str:
+    scored = [line for line in lines if "auroc" in line]
+    names = list(dict.fromkeys(line["score"] for line in scored))
+    means = {
+        name: tuple(
+            fmean(line[key] for line in scored if line["score"] == name)
+            for key in ("auroc", "detected_at_2")
+        )
+        for name in names
+    }
+    shifts = ", ".join(dict.fromkeys(line["shift"] for line in scored))
+    ranked = sorted(names, key=lambda name: -means[name][0])
+    table = _table(
+        ("hidden state, score, components", "AUROC", "detected at 2 % false alarms"),
+        ((name, f"{means[name][0]:.3f}", f"{means[name][1]:.0%}") for name in ranked),
+    )
+    spelt = [line for line in lines if "escalated" in line]
+    spelling = _table(
+        ("fitted with", "as written", "as sentences"),
+        (
+            (
+                "`--augment " + kind + "`",
+                *(
+                    f"{line['escalated']:.1%}"
+                    for shift in ("usual", "respelt")
+                    for line in spelt
+                    if line["shift"] == shift and line["score"].endswith(f": {kind}")
+                ),
+            )
+            for kind in ("none", "orthography")
+        ),
+    )
+    return f"""## Which score
+
+Chosen on inputs that serve for nothing else ({shifts}): mean over them, fitted on
+{scored[0]["n"]["train"]} training examples in all spellings. The hidden state is the one at the end
+of the answer cue, or of the prompt.
+
+{table}
+
+Another spelling alone, a capital, a full stop and natural spaces for the lower case of sst2, must
+not be novel. Share of usual reviews with a p-value below {spelt[0]["level"]:g}, calibrated on
+reviews as they are written:
+
+{spelling}
+"""
+
+
+def _promise(lines: Sequence[Line]) -> str:
+    table = _table(
+        (
+            "target",
+            "novelty level",
+            "violations",
+            "P(≥ as many)",
+            "beyond chance",
+            "nothing qualifies",
+            "accepted",
+            "error among them",
+        ),
+        (
+            (
+                f"{line['target_error']:g}",
+                f"{line['novelty_level']:g}",
+                f"{line['violations']} of {line['splits']}",
+                f"{line['p_value']:.2f}",
+                str(line["above_chance"]),
+                str(line["nothing_qualifies"]),
+                f"{line['mean_accepted']:.0%}",
+                "–" if line["mean_error"] is None else f"{line['mean_error']:.1%}",
+            )
+            for line in lines
+        ),
+    )
+    return f"""## The promise
+
+`python -m benchmarks.promise`: a random half of the sst2 validation split
+({lines[0]["calibrated_on"]} sentences) calibrates a policy at {lines[0]["confidence"]:.0%}
+confidence, the other half counts what it accepts.
+
+{table}
+
+A *violation* is an error rate above target on the other half. That half is a sample, too: a policy
+whose true error is just within its target is counted every other time, so these are more than the
+promise allows for, which is about the true error. *Beyond chance* are the splits whose errors the
+target cannot explain (exact binomial test at 5 %). P(≥ as many) is that of so many violations if
+each split had a chance of 5 %; the splits share their sentences, so it is a yardstick. Against a
+known truth the promise is tested in `tests/unit/test_risk_control.py`.
+"""
+
+
+def _best(
+    by: Mapping[tuple[str, str], Line], shift: str, score: str, key: str, best: Any, form: str
+) -> str:
+    value = by[shift, score][key]
+    text = format(value, form)
+    top = best(by[shift, other][key] for other in _SCORES)
+    return f"**{text}**" if value == top else text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
