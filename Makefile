@@ -71,7 +71,8 @@ test: setup lint ## All checks
 test-all: test $(RAY) system-deps ## All checks, slow tests included
 	"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)
 
-system-deps: $(STAMP) ## Prometheus, promtool and Chromium, which the slow tests run
+system-deps: $(STAMP) ## Ray, Prometheus, promtool and Chromium, which the slow tests run
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[ray]'
 	@tests/install_programs.sh "$(abspath $(BIN))"
 
 generate: $(STAMP) ## The files under deploy/ that are written by others there
