@@ -51,7 +51,7 @@ class Prediction:
         probabilities: label name → mean probability; sums to 1.
         entropy: of the mean distribution, in nats.
         mutual_information: epistemic part of the entropy, in nats.
-        samples: M.
+        samples: M; fewer where it stopped early.
         standard_error: how far `probability` may be off the mean over the whole posterior, because
             only M passes were sampled: √(u / (M − 1)), u the population variance over the passes
             (for independent ones u · M / (M − 1) is the unbiased variance of one, and 1 / M of it
@@ -92,7 +92,9 @@ def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list
         samples = PosteriorSamples(samples[:, :, None], samples.new_ones(1))
     passes = samples.probabilities.shape[1]
     p = samples.probabilities.double().flatten(1, 2)  # [B, M·S, K]
-    weight = samples.weights.double().repeat(passes)[:, None] / passes  # [M·S, 1]
+    of_mask = samples.weights.double()
+    of_mask = of_mask / of_mask.sum()  # float32 weights add up to 1 up to their own rounding
+    weight = of_mask.repeat(passes)[:, None] / passes  # [M·S, 1]
     mean = (weight * p).sum(dim=1)  # [B, K]
     best = mean.argmax(dim=-1)  # [B]
     chosen = p.gather(2, best[:, None, None].expand(-1, p.shape[1], 1)).squeeze(2)  # [B, M·S]

@@ -11,6 +11,7 @@ from torch import Tensor
 from dalorra.adapter import Adapter, check_tokens, load_adapter, read_adapter
 from dalorra.bank import BankSpec, NoiseBank
 from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
+from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
 from dalorra.low_rank import low_rank_updates
@@ -204,8 +205,26 @@ class Predictor:
         """Rows that this prompt adds to a forward."""
         return packed_row_count(prompt, self.samples, self.scope)
 
-    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """Predictive moments of each prompt, and how novel it is; order kept."""
+    def predict(
+        self, prompts: Sequence[Prompt], deciders: Sequence[Policy | None] = ()
+    ) -> list[Prediction]:
+        """Predictive moments of each prompt, and how novel it is; order kept.
+
+        Args:
+            prompts: B prompts.
+            deciders: for each prompt the policy that decides on it, where members of the bank may
+                be left out that can change neither label nor decision (`dalorra.early_stop`);
+                None: all are used, as by default. Novelty is a mean over the whole bank, so an
+                adapter that tells it uses all of it.
+        """
+        if any(deciders) and self.novelty is None:
+            return predict_in_stages(
+                lambda some, members: self._run(some, self.bank, members)[0],
+                prompts,
+                deciders,
+                members=self.samples,
+                labels=self.labels,
+            )
         samples, features = self._run(prompts, self.bank)
         predictions = summarise(samples, self.labels)
         if self.novelty is None:
@@ -242,21 +261,24 @@ class Predictor:
         return self._run(prompts, bank or self.bank)[0]
 
     @torch.inference_mode()
-    def _run(self, prompts: Sequence[Prompt], bank: NoiseBank) -> tuple[PosteriorSamples, Tensor]:
+    def _run(
+        self, prompts: Sequence[Prompt], bank: NoiseBank, members: range | None = None
+    ) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""
+        chosen = range(bank.samples) if members is None else members
         parts, weights = [], torch.ones(1)
         features = [torch.empty(0, self._hidden_size)]
-        for group, member_groups in self._plan(prompts, bank.samples):
+        for group, member_groups in self._plan(prompts, chosen):
             by_members, end = [], torch.zeros(())
-            for members in member_groups:
-                states = self._network.hidden_states(group, members, bank, self.scope)
-                part, weights = self._network.head.probabilities(states.answers, members, bank)
+            for part_of_bank in member_groups:
+                states = self._network.hidden_states(group, part_of_bank, bank, self.scope)
+                part, weights = self._network.head.probabilities(states.answers, part_of_bank, bank)
                 by_members.append(part)
-                end = end + states.answers.float().sum(dim=1).cpu() / bank.samples
+                end = end + states.answers.float().sum(dim=1).cpu() / len(chosen)
             parts.append(torch.cat(by_members, dim=1))
             features.append(end)
         if not parts:
-            parts.append(torch.empty(0, bank.samples, 1, len(self.labels)))
+            parts.append(torch.empty(0, len(chosen), 1, len(self.labels)))
         samples = PosteriorSamples(torch.cat(parts).cpu(), weights.cpu())
         return samples.tempered(self.policy.temperature), torch.cat(features)
 
@@ -269,29 +291,29 @@ class Predictor:
             self.predict([Prompt(prompt_ids, cue)])
 
     def _plan(
-        self, prompts: Sequence[Prompt], samples: int
+        self, prompts: Sequence[Prompt], members: range
     ) -> Iterator[tuple[Sequence[Prompt], list[range]]]:
         """Groups of prompts that fit the row budget; a prompt too long for it splits along M."""
         start = 0
         while start < len(prompts):
             end, longest = start, 0
             while end < len(prompts):
-                rows = packed_row_count(prompts[end], samples, self.scope)
+                rows = packed_row_count(prompts[end], len(members), self.scope)
                 longest = max(longest, rows)
                 if end > start and longest * (end + 1 - start) > self.row_budget:
                     break
                 end += 1
             group = prompts[start:end]
-            yield group, self._member_groups(group[0], samples, alone=len(group) == 1)
+            yield group, self._member_groups(group[0], members, alone=len(group) == 1)
             start = end
 
-    def _member_groups(self, prompt: Prompt, samples: int, *, alone: bool) -> list[range]:
-        if not alone or packed_row_count(prompt, samples, self.scope) <= self.row_budget:
-            return [range(samples)]
+    def _member_groups(self, prompt: Prompt, members: range, *, alone: bool) -> list[range]:
+        if not alone or packed_row_count(prompt, len(members), self.scope) <= self.row_budget:
+            return [members]
         shared = packed_row_count(prompt, 0, self.scope)
         per_sample = packed_row_count(prompt, 1, self.scope) - shared
         step = max((self.row_budget - shared) // max(per_sample, 1), 1)
-        return [range(m, min(m + step, samples)) for m in range(0, samples, step)]
+        return [members[m : m + step] for m in range(0, len(members), step)]
 
 
 def bundled_adapter() -> Path:

@@ -68,6 +68,7 @@ def create_app(
         ledger,
         timeout_seconds=settings.request_timeout_seconds,
         tracing=tracing,
+        samples=settings.samples,
     )
     clients, administrators = settings.key_digests(), settings.admin_key_digests()
     keys = (*clients, *administrators) if clients else ()  # open to all if clients need none

@@ -22,6 +22,7 @@ from service.feedback.ledger import Keeping
 from service.keys import all_digests, known_digest
 
 ENV_PREFIX = "DALORRA_"
+Samples = Literal["full", "auto"]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NOT_SETTINGS = {"DALORRA_CACHE", "DALORRA_CONFIG"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
@@ -55,6 +56,12 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model.")
     on_overflow: Literal["truncate", "reject"] = Field(
         "truncate", description="What happens to an over-long input: cut, or answered with 422."
+    )
+
+    samples: Samples = Field(
+        "full",
+        description="full: every answer uses the whole bank. auto: it stops once the rest can "
+        "change neither label nor decision. What a request asks for wins.",
     )
 
     max_queue_requests: int = Field(512, ge=1, description="Inputs that may wait.")

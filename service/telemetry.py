@@ -67,6 +67,11 @@ class Telemetry:
         self._labels = self._counter("labels", "Answers by predicted label.", ["adapter", "label"])
         self._tokens = self._counter("tokens", "Prompt tokens tokenised.")
         self._mask_samples = self._counter("mask_samples", "Posterior samples averaged in answers.")
+        self._early_stops = self._counter(
+            "early_stops",
+            "Answers that used fewer samples, as the rest could not change the decision.",
+            ["adapter", "decision"],
+        )
         self._coalesced = self._counter(
             "coalesced_inputs", "Inputs answered by an identical one that was in flight."
         )
@@ -164,6 +169,7 @@ class Telemetry:
         self._adapter_bytes.labels(name).set(predictor.nbytes)
         for decision in Decision:
             self._decisions.labels(name, decision)
+            self._early_stops.labels(name, decision)
         for label in predictor.labels:
             self._labels.labels(name, label)
         for histogram in (self._variance, self._confidence, self._novelty):
@@ -175,6 +181,7 @@ class Telemetry:
             self._labels.remove(name, label)
         for decision in Decision:
             self._decisions.remove(name, decision)
+            self._early_stops.remove(name, decision)
         for metric in (
             self._adapter,
             self._adapter_bytes,
@@ -197,13 +204,17 @@ class Telemetry:
             self._failures.labels(error_type).inc()
         self._request_seconds.observe(seconds, exemplar())
 
-    def answered(self, adapter: str, answer: Answer, decision: Decision) -> None:
+    def answered(
+        self, adapter: str, answer: Answer, decision: Decision, *, stopped_early: bool
+    ) -> None:
         """One input was answered; not counted for an adapter that was unloaded meanwhile."""
         prediction, link = answer.prediction, exemplar()
         self._mask_samples.inc(prediction.samples)
         if prediction.label not in self._served.get(adapter, ()):
             return
         self._decisions.labels(adapter, decision).inc(exemplar=link)
+        if stopped_early:
+            self._early_stops.labels(adapter, decision).inc()
         self._labels.labels(adapter, prediction.label).inc()
         self._variance.labels(adapter).observe(prediction.variance, link)
         self._confidence.labels(adapter).observe(prediction.probability, link)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +27,7 @@ def limits(**changes: float) -> Limits:
 
 
 class FakePredictor:
-    """One token per character; the answer depends on the prompt alone.
+    """One token per character; the answer depends on the prompt, its samples on who decides.
 
     Attributes:
         seconds: time of one forward.
@@ -83,7 +84,9 @@ class FakePredictor:
     def packed_rows(self, prompt: Prompt) -> int:
         return len(prompt.prompt_ids) + self.samples * len(prompt.cue_ids)
 
-    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+    def predict(
+        self, prompts: Sequence[Prompt], deciders: Sequence[Policy | None] = ()
+    ) -> list[Prediction]:
         self.batches.append(list(prompts))
         self.gate.wait()
         if self.seconds:
@@ -92,7 +95,10 @@ class FakePredictor:
             raise RuntimeError("the device fell off the bus")
         if any(POISON in prompt.prompt_ids for prompt in prompts):
             raise RuntimeError("this prompt is poisoned")
-        return [expected_prediction(prompt) for prompt in prompts]
+        return [
+            replace(expected_prediction(prompt), samples=6 if decider else self.samples)
+            for prompt, decider in zip_longest(prompts, deciders)
+        ]
 
     def read(self, path: Path | None) -> Self:
         """As a base on which it is the only adapter."""

@@ -11,6 +11,7 @@ from service.api.schemas import PredictResponse
 from service.engine import Answer, Predictor
 from service.feedback import Ledger
 from service.lifecycle import Lifecycle
+from service.settings import Samples
 from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Answering:
         ledger: keeps the answers, and knows whether the promise holds.
         timeout_seconds: for all inputs of one request together.
         tracing: makes spans of what was done, if there is one.
+        samples: what a request gets that does not say.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Answering:
         *,
         timeout_seconds: float,
         tracing: Tracing | None = None,
+        samples: Samples = "full",
     ) -> None:
         self._lifecycle = lifecycle
         self._telemetry = telemetry
         self._ledger = ledger
         self._timeout_seconds = timeout_seconds
         self._tracing = tracing
+        self._samples = samples
 
     async def answer(
         self,
@@ -68,6 +72,7 @@ class Answering:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
+        samples: Samples | None = None,
     ) -> Answered:
         """Answers at least one input; all of them or none.
 
@@ -77,6 +82,7 @@ class Answering:
             adapter: which one answers; the default if none is named.
             return_samples: whether the bodies have `sample_probabilities`.
             target_error: stricter than the policy's, for these inputs.
+            samples: whether all are used, or as many as label and decision need.
 
         Raises:
             InputError, ServiceError: see `Adapters.find`, `Policy.at` and `Engine.predict`.
@@ -84,7 +90,10 @@ class Answering:
         engine = self._lifecycle.engine
         predictor = self._lifecycle.adapters.find(adapter)
         policy = predictor.policy if target_error is None else predictor.policy.at(target_error)
-        answers = await engine.predict(predictor, inputs, within=self._timeout_seconds)
+        decider = policy if (samples or self._samples) == "auto" else None
+        answers = await engine.predict(
+            predictor, inputs, within=self._timeout_seconds, decider=decider
+        )
         if self._tracing is not None:
             self._tracing.stages(answers)
         bodies = [
@@ -94,7 +103,10 @@ class Answering:
         predictions = [one.prediction for one in answers]
         self._ledger.keep(predictor, inputs, predictions, bodies)
         for one, body in zip(answers, bodies, strict=True):
-            self._telemetry.answered(predictor.adapter_name, one, body.decision)
+            early = body.samples < predictor.samples
+            self._telemetry.answered(
+                predictor.adapter_name, one, body.decision, stopped_early=early
+            )
         timings = _timings(answers)
         facts = {
             "adapter": predictor.adapter_name,

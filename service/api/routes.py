@@ -23,7 +23,7 @@ from service.api.schemas import (
 )
 from service.errors import BatchTooLargeError, ClientGoneError
 from service.lifecycle import Lifecycle
-from service.settings import Settings
+from service.settings import Samples, Settings
 from service.telemetry import Telemetry, package_version
 from service.tool import function_schema, tool_name
 
@@ -74,6 +74,7 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
             adapter=body.adapter,
             return_samples=body.return_samples,
             target_error=body.target_error,
+            samples=body.samples,
         )
         return prediction
 
@@ -92,6 +93,7 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
             adapter=body.adapter,
             return_samples=body.return_samples,
             target_error=body.target_error,
+            samples=body.samples,
         )
         return BatchResponse(predictions=predictions)
 
@@ -108,6 +110,7 @@ async def ask(
     adapter: str | None = None,
     return_samples: bool = False,
     target_error: float | None = None,
+    samples: Samples | None = None,
 ) -> list[PredictResponse]:
     """Answers the inputs of an HTTP request; cancelled when its client closes the connection.
 
@@ -121,7 +124,12 @@ async def ask(
     request_id = request.state.request_id
     ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
     work = answering.answer(
-        inputs, ids, adapter=adapter, return_samples=return_samples, target_error=target_error
+        inputs,
+        ids,
+        adapter=adapter,
+        return_samples=return_samples,
+        target_error=target_error,
+        samples=samples,
     )
     answered = await _unless_gone(request, work)
     response.headers["Server-Timing"] = answered.server_timing
@@ -213,6 +221,7 @@ def _info(adapters: Adapters, name: str | None, settings: Settings) -> InfoRespo
         method=predictor.method,
         scope=str(predictor.scope),
         samples=predictor.samples,
+        default_samples=settings.samples,
         labels=list(predictor.labels),
         fields=list(predictor.fields),
         on_overflow=settings.on_overflow,

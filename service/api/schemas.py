@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from dalorra.policy import Decision, Policy
+from service.settings import Samples
 
 
 def _is_unicode(value: str | dict[str, str]) -> str | dict[str, str]:
@@ -67,6 +68,11 @@ class _Asked(_Request):
         "policy was calibrated for: the thresholds are then those calibrated for it.",
         examples=[0.02],
     )
+    samples: Samples | None = Field(
+        None,
+        description="full: use the whole bank. auto: stop once the rest of it can change neither "
+        "label nor decision. The server's own setting, if left out.",
+    )
 
 
 class PredictRequest(_Asked):
@@ -112,7 +118,9 @@ class PredictResponse(_Answer):
         description="p-value of the input among those like the training data: small is novel. "
         "null when the adapter cannot tell.",
     )
-    samples: int = Field(ge=1, description="Posterior samples that were averaged.")
+    samples: int = Field(
+        ge=1, description="Posterior samples that were averaged; auto may need fewer."
+    )
     truncated: bool = Field(description="Whether the input was cut to fit.")
     model: str = Field(description="The base model.")
     adapter: str = Field(description="The adapter.")
@@ -154,7 +162,8 @@ class InfoResponse(_Answer):
     adapters: list[str] = Field(description="Every adapter that can be asked, the default first.")
     method: str = Field(description="How the adapter is stochastic.")
     scope: str = Field(description="Rows that the adapter acts on.")
-    samples: int
+    samples: int = Field(description="Posterior samples of the whole bank.")
+    default_samples: Samples = Field(description="What a request gets that does not say.")
     labels: list[str]
     fields: list[str] = Field(description="Fields of the template, for inputs that are objects.")
     on_overflow: str = Field(description="What happens to an over-long input.")

@@ -22,6 +22,7 @@ from service.client._answers import (
     Limits,
     Policy,
     Prediction,
+    Samples,
 )
 from service.client._client import AsyncClient, Client
 from service.client._errors import (
@@ -76,6 +77,7 @@ __all__ = [
     "RateLimitedError",
     "RequestError",
     "Retries",
+    "Samples",
     "ServerError",
     "TimedOutError",
     "TooLargeError",

@@ -12,6 +12,10 @@ Decision = Literal["accept", "escalate", "clarify"]
 """accept: believe it. escalate: the model does not know. clarify: the input is ambiguous."""
 
 
+Samples = Literal["full", "auto"]
+"""full: the whole bank. auto: as many samples as label and decision need."""
+
+
 class _Answer(BaseModel):
     # Built on first use, so that importing the client costs an agent's start as little as can be.
     model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
@@ -33,7 +37,7 @@ class Prediction(_Answer):
             averaged: one standard error; None for one sample.
         novelty: p-value of the input among those like the training data, small is novel; None
             when the adapter cannot tell.
-        samples: posterior samples that were averaged.
+        samples: posterior samples that were averaged; `auto` may need fewer than all.
         truncated: whether the input was cut to fit.
         model: the base model.
         adapter: the adapter.
@@ -125,6 +129,7 @@ class Info(_Answer):
         method: how the adapter is stochastic.
         scope: rows that the adapter acts on.
         samples: M.
+        default_samples: what a request gets that does not say.
         labels: names of the labels.
         fields: the template's fields, for inputs that are objects.
         on_overflow: what happens to an over-long input, `truncate` or `reject`.
@@ -140,6 +145,7 @@ class Info(_Answer):
     method: str
     scope: str
     samples: int
+    default_samples: Samples = "full"
     labels: tuple[str, ...]
     fields: tuple[str, ...]
     on_overflow: str

@@ -8,7 +8,15 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client._answers import Adapter, Feedback, Health, Info, Input, Prediction
+from service.client._answers import (
+    Adapter,
+    Feedback,
+    Health,
+    Info,
+    Input,
+    Prediction,
+    Samples,
+)
 from service.client._exchange import Exchange, Exchanges, transport_error
 from service.client._retries import Retries
 
@@ -61,6 +69,7 @@ class Client:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
+        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> Prediction:
         """Answers one input.
@@ -71,6 +80,8 @@ class Client:
             return_samples: adds `sample_probabilities` to the answer.
             target_error: error rate among accepted answers, when it should be lower than the one
                 that the policy was calibrated for (`Info.policy.target_error`).
+            samples: `auto` lets the server stop once the samples that are left can change neither
+                label nor decision; `full` uses all. The server's own setting if left out.
             request_id: up to 128 letters, digits, `.`, `_` and `-`, for the server's log.
         """
         exchange = self._exchanges.predict(
@@ -78,6 +89,7 @@ class Client:
             adapter=adapter,
             return_samples=return_samples,
             target_error=target_error,
+            samples=samples,
             request_id=request_id,
         )
         return self._drive(exchange)
@@ -89,6 +101,7 @@ class Client:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
+        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """Answers several inputs in one request, order kept; all of them or none.
@@ -98,6 +111,7 @@ class Client:
             adapter: see `predict`.
             return_samples: see `predict`.
             target_error: see `predict`.
+            samples: see `predict`.
             request_id: see `predict`.
         """
         exchange = self._exchanges.predict_batch(
@@ -105,6 +119,7 @@ class Client:
             adapter=adapter,
             return_samples=return_samples,
             target_error=target_error,
+            samples=samples,
             request_id=request_id,
         )
         return self._drive(exchange)
@@ -206,6 +221,7 @@ class AsyncClient:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
+        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> Prediction:
         """See `Client.predict`."""
@@ -214,6 +230,7 @@ class AsyncClient:
             adapter=adapter,
             return_samples=return_samples,
             target_error=target_error,
+            samples=samples,
             request_id=request_id,
         )
         return await self._drive(exchange)
@@ -225,6 +242,7 @@ class AsyncClient:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
+        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """See `Client.predict_batch`."""
@@ -233,6 +251,7 @@ class AsyncClient:
             adapter=adapter,
             return_samples=return_samples,
             target_error=target_error,
+            samples=samples,
             request_id=request_id,
         )
         return await self._drive(exchange)

@@ -21,6 +21,7 @@ from service.client._answers import (
     Input,
     Prediction,
     Predictions,
+    Samples,
 )
 from service.client._errors import (
     ClientError,
@@ -58,10 +59,12 @@ class Exchanges:
         adapter: str | None,
         return_samples: bool,
         target_error: float | None,
+        samples: Samples | None,
         request_id: str | None,
     ) -> Exchange[Prediction]:
         """POST /predict."""
-        body = {"input": _plain(value), **_options(adapter, return_samples, target_error)}
+        options = _options(adapter, return_samples, target_error, samples)
+        body = {"input": _plain(value), **options}
         return (yield from self._ask("POST", "predict", Prediction, body, request_id))
 
     def predict_batch(
@@ -71,12 +74,13 @@ class Exchanges:
         adapter: str | None,
         return_samples: bool,
         target_error: float | None,
+        samples: Samples | None,
         request_id: str | None,
     ) -> Exchange[list[Prediction]]:
         """POST /predict/batch."""
         if not inputs:
             return []
-        options = _options(adapter, return_samples, target_error)
+        options = _options(adapter, return_samples, target_error, samples)
         body = {"inputs": [_plain(value) for value in inputs], **options}
         answer = yield from self._ask("POST", "predict/batch", Predictions, body, request_id)
         if len(answer.predictions) != len(inputs):
@@ -160,12 +164,18 @@ def _plain(value: Input) -> str | dict[str, str]:
 
 
 def _options(
-    adapter: str | None, return_samples: bool, target_error: float | None
+    adapter: str | None,
+    return_samples: bool,
+    target_error: float | None,
+    samples: Samples | None,
 ) -> dict[str, Any]:
     """What differs from the server's defaults."""
-    given: dict[str, Any] = {"adapter": adapter, "target_error": target_error}
-    if return_samples:
-        given["return_samples"] = True
+    given: dict[str, Any] = {
+        "adapter": adapter,
+        "return_samples": return_samples or None,
+        "target_error": target_error,
+        "samples": samples,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -99,7 +99,8 @@ class Batcher:
 
     def _submit(self, batch: Batch) -> asyncio.Future[list[Prediction | Exception]]:
         loop = asyncio.get_running_loop()
-        forward = partial(self._worker.run, batch.predictor)
+        deciders = [entry.decider for entry in batch.entries]
+        forward = partial(self._worker.run, batch.predictor, deciders=deciders)
         return loop.run_in_executor(self._model, forward, batch.prompts)
 
     def _next_batch(self, now: float) -> Batch | None:

@@ -27,6 +27,7 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
+    from dalorra.policy import Policy
     from dalorra.prompts import InputFields, Prompt
 
 _log = structlog.get_logger("dalorra.engine")
@@ -102,7 +103,12 @@ class Engine:
         self._task.add_done_callback(self._stopped)
 
     async def predict(
-        self, predictor: Predictor, inputs: Sequence[InputFields], *, within: float
+        self,
+        predictor: Predictor,
+        inputs: Sequence[InputFields],
+        *,
+        within: float,
+        decider: Policy | None = None,
     ) -> list[Answer]:
         """Answers inputs, order kept. Cancelling it frees the places it holds.
 
@@ -110,6 +116,7 @@ class Engine:
             predictor: warmed up; answers these inputs whatever is loaded or unloaded meanwhile.
             inputs: at least one; all are admitted or none is.
             within: seconds until it gives up.
+            decider: a policy, where as many samples do as its decision needs; None: all.
 
         Raises:
             InputError: an input does not fit the template; names its index if there are several.
@@ -121,7 +128,7 @@ class Engine:
         if self._refusal is not None:
             raise self._refusal()
         deadline = asyncio.get_running_loop().time() + within
-        seats = self._admit(predictor, inputs, deadline)
+        seats = self._admit(predictor, inputs, deadline, decider)
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait(
@@ -150,10 +157,16 @@ class Engine:
         self._fail_all(self._refusal)
 
     def _admit(
-        self, predictor: Predictor, inputs: Sequence[InputFields], deadline: float
+        self,
+        predictor: Predictor,
+        inputs: Sequence[InputFields],
+        deadline: float,
+        decider: Policy | None,
     ) -> list[tuple[Entry, asyncio.Future[Answer]]]:
         """A seat for each input: beside an equal one that is on its way, or in a new entry."""
-        keys = [(predictor, _key(value, predictor.fields)) for value in inputs]
+        keys = [
+            self._seat_key((predictor, _key(value, predictor.fields)), decider) for value in inputs
+        ]
         fresh = {
             key: value
             for key, value in zip(keys, inputs, strict=True)
@@ -162,7 +175,7 @@ class Engine:
         estimate = self._admission.reserve(len(fresh)) if fresh else 0
         for _ in range(len(keys) - len(fresh)):
             self._observer.coalesced()
-        entries = [Entry(key, predictor, value, estimate) for key, value in fresh.items()]
+        entries = [Entry(key, predictor, value, estimate, decider) for key, value in fresh.items()]
         self._in_flight.update((entry.key, entry) for entry in entries)
         self._idle.clear()
         seats = [(entry, entry.join(deadline)) for entry in (self._in_flight[key] for key in keys)]
@@ -172,6 +185,12 @@ class Engine:
             )
             tokenized.add_done_callback(lambda future: self._enqueue(entries, future))
         return seats
+
+    def _seat_key(self, key: Hashable, decider: Policy | None) -> Hashable:
+        """An answer of all samples serves everyone, one of fewer those with the same thresholds."""
+        if decider is None or (key, None) in self._in_flight:
+            return key, None
+        return key, (decider.min_probability, decider.max_variance)
 
     def _tokenize(self, entries: list[Entry]) -> list[_Tokenized | Exception]:
         """Runs on a tokeniser thread and changes nothing there."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from service.engine.interfaces import Predictor
 
 if TYPE_CHECKING:
+    from dalorra.policy import Policy
     from dalorra.predictive import Prediction
     from dalorra.prompts import InputFields, Prompt
 
@@ -57,6 +58,7 @@ class Entry:
         key: equal for equal inputs of one predictor.
         predictor: answers it.
         value: the input.
+        decider: the policy, where as many samples do as its decision needs; None: all.
         rows: rows it holds in the queue: an estimate first, exact once tokenised.
         stage: where it is.
         deadline: the latest deadline of those who wait, in loop time.
@@ -70,6 +72,7 @@ class Entry:
     predictor: Predictor
     value: InputFields
     rows: int
+    decider: Policy | None = None
     stage: Stage = Stage.TOKENIZING
     deadline: float = 0.0
     prompt: Prompt | None = None

@@ -53,8 +53,13 @@ class Predictor(Protocol):
     def packed_rows(self, prompt: Prompt, /) -> int:
         """Rows that this prompt adds to a forward."""
 
-    def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
-        """Answers one batch, order kept; one caller at a time."""
+    def predict(
+        self, prompts: Sequence[Prompt], deciders: Sequence[Policy | None] = (), /
+    ) -> list[Prediction]:
+        """Answers one batch, order kept; one caller at a time.
+
+        Where a prompt has a decider, as many samples do as its label and decision need.
+        """
 
     def warm_up(self) -> None:
         """Runs representative shapes once."""

@@ -15,6 +15,7 @@ from service.engine.interfaces import Predictor
 from service.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from dalorra.policy import Policy
     from dalorra.predictive import Prediction
     from dalorra.prompts import Prompt
 
@@ -86,13 +87,23 @@ class Worker:
     def __init__(self) -> None:
         self._known_good: tuple[Predictor, Prompt] | None = None
 
-    def run(self, predictor: Predictor, prompts: Sequence[Prompt]) -> list[Prediction | Exception]:
+    def run(
+        self,
+        predictor: Predictor,
+        prompts: Sequence[Prompt],
+        deciders: Sequence[Policy | None] = (),
+    ) -> list[Prediction | Exception]:
         """One prediction or one error for each prompt, order kept.
+
+        Args:
+            predictor: answers.
+            prompts: a batch.
+            deciders: see `Predictor.predict`.
 
         Raises:
             UnavailableError: the device is broken; nothing will succeed any more.
         """
-        results = self._run_or_halve(predictor, prompts)
+        results = self._run_or_halve(predictor, prompts, deciders)
         succeeded = [
             prompt
             for prompt, result in zip(prompts, results, strict=True)
@@ -105,18 +116,25 @@ class Worker:
         return results
 
     def _run_or_halve(
-        self, predictor: Predictor, prompts: Sequence[Prompt]
+        self,
+        predictor: Predictor,
+        prompts: Sequence[Prompt],
+        deciders: Sequence[Policy | None],
     ) -> list[Prediction | Exception]:
         try:
-            return [*_forward(predictor, prompts)]
+            return [*_forward(predictor, prompts, deciders)]
         except Exception as error:  # noqa: BLE001 - any failure belongs to the inputs it hit
             _log.warning("forward_failed", batch_requests=len(prompts), exc_info=error)
             if len(prompts) == 1:
                 return [error]
         # Outside the handler: the traceback of an out-of-memory error keeps its tensors alive.
         middle = len(prompts) // 2
-        halves = prompts[:middle], prompts[middle:]
-        return [result for half in halves for result in self._run_or_halve(predictor, half)]
+        halves = slice(middle), slice(middle, None)
+        return [
+            result
+            for half in halves
+            for result in self._run_or_halve(predictor, prompts[half], deciders[half])
+        ]
 
     def _check_device(self, predictor: Predictor) -> None:
         try:
@@ -129,8 +147,10 @@ class Worker:
             raise UnavailableError("the model no longer works: restart the server") from error
 
 
-def _forward(predictor: Predictor, prompts: Sequence[Prompt]) -> list[Prediction]:
-    predictions = predictor.predict(prompts)
+def _forward(
+    predictor: Predictor, prompts: Sequence[Prompt], deciders: Sequence[Policy | None] = ()
+) -> list[Prediction]:
+    predictions = predictor.predict(prompts, deciders)
     if len(predictions) != len(prompts):
         raise RuntimeError(f"{len(prompts)} prompts gave {len(predictions)} predictions")
     for prediction in predictions:

@@ -73,6 +73,30 @@ async def test_a_batch_keeps_its_order(serving: Serving):
     assert predictions == singles
 
 
+async def test_a_request_or_the_setting_may_let_it_stop_early(serving: Serving):
+    async with serving() as server:
+        whole, early = [
+            (await server.client.post("/predict", json={"input": "a", "samples": samples})).json()
+            for samples in ("full", "auto")
+        ]
+        batch = {"inputs": ["a", "b"], "samples": "auto"}
+        several = (await server.client.post("/predict/batch", json=batch)).json()["predictions"]
+        unsaid = (await server.predict("a")).json()
+        metrics = await server.metrics()
+
+    assert [one["samples"] for one in (whole, early, unsaid, *several)] == [10, 6, 10, 6, 6]
+    assert early["decision"] == whole["decision"]
+    stops = "dalorra_early_stops_total"
+    assert sum(value for series, value in metrics.items() if series.startswith(stops)) == 3
+    assert metrics["dalorra_mask_samples_total"] == 10 + 6 + 10 + 6 + 6
+
+    async with serving(samples="auto") as server:
+        said = await server.client.post("/predict", json={"input": "a", "samples": "full"})
+        assert (await server.predict("a")).json()["samples"] == 6
+        assert said.json()["samples"] == 10
+        assert (await server.client.get("/info")).json()["default_samples"] == "auto"
+
+
 async def test_an_over_long_input_says_that_it_was_cut(serving: Serving):
     async with serving() as server:
         assert (await server.predict("x" * 1_000)).json()["truncated"] is True
@@ -245,9 +269,9 @@ async def test_every_series_exists_before_the_first_request(serving: Serving):
     for error_type in ERROR_TYPES:
         assert metrics[f'dalorra_request_failures_total{{error_type="{error_type}"}}'] == 0
     for decision in ("accept", "escalate", "clarify"):
-        assert (
-            metrics[f'dalorra_decisions_total{{adapter="fake-adapter",decision="{decision}"}}'] == 0
-        )
+        for name in ("decisions", "early_stops"):
+            labels = f'{{adapter="fake-adapter",decision="{decision}"}}'
+            assert metrics[f"dalorra_{name}_total{labels}"] == 0
     for label in ("negative", "positive"):
         assert metrics[f'dalorra_labels_total{{adapter="fake-adapter",label="{label}"}}'] == 0
     for name in ("tokens_total", "mask_samples_total", "coalesced_inputs_total", "queue_requests",

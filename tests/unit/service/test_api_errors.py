@@ -53,6 +53,11 @@ async def test_400_for_what_is_no_json(serving: Serving, content: bytes):
         ("/predict", {"input": ["a"]}, "input: must be a string or an object of strings"),
         ("/predict", {"input": {"sentence": 3}}, "input: must be a string or an object"),
         ("/predict", {"input": "a", "inputs": "b"}, "inputs: Extra inputs are not permitted"),
+        (
+            "/predict",
+            {"input": "a", "samples": "some"},
+            "samples: Input should be 'full' or 'auto'",
+        ),
         ("/predict", {"input": ""}, "input is empty"),
         ("/predict", {"input": {"title": "a"}}, "wrong fields: send sentence"),
         ("/predict/batch", {"input": "a"}, "inputs: Field required"),

@@ -140,6 +140,20 @@ def test_a_prediction_is_typed_and_keeps_what_it_does_not_know(ask: Ask):
     assert script.bodies == [{"input": "hello"}]
 
 
+def test_what_is_asked_for_is_sent_and_nothing_else(ask: Ask):
+    single = Script(httpx.Response(200, json=ANSWER))
+    several = Script(httpx.Response(200, json={"predictions": [ANSWER]}))
+    ask(single, "predict", "a")
+    ask(single, "predict", "a", samples="auto", return_samples=True)
+    ask(several, "predict_batch", ["a"], samples="full")
+
+    assert single.bodies == [
+        {"input": "a"},
+        {"input": "a", "samples": "auto", "return_samples": True},
+    ]
+    assert several.bodies == [{"inputs": ["a"], "samples": "full"}]
+
+
 def test_no_key_no_header(ask: Ask):
     script = Script(httpx.Response(200, json=ANSWER))
     ask(script, "predict", {"claim": "a", "evidence": "b"}, return_samples=True)

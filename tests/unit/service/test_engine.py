@@ -177,6 +177,30 @@ async def test_identical_inputs_in_flight_run_once(bench: Bench):
     assert bench.ran[2:] == [["a"]]
 
 
+@on_bench()
+async def test_an_answer_of_all_samples_serves_those_who_need_fewer_and_not_the_reverse(
+    bench: Bench,
+):
+    busy = bench.ask("busy")
+    await bench.at(1)
+    lax, strict = (
+        bench.predictor.policy,
+        bench.predictor.policy.model_copy(update={"min_probability": 0.99}),
+    )
+    crowd = (("a", lax), ("a", None), ("a", lax), ("b", lax), ("b", lax), ("b", strict))
+    asked = [
+        bench.loop.create_task(
+            bench.engine.predict(bench.predictor, [text], within=99, decider=decider)
+        )
+        for text, decider in crowd
+    ]
+    await asyncio.gather(busy, *asked)
+
+    used = [answer.prediction.samples for task in asked for answer in task.result()]
+    assert used == [6, 10, 10, 6, 6, 6]
+    assert bench.ran == [["busy"], ["a", "a", "b", "b"]]  # in one batch, whoever may stop early
+
+
 @on_bench(fields=("claim", "evidence"))
 async def test_the_order_of_fields_makes_no_difference(bench: Bench):
     await asyncio.gather(

@@ -26,9 +26,18 @@ def test_a_poisoned_input_does_not_fail_its_neighbours(predictor: FakePredictor)
     assert [len(batch) for batch in predictor.batches] == [7, 3, 1, 2, 1, 1, 4]
 
 
+def test_halves_keep_who_may_stop_early(predictor: FakePredictor):
+    prompts = [predictor.encode(text) for text in "a☠cd"]
+
+    rule = predictor.policy
+    results = Worker().run(predictor, prompts, [rule, rule, None, rule])
+
+    assert [getattr(result, "samples", None) for result in results] == [6, None, 10, 6]
+
+
 def test_a_batch_too_large_for_the_memory_succeeds_in_parts(predictor: FakePredictor):
     forward = predictor.predict
-    predictor.predict = lambda prompts: (  # type: ignore[method-assign]
+    predictor.predict = lambda prompts, _: (  # type: ignore[method-assign]
         forward(prompts) if len(prompts) <= 2 else (_ for _ in ()).throw(MemoryError())
     )
     prompts = [predictor.encode(text) for text in "abcde"]
@@ -69,7 +78,7 @@ def test_a_number_that_is_none_is_a_failure(predictor: FakePredictor, field: str
     from dataclasses import replace
 
     bad = replace(expected_prediction(predictor.encode("x")), **{field: float("nan")})
-    predictor.predict = lambda prompts: [bad for _ in prompts]  # type: ignore[method-assign]
+    predictor.predict = lambda prompts, _: [bad for _ in prompts]  # type: ignore[method-assign]
 
     # Nothing was ever known to be good and warming up works, so the device is not to blame.
     [error] = Worker().run(predictor, [predictor.encode("x")])
@@ -78,7 +87,7 @@ def test_a_number_that_is_none_is_a_failure(predictor: FakePredictor, field: str
 
 
 def test_a_predictor_that_loses_an_answer_fails_its_batch(predictor: FakePredictor):
-    predictor.predict = lambda prompts: []  # type: ignore[method-assign]
+    predictor.predict = lambda prompts, _: []  # type: ignore[method-assign]
 
     [error] = Worker().run(predictor, [predictor.encode("x")])
 
