@@ -4,6 +4,7 @@ import asyncio
 import math
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dalorra.metrics import expected_calibration_error
 from dalorra.policy import CalibratedPoint, Policy
 from service.app import create_app
 from service.settings import Settings, load_settings
-from tests.fakes import FakePredictor, expected_prediction
+from tests.fakes import FakeBase, FakePredictor, expected_prediction
 from tests.unit.service.conftest import Running, Serving
 
 PROMISE = Policy(
@@ -367,3 +368,89 @@ def test_a_store_that_cannot_be_opened_stops_the_start(tmp_path: Path):
 def test_strictness_without_feedback_is_refused():
     with pytest.raises(ConfigError, match="policy_action strict needs feedback"):
         load_settings(policy_action="strict")
+
+
+ADMIN = {"Authorization": "Bearer the-key-of-the-administrator"}
+
+
+@pytest.fixture
+def managed(serving: Serving, store: dict[str, Any], tmp_path: Path) -> Callable[..., Any]:
+    """A server of two adapters that can be replaced; each folder's name decides its digest."""
+    folders = [tmp_path / "adapters" / name for name in ("first", "second", "third")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "dalorra.json").write_text("{}")
+    base = FakeBase(**{folder.name: predictor() for folder in folders})
+    return lambda **settings: serving(
+        base=base,
+        adapters={"one": folders[0], "two": folders[1]},
+        adapter_roots=(tmp_path / "adapters",),
+        admin_keys="the-key-of-the-administrator",
+        **store,
+        **settings,
+    )
+
+
+async def replace(server: Running, name: str, folder: Path) -> None:
+    response = await server.client.put(
+        f"/adapters/{name}", json={"path": str(folder)}, headers=ADMIN
+    )
+    assert response.status_code == 200, response.text
+
+
+async def test_each_adapter_is_watched_by_itself(managed: Any):
+    accepted = texts("accept", 8)
+    async with managed(policy_action="strict") as server:
+        for body in await ask(server, accepted, adapter="two"):
+            await judge(server, body["request_id"], "negative")
+        for body in await ask(server, accepted[:3], adapter="one"):
+            await judge(server, body["request_id"], "positive")
+        metrics = await metrics_of(server)
+        decisions = {
+            name: (await ask(server, accepted[:1], adapter=name))[0]["decision"]
+            for name in ("one", "two")
+        }
+    assert metrics['dalorra_promise_broken{adapter="one"}'] == 0
+    assert metrics['dalorra_promise_broken{adapter="two"}'] == 1
+    assert metrics['dalorra_live_error_ratio{adapter="one"}'] == 0
+    assert metrics['dalorra_judged_answers{adapter="two"}'] == 8
+    assert decisions == {"one": "accept", "two": "escalate"}
+
+
+async def test_what_replaces_an_adapter_starts_anew_and_what_comes_back_goes_on(
+    managed: Any, tmp_path: Path
+):
+    accepted, folders = texts("accept", 8), tmp_path / "adapters"
+    async with managed(policy_action="strict") as server:
+        bodies = await ask(server, accepted, adapter="two")
+        for body in bodies[1:]:
+            await judge(server, body["request_id"], "negative")
+        before = await metrics_of(server)
+
+        await replace(server, "two", folders / "third")
+        await server.lifecycle._ledger.caught_up()
+        replaced = await metrics_of(server)
+        [new] = await ask(server, accepted[:1], adapter="two")
+        late = await judge(server, bodies[0]["request_id"], "negative")
+
+        await replace(server, "two", folders / "second")
+        await server.lifecycle._ledger.caught_up()
+        back = await metrics_of(server)
+        again = await judge(server, bodies[0]["request_id"], "negative")
+
+    name = 'dalorra_promise_broken{adapter="two"}'
+    assert (before[name], replaced[name], back[name]) == (1, 0, 1)
+    assert new["decision"] == "accept"
+    assert (late.status_code, late.json()["error_type"]) == (409, "other_adapter")
+    assert again.status_code == 200
+    e_value = 'dalorra_promise_e_value{adapter="two"}'
+    assert back[e_value] == before[e_value]
+
+
+async def test_an_unloaded_adapter_has_no_series(managed: Any):
+    async with managed() as server:
+        response = await server.client.delete("/adapters/two", headers=ADMIN)
+        assert response.status_code == 200
+        metrics = await metrics_of(server)
+    assert not [series for series in metrics if "promise" in series and '"two"' in series]
+    assert 'dalorra_promise_broken{adapter="one"}' in metrics
