@@ -69,6 +69,7 @@ def create_app(
         timeout_seconds=settings.request_timeout_seconds,
         tracing=tracing,
         samples=settings.samples,
+        log_inputs=settings.log_inputs,
     )
     clients, administrators = settings.key_digests(), settings.admin_key_digests()
     keys = (*clients, *administrators) if clients else ()  # open to all if clients need none

@@ -139,6 +139,9 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least.")
+    log_inputs: bool = Field(
+        False, description="Log the inputs, too, which may hold what must not be kept."
+    )
     log_format: Literal["json", "console"] = Field("json", description="One object per line.")
 
     @field_validator("adapters", mode="before")

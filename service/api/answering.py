@@ -45,6 +45,7 @@ class Answering:
         timeout_seconds: for all inputs of one request together.
         tracing: makes spans of what was done, if there is one.
         samples: what a request gets that does not say.
+        log_inputs: whether the log has the inputs, too.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Answering:
         timeout_seconds: float,
         tracing: Tracing | None = None,
         samples: Samples = "full",
+        log_inputs: bool = False,
     ) -> None:
         self._lifecycle = lifecycle
         self._telemetry = telemetry
@@ -63,6 +65,7 @@ class Answering:
         self._timeout_seconds = timeout_seconds
         self._tracing = tracing
         self._samples = samples
+        self._log_inputs = log_inputs
 
     async def answer(
         self,
@@ -115,6 +118,7 @@ class Answering:
             "truncated": sum(one.truncated for one in answers),
             "decisions": dict(Counter(str(body.decision) for body in bodies)),
             **{f"{stage}_ms": milliseconds for stage, milliseconds in timings.items()},
+            **({"texts": list(inputs)} if self._log_inputs else {}),
         }
         server_timing = ", ".join(
             f"{stage};dur={milliseconds}" for stage, milliseconds in timings.items()

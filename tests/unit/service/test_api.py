@@ -373,6 +373,15 @@ async def test_a_request_is_logged_once_and_never_its_text(serving: Serving):
     assert "secret" not in str(logs)
 
 
+async def test_inputs_are_logged_where_the_operator_asks_for_it(serving: Serving):
+    with capture_logs() as logs:
+        async with serving(log_inputs=True) as server:
+            await server.predict("a secret")
+            inputs = ["a", {"sentence": "b"}]
+            await server.client.post("/predict/batch", json={"inputs": inputs})
+    assert [line["texts"] for line in logs if line["event"] == "request"] == [["a secret"], inputs]
+
+
 async def test_what_is_queued_is_answered_before_the_app_ends(serving: Serving):
     async with serving(drain_seconds=10) as server:
         server.predictor.gate.clear()
