@@ -93,7 +93,9 @@ class Answering:
         engine = self._lifecycle.engine
         predictor = self._lifecycle.adapters.find(adapter)
         policy = predictor.policy if target_error is None else predictor.policy.at(target_error)
-        decider = policy if (samples or self._samples) == "auto" else None
+        auto = (samples or self._samples) == "auto"
+        # What is kept counts by the policy's own decision, which must be as certain.
+        decider = policy if auto and not (self._ledger.on and target_error is not None) else None
         answers = await engine.predict(
             predictor, inputs, within=self._timeout_seconds, decider=decider
         )

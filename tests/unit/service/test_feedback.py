@@ -454,3 +454,16 @@ async def test_an_unloaded_adapter_has_no_series(managed: Any):
         metrics = await metrics_of(server)
     assert not [series for series in metrics if "promise" in series and '"two"' in series]
     assert 'dalorra_promise_broken{adapter="one"}' in metrics
+
+
+async def test_what_is_kept_is_decided_by_the_policy_itself_too(
+    serving: Serving, store: dict[str, Any]
+):
+    """So `auto` may stop early for its decision, but not for that of a stricter target alone."""
+    [text] = texts("accept", 1)
+    async with serving(predictor(), samples="auto", **store) as server:
+        [usual] = await ask(server, [text])
+        [strict] = await ask(server, [text], target_error=0.01)
+    async with serving(predictor(), samples="auto") as server:
+        [not_kept] = await ask(server, [text], target_error=0.01)
+    assert (usual["samples"], strict["samples"], not_kept["samples"]) == (6, 10, 6)
