@@ -66,7 +66,9 @@ class Telemetry:
         )
         self._labels = self._counter("labels", "Answers by predicted label.", ["adapter", "label"])
         self._tokens = self._counter("tokens", "Prompt tokens tokenised.")
-        self._mask_samples = self._counter("mask_samples", "Posterior samples averaged in answers.")
+        self._mask_samples = self._counter(
+            "mask_samples", "Posterior samples averaged in answers.", ["adapter"]
+        )
         self._early_stops = self._counter(
             "early_stops",
             "Answers that used fewer samples, as the rest could not change the decision.",
@@ -172,8 +174,8 @@ class Telemetry:
             self._early_stops.labels(name, decision)
         for label in predictor.labels:
             self._labels.labels(name, label)
-        for histogram in (self._variance, self._confidence, self._novelty):
-            histogram.labels(name)
+        for metric in (self._mask_samples, self._variance, self._confidence, self._novelty):
+            metric.labels(name)
 
     def adapter_unloaded(self, name: str) -> None:
         """Forgets the series of an adapter."""
@@ -185,6 +187,7 @@ class Telemetry:
         for metric in (
             self._adapter,
             self._adapter_bytes,
+            self._mask_samples,
             *self._calibrated.values(),
             self._variance,
             self._confidence,
@@ -209,9 +212,9 @@ class Telemetry:
     ) -> None:
         """One input was answered; not counted for an adapter that was unloaded meanwhile."""
         prediction, link = answer.prediction, exemplar()
-        self._mask_samples.inc(prediction.samples)
         if prediction.label not in self._served.get(adapter, ()):
             return
+        self._mask_samples.labels(adapter).inc(prediction.samples)
         self._decisions.labels(adapter, decision).inc(exemplar=link)
         if stopped_early:
             self._early_stops.labels(adapter, decision).inc()

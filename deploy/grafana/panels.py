@@ -195,6 +195,25 @@ def new_dashboard(title: str, uid: str, description: str) -> board.Dashboard:
     )
 
 
+def with_adapters(dashboard: board.Dashboard) -> board.Dashboard:
+    """Adds the choice of adapters; `of_adapters` makes the panels follow it."""
+    return dashboard.with_variable(
+        _label_variable("adapter", 'label_values(dalorra_adapter_info{job="$job"}, adapter)')
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(text="All", value="$__all"))
+    )
+
+
+def of_adapters(dashboard: Dashboard) -> Dashboard:
+    """The same dashboard, every query narrowed to the chosen adapters."""
+    for panel in dashboard.panels or []:
+        for target in getattr(panel, "targets", None) or []:
+            target.expr = target.expr.replace(SELECTED, f'{SELECTED},adapter=~"$adapter"')
+    return dashboard
+
+
 def numbered(dashboard: Dashboard) -> Dashboard:
     """The same dashboard, its panels with ids: links to them and alerts on them need one."""
     for id_val, panel in enumerate(dashboard.panels or [], start=1):

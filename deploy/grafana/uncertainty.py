@@ -13,8 +13,10 @@ from deploy.grafana.panels import (
     new_dashboard,
     number,
     numbered,
+    of_adapters,
     rate,
     share,
+    with_adapters,
 )
 
 ACCEPT, ESCALATE, CLARIFY = (
@@ -24,10 +26,13 @@ ACCEPT, ESCALATE, CLARIFY = (
 
 def uncertainty() -> Dashboard:
     """What the adapter decides, and how sure it is."""
-    dashboard = new_dashboard(
-        "DALorRA: Uncertainty",
-        "dalorra-uncertainty",
-        "What is accepted, escalated and sent back for clarification, and how sure the adapter is.",
+    dashboard = with_adapters(
+        new_dashboard(
+            "DALorRA: Uncertainty",
+            "dalorra-uncertainty",
+            "What is accepted, escalated and sent back for clarification, and how sure the adapter "
+            "is.",
+        )
     )
     _add_overview(dashboard)
     _add_decisions(dashboard)
@@ -35,7 +40,7 @@ def uncertainty() -> Dashboard:
     _add_novelty(dashboard)
     _add_truth(dashboard)
     _add_answers(dashboard)
-    return numbered(dashboard.build())
+    return numbered(of_adapters(dashboard.build()))
 
 
 def _of_decisions(matcher: str, window: str = "$__rate_interval", offset: str = "") -> str:

@@ -20,6 +20,7 @@ VARIABLES = {
     "$__rate_interval": "1m",
     "$job": "dalorra",
     "$instance": ".*",
+    "$adapter": ".*",
 }
 """What Grafana puts in the place of each."""
 

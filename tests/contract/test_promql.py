@@ -11,7 +11,7 @@ EXPRESSIONS = dict(expressions())
 def known(running_series: Series) -> Series:
     """Scraped series and those that rules record."""
     kept = {
-        "job_decision": running_series["dalorra_decisions_total"],
+        "job_adapter_decision": running_series["dalorra_decisions_total"],
         "job_outcome": running_series["dalorra_requests_total"],
     }
     recorded = {

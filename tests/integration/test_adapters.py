@@ -21,7 +21,7 @@ from tests.integration.test_server import SENTENCES, TOLERANCE, ServerProcess, s
 pytestmark = pytest.mark.integration
 
 CLIENT_KEY, ADMIN_KEY = "integration-key", "integration-administrator"
-TEXTS = SENTENCES[:8]
+TEXTS = SENTENCES[:3]
 
 
 def perturbed(folder: Path, seed: int, **manifest: Any) -> Path:
@@ -42,7 +42,8 @@ def perturbed(folder: Path, seed: int, **manifest: Any) -> Path:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("roots")
-    faithful = perturbed(root / "faithful", 2, scope="all_tokens")
+    few = {"samples": 2, "head": "integrated"}
+    faithful = perturbed(root / "faithful", 2, scope="all_tokens", bank=few)
     return {
         "sentiment": bundled_adapter(),
         "other": perturbed(root / "other", 1),
@@ -117,7 +118,7 @@ async def test_adapters_are_served_loaded_replaced_and_unloaded(
 
         _, *during = await asyncio.gather(
             admin.load_adapter("other", "other-2"),
-            *(client.predict(TEXTS[0], adapter="other") for _ in range(40)),
+            *(client.predict(TEXTS[0], adapter="other") for _ in range(12)),
         )
         either = expected["other"][0], expected["other-2"][0]
         for one in during:

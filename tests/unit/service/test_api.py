@@ -88,7 +88,7 @@ async def test_a_request_or_the_setting_may_let_it_stop_early(serving: Serving):
     assert early["decision"] == whole["decision"]
     stops = "dalorra_early_stops_total"
     assert sum(value for series, value in metrics.items() if series.startswith(stops)) == 3
-    assert metrics["dalorra_mask_samples_total"] == 10 + 6 + 10 + 6 + 6
+    assert metrics['dalorra_mask_samples_total{adapter="fake-adapter"}'] == 10 + 6 + 10 + 6 + 6
 
     async with serving(samples="auto") as server:
         said = await server.client.post("/predict", json={"input": "a", "samples": "full"})
@@ -274,13 +274,14 @@ async def test_every_series_exists_before_the_first_request(serving: Serving):
             assert metrics[f"dalorra_{name}_total{labels}"] == 0
     for label in ("negative", "positive"):
         assert metrics[f'dalorra_labels_total{{adapter="fake-adapter",label="{label}"}}'] == 0
-    for name in ("tokens_total", "mask_samples_total", "coalesced_inputs_total", "queue_requests",
+    for name in ("tokens_total", "coalesced_inputs_total", "queue_requests",
                  "queue_rows", "inflight_requests"):  # fmt: skip
         assert metrics[f"dalorra_{name}"] == 0
     for name in ("request_duration_seconds", "queue_duration_seconds", "batch_rows",
                  "tokenize_duration_seconds", "inference_duration_seconds",
                  "batch_requests"):  # fmt: skip
         assert metrics[f"dalorra_{name}_count"] == 0
+    assert metrics['dalorra_mask_samples_total{adapter="fake-adapter"}'] == 0
     for name in ("confidence", "predictive_variance", "novelty_p_value"):
         assert metrics[f'dalorra_{name}_count{{adapter="fake-adapter"}}'] == 0
     [build] = [series for series in metrics if series.startswith("dalorra_build_info{")]
@@ -325,7 +326,7 @@ async def test_requests_are_counted_by_what_became_of_them(serving: Serving):
     )
     assert metrics[f'dalorra_labels_total{{adapter="fake-adapter",label="{body["label"]}"}}'] == 1
     assert metrics["dalorra_tokens_total"] == 7 + 3
-    assert metrics["dalorra_mask_samples_total"] == 10
+    assert metrics['dalorra_mask_samples_total{adapter="fake-adapter"}'] == 10
     assert metrics["dalorra_request_duration_seconds_count"] == 3
     assert metrics["dalorra_batch_rows_sum"] == (5 + 20) + (1 + 20)
     assert metrics['dalorra_confidence_sum{adapter="fake-adapter"}'] == body["probability"]
