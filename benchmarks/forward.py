@@ -13,7 +13,6 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.report import interleaved, print_table, save_figure, write_json
+from benchmarks.report import (
+    interleaved,
+    legend_below,
+    print_table,
+    read_json,
+    save_figure,
+    write_json,
+)
+from benchmarks.roofline import COLUMNS, SHAPES, Machine, Shape, with_roofline
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.base_model import load_base_model
 from dalorra.forward import answer_logits
@@ -115,19 +122,26 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--shape", choices=["default", "llama-3.1-8b"], default="default")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/forward.json"))
+    parser.add_argument(
+        "--render", action="store_true", help="draw the JSON again, measure nothing"
+    )
     options = parser.parse_args()
+    if options.render:
+        _figure(read_json(options.json), options.json.with_suffix(".png"))
+        return
 
     base = load_base_model().model if options.shape == "default" else _llama_8b()
     contenders = Contenders(base, options.samples)
     plans = ["lora", *(plan for plan in options.plans if plan != "lora")]
+    machine = Machine.measure(contenders.device)
     results = list(_measure(contenders, plans, options))
+    results = with_roofline(results, Shape.of(base.config), machine)
     print_table(
-        f"M = {options.samples} samples",
+        f"M = {options.samples} samples, {machine.matmul_tflops:.3g} TFLOP/s, "
+        f"{machine.copy_gb_per_s:.3g} GB/s",
         results,
-        ("plan", "tokens", "batch", "median_ms", "ratio_to_single"),
+        (*COLUMNS, "ratio_to_single"),
     )
-    if options.shape != "default" and contenders.device.type == "cuda":
-        results.append({"plan": "roofline", **_roofline(contenders.device)})
     write_json(options.json, results)
     _figure(results, options.json.with_suffix(".png"))
 
@@ -180,13 +194,15 @@ def _same_values(plain: nn.Module, ours: nn.Module) -> None:
 
 
 def _llama_8b() -> PreTrainedModel:
+    shape = SHAPES["llama-3.1-8b"]
     config = LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         dtype=torch.bfloat16,
     )
@@ -199,28 +215,8 @@ def _llama_8b() -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def _roofline(device: torch.device, size: int = 8192, repeats: int = 20) -> dict[str, float]:
-    """Measured bfloat16 matrix rate (TFLOP/s) and copy bandwidth (GB/s)."""
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    b = torch.empty_like(a)
-
-    def seconds(run: Callable[[], object]) -> float:
-        run()
-        torch.cuda.synchronize()
-        started = perf_counter()
-        for _ in range(repeats):
-            run()
-        torch.cuda.synchronize()
-        return (perf_counter() - started) / repeats
-
-    return {
-        "matmul_tflops": 2 * size**3 / seconds(lambda: a @ a) / 1e12,
-        "copy_gb_per_s": 2 * a.nbytes / seconds(lambda: b.copy_(a)) / 1e9,
-    }
-
-
 def _figure(results: list[dict[str, Any]], path: Path) -> None:
-    batches = sorted({r["batch"] for r in results if "batch" in r})
+    batches = sorted({r["batch"] for r in results})
     figure = Figure(figsize=(4.4 * len(batches), 3.6), layout="constrained")
     colours = ("#666666", "#D55E00", "#0072B2", "#E69F00", "#999999", "#56B4E9")
     for axes, batch in zip(
@@ -243,7 +239,7 @@ def _figure(results: list[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E6E6E6", linewidth=0.6)
     figure.axes[0].set_ylabel("time, in plain LoRA passes")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    legend_below(figure)
     save_figure(figure, path)
 
 

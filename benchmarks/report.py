@@ -15,11 +15,22 @@ from training.environment import hardware, versions
 
 
 def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """A list of measurements, each with the hardware and versions it was taken with."""
+    """A list of measurements, each with the hardware and versions it was taken with.
+
+    Lines that were read from such a file keep theirs.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     context = {"hardware": hardware(), "versions": versions()}
-    lines = [{**result, **context} for result in results]
+    lines = [
+        {**result, **{k: v for k, v in context.items() if k not in result}} for result in results
+    ]
     path.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> list[dict[str, Any]]:
+    """What `write_json` wrote."""
+    lines: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return lines
 
 
 def print_table(title: str, results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -32,6 +43,23 @@ def print_table(title: str, results: Sequence[Mapping[str, Any]], columns: Seque
     for result in results:
         table.add_row(*(_cell(result.get(column)) for column in columns))
     Console().print(table)
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend for all panels, under them, where it hides no curve."""
+    found = {
+        label: line
+        for axes in figure.axes
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=min(len(found), 3),
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def save_figure(figure: Figure, path: Path) -> None:

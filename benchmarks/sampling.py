@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.report import print_table, save_figure, write_json
+from benchmarks.report import legend_below, print_table, read_json, save_figure, write_json
 from dalorra.adapter import read_adapter
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.predictive import Prediction, summarise
@@ -40,7 +40,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[2, 3, 5, 7, 10, 15, 20])
     parser.add_argument("--seeds", type=int, default=10, help="banks of each kind and size")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/sampling.json"))
+    parser.add_argument("--render", action="store_true", help="draw the JSON, measure nothing")
     options = parser.parse_args()
+    if options.render:
+        _figure(read_json(options.json), options.json.with_suffix(".png"))
+        return
 
     predictor = Predictor.load(options.adapter)
     examples = subsample(load_examples("sst2", "validation", options.data), options.examples, 0)
@@ -126,7 +130,7 @@ def _figure(results: list[dict[str, object]], path: Path) -> None:
         axes.set(xlabel="samples M", ylabel="RMS error", title=title, yscale="log")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E6E6E6", linewidth=0.6)
-    figure.axes[0].legend(frameon=False)
+    legend_below(figure)
     save_figure(figure, path)
 
 

@@ -28,8 +28,9 @@ from time import perf_counter
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from benchmarks.report import print_table, save_figure, write_json
+from benchmarks.report import legend_below, print_table, read_json, save_figure, write_json
 from benchmarks.serving_load.client import Cell, Outcome, numbered
 from benchmarks.serving_load.contenders import (
     FASTAPI,
@@ -59,6 +60,10 @@ Outcomes = dict[tuple[str, int, str], list[Outcome]]
 def main() -> None:
     """Runs the benchmark and writes its JSON and figure."""
     options = _options()
+    if options.render:
+        lines = read_json(options.json)
+        _figure([x for x in lines if x["measure"] == "load"], options.json.with_suffix(".png"))
+        return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end, too
     began = perf_counter()
     predictor = Predictor.load(
@@ -105,7 +110,7 @@ def main() -> None:
         [_readable(cell) for cell in cells],
         (*columns, "p50_ms", "p95_ms", "p99_ms", "ratio_to_fastapi"),
     )
-    print_table("One client", added, ("input", "bare_ms", "served_ms", "overhead_ms", "repeats"))
+    print_table("One client", added, ("input", "bare_ms", "served_ms", "overhead_ms", "rest_ms"))
     write_json(options.json, [*cells, *added])
     _figure(cells, options.json.with_suffix(".png"))
 
@@ -131,6 +136,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=25, help="pairs for the overhead")
     parser.add_argument("--litserve-batch", type=int, default=4, help="more for a GPU")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/serving.json"))
+    parser.add_argument(
+        "--render", action="store_true", help="draw the JSON again, measure nothing"
+    )
     return parser.parse_args()
 
 
@@ -264,12 +272,14 @@ def _figure(cells: Sequence[dict[str, Any]], path: Path) -> None:
             axes.set(xscale="log", yscale="log", xlabel="concurrent clients")
             axes.set_xticks(clients, [str(number) for number in clients])
             axes.minorticks_off()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="#E6E6E6", linewidth=0.6)
         panels[0, column].set_title(kind)
     panels[0, 0].set_ylabel("requests per second")
     panels[1, 0].set_ylabel("median latency, ms")
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    legend_below(figure)
     save_figure(figure, path)
 
 

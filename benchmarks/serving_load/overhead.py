@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
@@ -30,16 +31,24 @@ def overhead(
         repeats: pairs.
 
     Returns:
-        medians of both and of the difference pair by pair, with its quartiles, in milliseconds.
+        medians of both and of the difference pair by pair, with its quartiles, in milliseconds;
+        and the medians of the stages that the server itself timed, of which `rest_ms` is HTTP,
+        JSON and the client.
     """
     bare, served = [], []
+    stages: dict[str, list[float]] = defaultdict(list)
     with httpx.Client(trust_env=False, timeout=60) as http:
         for turn in range(repeats + _WARM_UP):
             number = _FIRST_NUMBER + turn
             text = numbered(texts[number % len(texts)], number)
             prompt = predictor.encode(text)
             bare.append(_milliseconds(lambda prompt=prompt: predictor.predict([prompt])))
-            served.append(_milliseconds(lambda text=text: _ask(http, url, text)))
+            timings: dict[str, float] = {}
+            served.append(
+                _milliseconds(lambda text=text, into=timings: into.update(_ask(http, url, text)))
+            )
+            for stage, taken in {**timings, "rest": served[-1] - sum(timings.values())}.items():
+                stages[stage].append(taken)
     bare, served = bare[_WARM_UP:], served[_WARM_UP:]
     added = [whole - part for whole, part in zip(served, bare, strict=True)]
     low, median, high = statistics.quantiles(added, n=4)
@@ -50,11 +59,15 @@ def overhead(
         "overhead_ms": median,
         "quartile_low_ms": low,
         "quartile_high_ms": high,
+        **{f"{stage}_ms": statistics.median(taken[_WARM_UP:]) for stage, taken in stages.items()},
     }
 
 
-def _ask(http: httpx.Client, url: str, text: str) -> None:
-    http.post(url, json={"input": text}).raise_for_status()
+def _ask(http: httpx.Client, url: str, text: str) -> dict[str, float]:
+    """Milliseconds of the stages of the answer, from its `Server-Timing`."""
+    answer = http.post(url, json={"input": text}).raise_for_status()
+    parts = (part.split(";dur=") for part in answer.headers["Server-Timing"].split(", "))
+    return {stage: float(milliseconds) for stage, milliseconds in parts}
 
 
 def _milliseconds(run: Any) -> float:

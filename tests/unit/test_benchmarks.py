@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import forward, report
+from benchmarks import forward, report, roofline
 from benchmarks.report import interleaved, write_json
 from benchmarks.serving_load import looping
 from benchmarks.serving_load.client import Cell, Outcome, load, numbered
@@ -80,6 +81,57 @@ def test_forward_measures_every_plan() -> None:
     assert all(line.keys() >= FORWARD_KEYS for line in results)
     assert all(line["median_ms"] > 0 for line in results)
     assert results[0]["ratio_to_single"] == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("plan", forward.PLANS)
+def test_the_work_of_a_plan_is_what_it_runs(plan: str, batch: int) -> None:
+    base = tiny_base(layers=3).model
+    contenders = forward.Contenders(base, samples=4)
+    prompts = [Prompt(tuple(range(9)), (1, 2, 3)) for _ in range(batch)]
+    run = contenders.on(prompts, [plan])[plan]
+    with FlopCounterMode(display=False) as counter:
+        run()
+
+    shape = roofline.Shape.of(base.config)
+    counted = roofline.work(plan, shape, batch=batch, tokens=12, cue_tokens=3, samples=4)
+    by_operation = counter.get_flop_counts()["Global"]
+    total = sum(by_operation.values())
+    if plan not in ("answer_tokens", "all_tokens"):
+        assert counted.products == total  # the fused kernel of attention is not counted
+        return
+    products = sum(by_operation.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    # A slice of a batch is multiplied as a batch of matrices, like the scores of attention, which
+    # are computed for pairs, too, that do not see each other.
+    assert products <= counted.products < 1.3 * products
+    assert counted.products == products or batch > 1
+    assert 0 < counted.attention <= total - counted.products
+
+
+def test_the_share_of_the_roofline_is_of_the_slower_of_computing_and_reading() -> None:
+    line = {"plan": "lora", "batch": 1, "tokens": 40, "cue_tokens": 4, "samples": 10}
+    shape = roofline.SHAPES["default"]
+    lora = roofline.work("lora", shape, batch=1, tokens=40, cue_tokens=4, samples=10)
+    fast = roofline.Machine(matmul_tflops=1e6, copy_gb_per_s=10.0)
+    slow = roofline.Machine(matmul_tflops=1.0, copy_gb_per_s=1e6)
+
+    [reading] = roofline.with_roofline([{**line, "median_ms": 100.0}], shape, fast)
+    [computing] = roofline.with_roofline([{**line, "median_ms": 100.0}], shape, slow)
+
+    assert reading["roofline_share"] == pytest.approx(2 * lora.weights / 1e10 / 0.1)
+    assert computing["roofline_share"] == pytest.approx(lora.flop / 1e12 / 0.1)
+
+
+def test_a_figure_is_drawn_from_the_json_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"tokens": 40, "batch": 8, "plan": "lora", "ratio_to_single": 1.0, "hardware": {"of": 1}}
+    write_json(tmp_path / "forward.json", [line])
+    assert report.read_json(tmp_path / "forward.json")[0]["hardware"] == {"of": 1}
+    arguments = ["forward", "--render", "--json", str(tmp_path / "forward.json")]
+    monkeypatch.setattr("sys.argv", arguments)
+    forward.main()
+    assert (tmp_path / "forward.png").exists()
 
 
 def _within_vocabulary(
@@ -237,10 +289,16 @@ def test_the_loop_skips_what_nobody_waits_for(
 
 def test_overhead_is_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([5.0, 7.0] * 2 + [10.0, 13.0, 20.0, 24.0, 30.0, 32.0])
-    monkeypatch.setattr("benchmarks.serving_load.overhead._milliseconds", lambda _: next(times))
-    predictor: Any = SimpleNamespace(encode=lambda text: text)
+    monkeypatch.setattr(
+        "benchmarks.serving_load.overhead._milliseconds", lambda run: run() or next(times)
+    )
+    monkeypatch.setattr(
+        "benchmarks.serving_load.overhead._ask", lambda *_: {"tokenize": 1.0, "inference": 8.0}
+    )
+    predictor: Any = SimpleNamespace(encode=lambda text: text, predict=lambda _: None)
 
     added = overhead(predictor, "http://127.0.0.1/predict", ["good"], repeats=3)
 
     assert added["overhead_ms"] == 3
     assert (added["bare_ms"], added["served_ms"]) == (20, 24)
+    assert (added["inference_ms"], added["tokenize_ms"], added["rest_ms"]) == (8, 1, 15)
