@@ -35,15 +35,12 @@ def on_ray(load: Callable[[], Scorer], batch_rows: int, workers: int | None = No
         raise ConfigError("--ray needs Ray: pip install 'dalorra-service[ray]'")
 
     def answers(questions: Questions) -> Iterator[list[Line]]:
-        import ray
-
         with _cluster():
-            windows = _dataset(questions, load, batch_rows, workers).iter_rows()
-            try:
-                for row in windows:
-                    yield pickle.loads(row["lines"])  # noqa: S301 - our own actors wrote it
-            except ray.exceptions.RayError as error:
-                raise _cause(error) from None
+            for row in _dataset(questions, load, batch_rows, workers).iter_rows():
+                lines = pickle.loads(row["lines"])  # noqa: S301 - our own actors wrote it
+                if isinstance(lines, DalorraError):
+                    raise lines
+                yield lines
 
     return answers
 
@@ -57,14 +54,18 @@ class WindowScorer:
     """
 
     def __init__(self, load: Callable[[], Scorer], batch_rows: int) -> None:
-        self._predictor = load()
         self._batch_rows = batch_rows
+        self._refusal: DalorraError | None = None
+        try:
+            self._predictor = load()
+        except DalorraError as error:  # a value, because of an actor that dies Ray keeps a text
+            self._refusal = error
 
     def __call__(self, batch: Batch) -> Batch:
-        """Answers the windows of a batch."""
-        windows = map(pickle.loads, batch["window"])
-        answered = (answer(self._predictor, window, self._batch_rows) for window in windows)
-        return {"lines": [pickle.dumps(lines) for lines in answered]}
+        """Answers the one window of a batch, or says why no model was loaded."""
+        (window,) = map(pickle.loads, batch["window"])
+        result = self._refusal or answer(self._predictor, window, self._batch_rows)
+        return {"lines": [pickle.dumps(result)]}
 
 
 def _dataset(
@@ -124,11 +125,3 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What an actor refused with, where it is one of our own errors."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, DalorraError):
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return seen or error
