@@ -130,6 +130,11 @@ async def test_adapters_are_served_loaded_replaced_and_unloaded(
         assert [one.name for one in left] == ["sentiment", "other"]
         assert (await client.info("other")).adapters == ("sentiment", "other")
     events = [event for event in server.events() if event["event"].startswith("adapter_")]
-    assert [event["adapter"] for event in events] == [
-        "sentiment", "other", "faithful", "other", "faithful",
-    ]  # fmt: skip
+    assert [(event["event"], event["adapter"]) for event in events] == [
+        ("adapter_loaded", "sentiment"),
+        ("adapter_loaded", "other"),
+        ("adapter_loaded", "faithful"),
+        ("adapter_refused", "other"),
+        ("adapter_loaded", "other"),
+        ("adapter_unloaded", "faithful"),
+    ]
