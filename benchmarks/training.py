@@ -61,6 +61,7 @@ def main() -> None:
         labels = torch.randint(0, 2, (options.batch,), generator=generator)
         ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts])
         cache = PromptCache(1 << 30)
+        cache.plan(ours, prompts, draws=1 << 30)
         contenders = {
             "PEFT LoRA": _step(plain, partial(_plain_loss, plain, ids, labels)),
             "all_tokens": _step(ours, _objective(ours, "all_tokens", prompts, labels, None)),

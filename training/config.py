@@ -105,7 +105,7 @@ class TrainingConfig(_Section):
     Attributes:
         task: name of a built-in task, a YAML file that describes one, or the description itself.
         prompt_cache_gib: memory for the prompts' keys and values, which under `answer_tokens` are
-            the same in every epoch; 0: recompute them.
+            the same in every epoch; those that do not fit are computed again.
         report_to: logging back-ends of `transformers.Trainer`, e.g. `tensorboard`.
     """
 

@@ -174,10 +174,16 @@ class Run:
         Raises:
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
         """
+        examples, optimizer = self._encoded(self.data.train), self.config.optimizer
+        self.frozen.prompt_cache.plan(
+            self.model,
+            [prompt for prompt, _ in examples],
+            draws=optimizer.steps * optimizer.batch_size * optimizer.accumulation,
+        )
         trainer = AdapterTrainer(
             self.config,
             self.model,
-            self._encoded(self.data.train),
+            examples,
             self.holdout_metrics,
             self.config.output_dir / CHECKPOINT_FOLDER,
         )

@@ -4,6 +4,7 @@ import torch
 from dalorra.prompts import Prompt, PromptEncoder
 from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts
+from training import prompt_cache
 from training.methods import Dalorra
 from training.objective import Objective
 from training.prompt_cache import PromptCache
@@ -37,25 +38,26 @@ def assert_same(found, expected) -> None:
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def planned(model, max_bytes: int = 2**30, draws: int = 1_000) -> PromptCache:
+    cache = PromptCache(max_bytes)
+    cache.plan(model, PROMPTS, draws)
+    return cache
+
+
 @pytest.mark.parametrize("max_bytes", [0, 30 * TOKEN_BYTES, 2**30])
 def test_loss_and_gradients_are_those_without_a_cache(model, max_bytes):
     expected = loss_and_gradients(model, PROMPTS, None)
     assert len(expected[1]) == 15
-    cache = PromptCache(max_bytes)
+    cache = planned(model, max_bytes)
     assert_same(loss_and_gradients(model, PROMPTS, cache), expected)  # computed
     assert_same(loss_and_gradients(model, PROMPTS, cache), expected)  # remembered
-
-
-def test_another_batch_finds_what_it_shares_with_the_first(model):
-    cache = PromptCache(2**30)
-    loss_and_gradients(model, PROMPTS[:2], cache)
-    batch = [PROMPTS[1], PROMPTS[3], PROMPTS[1]]  # remembered, new, and one twice
+    batch = [PROMPTS[1], PROMPTS[3], PROMPTS[1]]  # one twice
     assert_same(loss_and_gradients(model, batch, cache), loss_and_gradients(model, batch, None))
 
 
 def test_what_is_kept_does_not_depend_on_the_adapter():
     model = tiny_adapter(tiny_base())
-    cache = PromptCache(2**30)
+    cache = planned(model)
     before = loss_and_gradients(model, PROMPTS, cache)
     with torch.no_grad():
         for layer in stochastic_layers(model).values():
@@ -81,7 +83,7 @@ def test_keys_and_values_are_those_of_the_base_alone_padded_on_the_left(model):
 
 
 def test_extending_what_was_returned_does_not_change_what_is_kept(model):
-    cache = PromptCache(2**30)
+    cache = planned(model)
     past = cache.past(model, PROMPTS[:1])
     past.layers[0].keys.fill_(7.0)
     again = cache.past(model, PROMPTS[:1])
@@ -92,61 +94,74 @@ def prompt_of(first: int, tokens: int = 10) -> Prompt:
     return Prompt(tuple(range(first, first + tokens)), PROMPTS[0].cue_ids)
 
 
-def computed(cache: PromptCache, model, monkeypatch) -> list[tuple[int, ...]]:
-    """Prompts that had to be computed, as they come."""
-    seen: list[tuple[int, ...]] = []
-    compute = cache._compute
+@pytest.fixture
+def computed(monkeypatch) -> list[list[int]]:
+    """First tokens of the prompts of every pass of the base, as they come."""
+    passes: list[list[int]] = []
+    compute = prompt_cache._compute
 
-    def spy(model, prompt_ids):
-        seen.append(prompt_ids)
-        return compute(model, prompt_ids)
+    def spy(model, prompts):
+        if prompts:
+            passes.append([prompt[0] for prompt in prompts])
+        return compute(model, prompts)
 
-    monkeypatch.setattr(cache, "_compute", spy)
-    return seen
+    monkeypatch.setattr(prompt_cache, "_compute", spy)
+    return passes
 
 
-def test_the_memory_bound_is_kept_and_the_least_recently_used_goes_first(model, monkeypatch):
-    cache = PromptCache(25 * TOKEN_BYTES)  # two prompts of ten tokens
-    seen = computed(cache, model, monkeypatch)
-    a, b, c = (prompt_of(first) for first in (10, 30, 50))
-    cache.past(model, [a])
-    assert cache.bytes == 10 * TOKEN_BYTES
-    cache.past(model, [b])
-    cache.past(model, [a])  # now b is the oldest
-    assert [ids[0] for ids in seen] == [10, 30]
-    cache.past(model, [c])
-    assert cache.bytes == 20 * TOKEN_BYTES
-    cache.past(model, [a])
-    assert [ids[0] for ids in seen] == [10, 30, 50], "a was kept"
-    cache.past(model, [b])
-    assert [ids[0] for ids in seen] == [10, 30, 50, 30], "b had gone"
+def test_what_fits_is_computed_in_groups_of_like_length_and_kept(model, computed):
+    prompts = [prompt_of(10 * n, tokens=4 + n % 2) for n in range(20)]  # even ones are shorter
+    cache = PromptCache((8 * 4 + 2 * 4 + 6 * 5) * TOKEN_BYTES)  # two groups of eight
+    cache.plan(model, prompts, draws=21)
+    for _ in range(2):
+        cache.past(model, prompts[:2])
+        cache.past(model, [prompts[19], prompts[17], prompts[19]])
+    shortest = [10 * n for n in range(0, 16, 2)]
+    mixed = [160, 180, *(10 * n for n in range(1, 13, 2))]
+    rest = [190, 170]  # beyond the bound: computed anew, those of a batch together
+    assert computed == [shortest, mixed, rest, rest]
+    assert cache.bytes == cache.max_bytes
+
+
+def test_a_run_that_does_not_come_back_to_its_prompts_keeps_none(model, computed):
+    cache = planned(model, draws=len(PROMPTS))
+    cache.past(model, PROMPTS)
+    cache.past(model, PROMPTS)
+    assert len(computed) == 2
+    assert cache.bytes == 0
 
 
 def test_a_batch_beyond_the_bound_is_served_in_full(model):
     for bound in (0, 15 * TOKEN_BYTES):
         cache = PromptCache(bound)
-        past = cache.past(model, [prompt_of(10), prompt_of(30), prompt_of(50)])
-        assert past.layers[0].keys.shape == (3, 2, 10, 8)
-        assert cache.bytes <= bound
+        prompts = [prompt_of(10), prompt_of(30), prompt_of(50)]
+        cache.plan(model, prompts, draws=100)
+        assert cache.past(model, prompts).layers[0].keys.shape == (3, 2, 10, 8)
+        assert cache.bytes == 0
 
 
-def test_a_prompt_that_occurs_twice_in_a_batch_is_computed_and_counted_once(model, monkeypatch):
-    cache = PromptCache(2**30)
-    seen = computed(cache, model, monkeypatch)
-    past = cache.past(model, [prompt_of(10)] * 3)
-    assert past.layers[0].keys.shape[0] == 3
-    assert len(seen) == 1
-    assert cache.bytes == 10 * TOKEN_BYTES
+@pytest.mark.parametrize("max_bytes", [0, 80 * TOKEN_BYTES, 2**30])
+def test_a_mini_batch_is_the_same_whatever_came_before_it(model, max_bytes):
+    """Bit for bit: a resumed run has not seen the batches that the unbroken one has."""
+    unbroken, resumed = (planned(model, max_bytes) for _ in range(2))
+    for batch in ([PROMPTS[0], PROMPTS[2]], PROMPTS, PROMPTS[::-1], [PROMPTS[3]]):
+        unbroken.past(model, batch)
+    for batch in ([PROMPTS[1], PROMPTS[3]], PROMPTS[::2]):
+        pairs = zip(*(c.past(model, batch).layers for c in (unbroken, resumed)), strict=True)
+        for one, other in pairs:
+            assert torch.equal(one.keys, other.keys)
+            assert torch.equal(one.values, other.values)
 
 
-def test_what_is_kept_does_not_depend_on_the_batch_it_was_computed_in(model):
-    """Bit for bit: a resumed run computes prompts in other batches than the unbroken one."""
-    together, apart = PromptCache(2**30), PromptCache(2**30)
-    together.past(model, PROMPTS)
-    for prompt in reversed(PROMPTS):
-        apart.past(model, [prompt])
-    for one, other in zip(
-        *(cache.past(model, PROMPTS).layers for cache in (together, apart)), strict=True
-    ):
-        assert torch.equal(one.keys, other.keys)
-        assert torch.equal(one.values, other.values)
+def test_another_run_on_the_same_training_set_computes_nothing_again(model, monkeypatch):
+    cache = planned(model)
+    cache.past(model, PROMPTS)
+    kept = cache.bytes
+    assert kept > 0
+    cache.plan(model, PROMPTS, 1_000)
+    assert cache.bytes == kept
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptCache, "_keep", lambda *_: pytest.fail("computed again"))
+        cache.past(model, PROMPTS)
+    cache.plan(model, PROMPTS[:1], 1_000)  # other groups: their last digits would differ
+    assert cache.bytes == 0
