@@ -29,17 +29,16 @@ from dalorra.errors import AdapterError
 from dalorra.prompts import Prompt
 from training.laplace.gradients import LabelGradients, WeightRows
 
-Kfac = Literal["expand", "examples"]
+Kfac = Literal["examples", "expand"]
 """How the rows of an example enter, Σ_r g_r x_rᵀ being its gradient.
 
+`examples`: from the gradients G of whole examples, F ≈ Σ G Gᵀ ⊗ Σ Gᵀ G / Σ ‖G‖². It has the trace
+of the exact F, and every row and example weighs what its gradient does.
+
 `expand` (Eschenhagen et al., 2023; the authors' code): every row is an example of its own,
-F ≈ Σ g_r g_rᵀ ⊗ Σ x_r x_rᵀ / (number of rows); products of different rows are left out, and a row
-without a gradient counts as much as one that decides the answer.
-
-`examples`: from the gradients G of whole examples, F ≈ Σ G Gᵀ ⊗ Σ Gᵀ G / Σ ‖G‖², which has the
-trace of the exact F and weighs every row by its gradient.
-
-With one row for each example both are the same up to the weights of the examples.
+F ≈ Σ g_r g_rᵀ ⊗ Σ x_r x_rᵀ / (number of rows). Products of different rows are left out, and the
+input of a row, or of an example, without a gradient counts as much as one that decides. Of the k
+rows of a cue the last ones decide, and the first, the same words every time, lie elsewhere.
 """
 
 ROW_BUDGET = 512
@@ -211,7 +210,7 @@ def fit_curvature(
     gradients: LabelGradients,
     prompts: Sequence[Prompt],
     *,
-    kfac: Kfac = "expand",
+    kfac: Kfac = "examples",
     limit: int | None = None,
 ) -> tuple[Curvature, Tensor]:
     """Sums the Fisher information over training examples.

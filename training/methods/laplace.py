@@ -11,10 +11,11 @@ Training is that of plain LoRA. Afterwards, without another step of training:
 
 Where the authors' code does otherwise, and why we do not:
 
-- It counts every row of a batch, padding included, in the second moment of the inputs, and divides
-  by the number of examples: F is too large by about the number of rows per example, which the
-  marginal likelihood then makes up for in λ only on average. Here padding does not count, and the
-  sum is divided by what was counted. With `kfac: expand` it is otherwise the same approximation.
+- Its KFAC takes every row for an example of its own ("expand"). It counts padding rows, too, and
+  divides the inputs' second moment by the number of examples, so that F is too large by about the
+  number of rows per example. Here the factors come from the gradients of whole examples, which is
+  closer to the exact F and costs the same, see `Kfac`. `kfac: expand` is the other one, without
+  padding and divided by the number of rows.
 - It finds λ by 100 steps of Adam from λ = 1. The function has one maximum: bisection finds it.
 - It draws 100,000 logits for each input, from a covariance with 1e-6 added, anew at every call.
   Here even, fixed Sobol points stand for the same Gaussian, the same ones for every input.
@@ -69,7 +70,7 @@ class Laplace(Method):
     noise_per: Literal["batch"] = "batch"
     training_precision: float = Field(default=0.0, ge=0.0)
     prior_precision: float | None = Field(default=None, gt=0.0)
-    kfac: Kfac = "expand"
+    kfac: Kfac = "examples"
     factor_rank: int | None = Field(default=None, ge=1)
     draws: int = Field(default=1024, ge=2)
 

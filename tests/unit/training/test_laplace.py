@@ -206,6 +206,26 @@ def test_the_trace_of_whole_examples_is_that_of_the_fisher_information():
     assert curvature.eigenvalues.sum().item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_whole_examples_are_closer_to_the_fisher_information_than_rows(scope):
+    """Frobenius distance to the exact block of each weight, relative to that block's norm."""
+    base, model, prompts, gradients = setting(scope)
+    jacobian = dense_jacobian(model, prompts, label_ids(base), scope)
+    distance = {}
+    for kfac in ("examples", "expand"):
+        curvature, log_p = fit_curvature(gradients, prompts, kfac=kfac)
+        p = log_p.exp()
+        hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        sizes = [weight.numel() for _, weight in gradients.weights]
+        distance[kfac] = []
+        for part, block in zip(jacobian.split(sizes, 2), curvature.blocks.values(), strict=True):
+            exact = torch.einsum("bip,bij,bjq->pq", part, hessian, part)
+            distance[kfac].append((matrix(block) - exact).norm() / exact.norm())
+    examples, expand = (torch.stack(distance[kfac]) for kfac in ("examples", "expand"))
+    assert examples.mean() < 0.8 * expand.mean()
+    assert (examples < expand + 0.05).all()
+
+
 def test_one_example_of_a_head_is_exact():
     """One row, two labels: the product is no approximation, and B = 0 leaves A no curvature."""
     base, model, prompts, gradients = setting("answer_tokens", ("lm_head",), FORMAT)

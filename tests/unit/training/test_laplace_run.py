@@ -114,7 +114,7 @@ def test_factors_that_are_missing_or_anothers_are_refused(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"kfac": "examples"},
+        {"kfac": "expand"},
         {"factor_rank": 4},
         {"prior_precision": 3.0},
         {"training_precision": 5.0},
