@@ -44,6 +44,11 @@ def main() -> None:
     parser.add_argument("--choice", type=Path, default=results / "novelty_choice.json")
     options = parser.parse_args()
     parts = _parts(options.adapter, options.data, options.examples, options.seed, options.features)
+    in_turn = [i for i in range(len(parts["train_in_turn"]["label"])) if i % VARIANTS]
+    parts["reference"] = {  # as `training.novelty` makes it
+        name: torch.cat([values, parts["train_in_turn"][name][in_turn]])
+        for name, values in parts["train"].items()
+    }
     choice = [*chosen_on(parts, DEVELOPMENT), *spelling_cost(parts)]
     print_table("Choice", choice, ("score", "shift", "auroc", "detected_at_2", "escalated"))
     write_json(options.choice, choice)

@@ -62,7 +62,7 @@ def _fitted(train: Part, feature: str, q: int) -> dict[str, Score]:
 def chosen_on(parts: dict[str, Part], shifts: Iterable[str]) -> list[dict[str, Any]]:
     """Every candidate on every shift: AUROC, and detection where 2 % of usual inputs are above."""
     results = []
-    for name, score in candidates(parts["train_in_turn"]).items():
+    for name, score in candidates(parts["reference"]).items():
         usual = score(parts["usual"])
         limit = usual.quantile(0.98)
         for shift in shifts:
@@ -86,7 +86,7 @@ def chosen_on(parts: dict[str, Part], shifts: Iterable[str]) -> list[dict[str, A
 def spelling_cost(parts: dict[str, Part], level: float = 0.05) -> list[dict[str, Any]]:
     """Share of usual inputs below a level, as written and as sentences, by what was fitted on."""
     results = []
-    for name, train in (("none", "train"), ("orthography", "train_in_turn")):
+    for name, train in (("none", "train"), ("orthography", "reference")):
         fitted = Novelty.fit(parts[train]["answer"], parts["held_out"]["answer"], adapter_digest="")
         for shift in ("usual", "respelt"):
             p = torch.tensor(fitted.p_values(parts[shift]["answer"]))

@@ -143,11 +143,21 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
     return [
         f"Accept when the probability is at least {policy['min_probability']:.4g} and the variance",
         f"at most {policy['max_variance']:.4g}; escalate when the variance is higher; otherwise",
-        "clarify.",
+        "clarify." + _novelty_level(policy),
         f"Picked on {policy['source']}{promise}. On the examples above:",
         "",
         *_table(("decision", "share", "error"), rows),
     ]
+
+
+def _novelty_level(policy: Mapping[str, Any]) -> str:
+    level = policy.get("min_novelty_p")
+    if not level:
+        return ""
+    return (
+        f" An input whose novelty p-value is below {level:g} is escalated before: of inputs like\n"
+        f"the training data that is a share of at most {_share(level)}."
+    )
 
 
 def _score_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -87,7 +87,7 @@ def part(n: int, seed: int, shift: float = 0.0) -> novelty_scores.Part:
 
 @pytest.fixture(scope="module")
 def lines():
-    usual = {"train": part(300, 0), "train_in_turn": part(300, 1), "held_out": part(200, 2)}
+    usual = {"train": part(300, 0), "reference": part(300, 1), "held_out": part(200, 2)}
     parts = usual | {"usual": part(200, 3), "respelt": part(100, 4)}
     parts |= {name: part(60, 5, shift=2.0) for name in (*FAR, *NEAR, *DEVELOPMENT)}
     novelty = Novelty.fit(

@@ -46,7 +46,8 @@ def test_all_spellings_of_an_example_are_on_one_side_of_the_split():
     assert len(fitted.calibration) == 2, (
         "one score for each held-out example, not for each spelling"
     )
-    assert len(predictor.asked) == 9 + 2 * VARIANTS, "one spelling to fit, all to calibrate"
+    in_turn = sum(1 + (i % VARIANTS > 0) for i in range(9))
+    assert len(predictor.asked) == in_turn + 2 * VARIANTS, "two to fit, all to calibrate"
     by_spelling = [
         fitted.scores(predictor.novelty_features([predictor.encode(one.input["text"])])).item()
         for one in spellings(held_out[0])
