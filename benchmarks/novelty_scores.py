@@ -38,7 +38,8 @@ def _fitted(train: Part, feature: str, q: int) -> dict[str, Score]:
     whitening = directions[:q].T / spread[:q] * (len(x) - 1) ** 0.5
 
     def white(part: Part) -> Tensor:
-        return (part[feature].double() - mean) @ whitening
+        centred: Tensor = part[feature].double() - mean
+        return centred @ whitening
 
     near = white(train)
     centres = torch.stack([near[labels == k].mean(dim=0) for k in labels.unique()])

@@ -132,7 +132,7 @@ def summary(found: list[Half], promise: Promise, level: float) -> dict[str, Any]
     accepting = [half for half in found if half.accepted]
     violations = sum(half.errors > target * half.accepted for half in accepting)
     beyond = sum(
-        stats.binom.sf(half.errors - 1, half.accepted, target) <= chance for half in accepting
+        bool(stats.binom.sf(half.errors - 1, half.accepted, target) <= chance) for half in accepting
     )
     return {
         "target_error": target,

@@ -47,7 +47,7 @@ def shifted(
     """
     rng = random.Random(seed)
     seen = {_letters(text) for text in known}
-    found = {}
+    found: dict[str, list[str]] = {}
     for name in (*NEAR, *FAR, *DEVELOPMENT):
         if name in _FILES:
             texts = [text for text in _column(data, *_FILES[name]) if _letters(text) not in seen]

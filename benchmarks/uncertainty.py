@@ -169,8 +169,8 @@ def _choice(lines: Sequence[Line]) -> str:
     return f"""## Which score
 
 Chosen on inputs that serve for nothing else ({shifts}): mean over them, fitted on
-{scored[0]["n"]["train"]} training examples in all spellings. The hidden state is the one at the end
-of the answer cue, or of the prompt.
+{scored[0]["n"]["train"]} training examples in two spellings each. The hidden state is the one at
+the end of the answer cue, or of the prompt.
 
 {table}
 
