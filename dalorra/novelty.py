@@ -37,8 +37,8 @@ from dalorra.errors import AdapterError
 NOVELTY_FILE: Final = "novelty.safetensors"
 """Name of the features inside an adapter directory."""
 
-DEFAULT_LEVEL: Final = 0.05
-"""ε that calibration uses unless told otherwise: of usual inputs at most 5 % are escalated."""
+DEFAULT_LEVEL: Final = 0.01
+"""ε that calibration uses unless told otherwise: of usual inputs at most 1 % are escalated."""
 
 COMPONENTS: Final = 128
 """Principal components that are kept."""

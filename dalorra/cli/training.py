@@ -136,7 +136,7 @@ def calibrate(
         float | None,
         typer.Option(
             help="Escalate inputs whose novelty p-value is lower; 0: none.",
-            show_default="0.05 where the adapter has novelty features",
+            show_default="0.01 where the adapter has novelty features",
         ),
     ] = None,
     split_fraction: Annotated[
