@@ -44,6 +44,9 @@ rows of a cue the last ones decide, and the first, the same words every time, li
 ROW_BUDGET = 512
 """Most rows, times the directions C, of one differentiated forward."""
 
+TOKEN_BUDGET = 4096
+"""Most tokens of prompts whose keys and values one forward needs."""
+
 
 class SecondMoment:
     """Σ v vᵀ, exactly, or by its leading eigenvectors where d × d numbers are too many.
@@ -236,11 +239,12 @@ def fit_curvature(
 
 
 def in_batches(gradients: LabelGradients, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-    """Indices of the prompts in batches of similar length that fit the row budget."""
+    """Indices of the prompts in batches of similar length that fit both budgets."""
     budget = ROW_BUDGET // (len(gradients.label_ids) - 1)
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].tokens)
     while order:
-        size = max(budget // gradients.rows(prompts[order[0]]), 1)
+        longest = prompts[order[0]]
+        size = max(min(budget // gradients.rows(longest), TOKEN_BUDGET // longest.tokens), 1)
         yield order[:size]
         order = order[size:]
 

@@ -30,6 +30,7 @@ from training.laplace.curvature import (
     SecondMoment,
     contrasts,
     fisher_root,
+    in_batches,
     squared_norm,
 )
 from training.prompt_cache import PromptCache
@@ -294,6 +295,26 @@ def test_factors_are_read_as_they_were_written(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AdapterError, match="missing or damaged"):
         Curvature.load(path, gradients.weights)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_batches_fit_their_budgets_and_change_no_factor(scope, monkeypatch):
+    _, _, prompts, gradients = setting(scope)
+    expected = fit_curvature(gradients, prompts)[0]
+    for budget, size in (("ROW_BUDGET", 200), ("TOKEN_BUDGET", 100)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"training.laplace.curvature.{budget}", size)
+            batches = list(in_batches(gradients, prompts))
+            assert sorted(i for batch in batches for i in batch) == [0, 1, 2, 3]
+            for batch in batches:
+                tokens = [prompts[i].tokens for i in batch]
+                rows = max(gradients.rows(prompts[i]) for i in batch) * 2  # K − 1 directions
+                used = rows if budget == "ROW_BUDGET" else max(tokens)
+                assert len(batch) == 1 or len(batch) * used <= size
+            found = fit_curvature(gradients, prompts)[0]
+            for one, other in zip(found.blocks.values(), expected.blocks.values(), strict=True):
+                torch.testing.assert_close(matrix(one), matrix(other), rtol=1e-3, atol=1e-4)
+    assert len(list(in_batches(gradients, prompts))) == 1
 
 
 # --- evidence ---
