@@ -1,7 +1,8 @@
 """An adapter on disk: one directory, one digest, safetensors and JSON only.
 
     adapter_config.json         PEFT's own description (rank, alpha, modules)
-    adapter_model.safetensors   A, B and the tensors of the posterior, such as the mask logits φ
+    adapter_model.safetensors   A, B and the tensors of the posterior, such as the mask logits φ;
+                                on an encoder also its head
     dalorra.json                `Manifest`: everything else that decides an answer
     policy.json                 thresholds; names the digests that it was made for
     laplace.safetensors         a Laplace posterior's factors, whose digest `dalorra.json` names
@@ -29,7 +30,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dalorra.bank import BankSpec
-from dalorra.base_model import BaseModel as BaseLanguageModel
+from dalorra.base_model import BaseModel as LoadedBaseModel
+from dalorra.encoder import BaseKind, head_modules, longest_text, set_head
 from dalorra.errors import AdapterError
 from dalorra.novelty import NOVELTY_FILE, Novelty
 from dalorra.packing import Scope
@@ -56,12 +58,13 @@ _WEIGHTS: Final = (".lora_A.weight", ".lora_B.weight")
 
 
 class BaseReference(BaseModel):
-    """The base model an adapter was trained on."""
+    """The base model an adapter was trained on, and of what kind it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     digest: str
+    kind: BaseKind = "llama"
 
 
 class Manifest(BaseModel):
@@ -73,8 +76,9 @@ class Manifest(BaseModel):
         method_parameters: e.g. prior p₀ and temperature τ; for the reader, not for inference.
         scope: rows that the adapter acts on.
         last_layers: K when only the last K layers (and the head) are adapted, else None.
-        cue_tokens: token ids of the answer cue, compared with the tokenizer's at load.
-        label_tokens: label name → token id, compared likewise.
+        cue_tokens: token ids of the answer cue, compared with the tokenizer's at load; on an
+            encoder, what ends a text.
+        label_tokens: label name → token id, compared likewise; on an encoder, the class.
         modules: adapted modules in the order of the bank's masks.
         max_tokens: limit on T that it was trained with.
         training: data digest, configuration and metrics, for the reader.
@@ -105,7 +109,7 @@ class Adapter:
     """What a directory holds, verified as far as is possible without the base model.
 
     Attributes:
-        tensors: A, B and φ by PEFT's names.
+        tensors: A, B and φ, and an encoder's head, by PEFT's names.
         policy: None when the directory has none; one that never accepts, and says why, when it was
             made for another adapter, bank or novelty.
         digest: sha256 over the three files that decide a prediction. The novelty features are not
@@ -156,7 +160,8 @@ def read_adapter(path: Path) -> Adapter:
         config = LoraConfig.from_pretrained(str(path))
     except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise AdapterError(f"{path / CONFIG_FILE} is not a PEFT LoRA config: {error}") from error
-    if (foreign := foreign_setting(config)) is not None:
+    encoder = manifest.base_model.kind == "encoder"
+    if (foreign := foreign_setting(config, has_head=encoder)) is not None:
         raise AdapterError(
             f"{path / CONFIG_FILE} is not a PEFT LoRA config that DALorRA can serve: {foreign} is "
             f"{getattr(config, foreign)!r}"
@@ -189,11 +194,19 @@ def _read_manifest(path: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise AdapterError(f"{path} is not format version {FORMAT_VERSION}: use a newer release")
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise AdapterError(f"{path}: {where}: {first['msg']}") from error
+    encoder = manifest.base_model.kind == "encoder"
+    if encoder and manifest.scope != "all_tokens":
+        raise AdapterError(f"{path}: scope: an adapter on an encoder acts on all_tokens")
+    if encoder != (manifest.prompt.answer_cue is None):
+        raise AdapterError(
+            f"{path}: prompt.answer_cue: an adapter on an encoder has none, any other has one"
+        )
+    return manifest
 
 
 def _posterior(manifest: Manifest, path: Path) -> Posterior:
@@ -203,18 +216,30 @@ def _posterior(manifest: Manifest, path: Path) -> Posterior:
         raise AdapterError(f"{path}: {error}") from error
 
 
-def load_adapter(adapter: Adapter, base: BaseLanguageModel) -> StochasticPeftModel:
-    """Attaches a read adapter to its base model; on failure the base stays as it was.
-
-    Raises:
-        AdapterError: another base model, a missing or unknown tensor, or a wrong shape.
-    """
+def check_base(adapter: Adapter, base: LoadedBaseModel) -> None:
+    """Refuses, with `AdapterError`, a base model that the adapter was not trained on."""
     reference = adapter.manifest.base_model
     if base.digest != reference.digest:
         raise AdapterError(
             f"{adapter.path} was trained on {reference.name} ({reference.digest[:12]}…), but the "
             f"base model is {base.name} ({base.digest[:12]}…)"
         )
+    if base.kind != reference.kind:
+        raise AdapterError(
+            f"{adapter.path / MANIFEST_FILE} calls its base model of kind {reference.kind!r}, but "
+            f"{base.name} is of kind {base.kind!r}"
+        )
+
+
+def load_adapter(adapter: Adapter, base: LoadedBaseModel) -> StochasticPeftModel:
+    """Attaches a read adapter to its base model; on failure the base stays as it was.
+
+    Raises:
+        AdapterError: another base model, a missing or unknown tensor, or a wrong shape.
+    """
+    check_base(adapter, base)
+    if base.kind == "encoder":
+        _prepare_encoder(adapter, base)
     try:
         model: StochasticPeftModel = attach(base.model, adapter.config, adapter.posterior)
     except ValueError as error:
@@ -228,6 +253,21 @@ def load_adapter(adapter: Adapter, base: BaseLanguageModel) -> StochasticPeftMod
     set_peft_model_state_dict(model, {k: v.float() for k, v in adapter.tensors.items()})
     model.requires_grad_(False)
     return model.eval()
+
+
+def _prepare_encoder(adapter: Adapter, base: LoadedBaseModel) -> None:
+    """A head of the adapter's size; what it may not be that `attach` does not see is refused."""
+    head, limit = head_modules(base.model), longest_text(base.model)
+    if tuple(adapter.config.modules_to_save or ()) != head:
+        raise AdapterError(
+            f"{adapter.path / CONFIG_FILE}: modules_to_save must be the head of {base.name}, "
+            f"{', '.join(head)}"
+        )
+    if adapter.manifest.max_tokens > limit:
+        raise AdapterError(
+            f"{adapter.path / MANIFEST_FILE}: max_tokens: {base.name} reads at most {limit}"
+        )
+    set_head(base.model, len(adapter.manifest.prompt.labels))
 
 
 def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -245,7 +285,10 @@ def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 
 
 def adapter_tensors(model: StochasticPeftModel) -> dict[str, Tensor]:
-    """A, B and the posterior's tensors by PEFT's names, detached, never a base weight."""
+    """A, B, the posterior's tensors and an encoder's head by PEFT's names, detached.
+
+    Never a weight of the base.
+    """
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: tensor.detach() for name, tensor in state.items()}
 
@@ -264,8 +307,8 @@ def save_adapter(
 ) -> str:
     """Writes the directory atomically: a reader sees the old one, the new one, or none.
 
-    The posterior's tensors stay in float32, whatever `dtype` is used for A and B. Other files in
-    an existing directory (model card, policy) are not carried over: they describe other weights.
+    All else stays in float32, whatever `dtype` is used for A and B. Other files in an existing
+    directory (model card, policy) are not carried over: they describe other weights.
 
     Returns:
         The adapter's digest.

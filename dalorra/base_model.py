@@ -1,4 +1,7 @@
-"""The frozen Llama-family base model: found, loaded, checked, and identified by its weights."""
+"""The frozen base model: found, loaded, checked, and identified by its weights.
+
+A language model of the Llama family, or an encoder (`dalorra.encoder`).
+"""
 
 import hashlib
 import re
@@ -23,6 +26,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaForCausalLM,
     PretrainedConfig,
@@ -31,8 +35,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from dalorra.encoder import HEADS, BaseKind, head_modules, is_encoder
 from dalorra.errors import BaseModelError
-from dalorra.fetch import DEFAULT_BASE_MODEL, default_folder, fetch, from_gguf
+from dalorra.fetch import DEFAULT_BASE_MODEL, PINNED, fetch, from_gguf, pinned_folder
 from dalorra.model_cache import is_complete
 
 __all__ = ["DEFAULT_BASE_MODEL", "BaseModel", "fetch", "load_base_model", "weight_digest"]
@@ -42,6 +47,14 @@ _SAMPLED_PER_TENSOR = 1024
 # Weights as safetensors only: nothing that is downloaded can execute.
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model")
 _HUB_FILES_UNUSED = ("original/*", "consolidated*", "onnx/*")
+# Models from before the hub had owners are still best known by their old names.
+_OLD_NAMES = {
+    name: f"{owner}/{name}"
+    for owner, name in (
+        ("distilbert", "distilbert-base-uncased"),
+        ("google-bert", "bert-base-uncased"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -51,14 +64,19 @@ class BaseModel:
     Attributes:
         model: the unmodified transformers model.
         tokenizer: its tokenizer.
-        name: the default's name, the hub id, or the name of the folder or file.
-        digest: `weight_digest` of the model.
+        name: the pinned model's name, the hub id, or the name of the folder or file.
+        digest: `weight_digest` of the model, without an encoder's head.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     digest: str
+
+    @property
+    def kind(self) -> BaseKind:
+        """Language model or encoder."""
+        return "encoder" if is_encoder(self.model) else "llama"
 
     @property
     def device(self) -> torch.device:
@@ -77,30 +95,31 @@ def load_base_model(
     """Load a base model for use under adapters.
 
     Args:
-        reference: the default's name (fetched when missing), a local folder, a `.gguf` file
-            (converted the first time), or a hub id such as `meta-llama/Llama-3.1-8B`
-            (`HF_TOKEN` is respected).
+        reference: name of a pinned model (fetched when missing), a local folder, a `.gguf` file
+            (converted the first time), or a hub id such as `meta-llama/Llama-3.1-8B` or
+            `distilbert/distilbert-base-uncased` (`HF_TOKEN` is respected).
         device: `"auto"` (CUDA when there is one), or any torch device.
         dtype: `"auto"`, `"float32"` or `"bfloat16"`; auto is bfloat16 where the hardware
             multiplies it, float32 elsewhere.
 
     Raises:
-        BaseModelError: it cannot be found, fetched or read, or is no Llama-family model.
+        BaseModelError: it cannot be found, fetched or read, or is of another family.
     """
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     folder, name = _locate(reference)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        require_llama(config, reference)
+        require_known(config, reference)
         with _quiet_transformers():
-            model = _load_llama(folder, config, chosen_dtype, reference)
+            model = _load(folder, config, chosen_dtype, reference)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model.to(chosen_device).eval().requires_grad_(False)  # type: ignore[arg-type]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise BaseModelError(f"the base model {reference} cannot be loaded: {reason}") from error
-    return BaseModel(model, tokenizer, name, weight_digest(model))
+    weights = model.base_model if is_encoder(model) else model
+    return BaseModel(model, tokenizer, name, weight_digest(weights))
 
 
 def choose_device(device: str) -> torch.device:
@@ -144,16 +163,17 @@ def cpu_multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return flags is not None and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags[1].split())
 
 
-def require_llama(config: PretrainedConfig, reference: str) -> None:
-    """Refuse what the adapters, the packed forward and the digest are not made for.
+def require_known(config: PretrainedConfig, reference: str, *, encoders: bool = True) -> None:
+    """Refuse what the adapters, the forwards and the digest are not made for.
 
     Raises:
         BaseModelError: another architecture, or weights that are stored quantised.
     """
-    if config.model_type != "llama":
+    if config.model_type != "llama" and not (encoders and config.model_type in HEADS):
+        others = f" or an encoder ({', '.join(HEADS)})" if encoders else ""
         raise BaseModelError(
             f"the base model {reference} is of type {config.model_type!r}; "
-            "a Llama-family model (LlamaForCausalLM) is needed"
+            f"a Llama-family model (LlamaForCausalLM){others} is needed"
         )
     if getattr(config, "quantization_config", None) is not None:
         raise BaseModelError(
@@ -180,10 +200,12 @@ def weight_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _load_llama(
+def _load(
     folder: Path, config: PretrainedConfig, dtype: torch.dtype, reference: str
-) -> LlamaForCausalLM:
-    found: Any = LlamaForCausalLM.from_pretrained(
+) -> PreTrainedModel:
+    encoder = config.model_type in HEADS
+    model_class: Any = AutoModelForSequenceClassification if encoder else LlamaForCausalLM
+    found: Any = model_class.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
@@ -193,19 +215,21 @@ def _load_llama(
         output_loading_info=True,
     )
     model, loaded = found
-    if missing := sorted(loaded["missing_keys"]):  # filled in at random, with a warning only
+    # An adapter brings its own head; anything else would be filled in at random.
+    own = tuple(f"{name}." for name in head_modules(model))
+    if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith(own)):
         raise BaseModelError(
             f"the base model {reference} lacks {len(missing)} weights ({missing[0]} first); "
             "copy or download it again"
         )
-    return cast(LlamaForCausalLM, model)
+    return cast(PreTrainedModel, model)
 
 
 def _locate(reference: str) -> tuple[Path, str]:
     """The local folder that holds the model a reference means, and the model's name."""
-    if reference == DEFAULT_BASE_MODEL:
-        folder = default_folder()
-        return (folder if is_complete(folder) else fetch()), reference
+    if reference in PINNED:
+        folder = pinned_folder(reference)
+        return (folder if is_complete(folder) else fetch(name=reference)), reference
     path = Path(reference).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return from_gguf(path), path.stem
@@ -216,9 +240,10 @@ def _locate(reference: str) -> tuple[Path, str]:
             f"{reference} is no base model; "
             "give a folder with config.json and safetensors, or a .gguf file"
         )
+    reference = _OLD_NAMES.get(reference, reference)
     if path.suffix == ".gguf" or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", reference):
         raise BaseModelError(
-            f"there is no base model {reference!r}; give {DEFAULT_BASE_MODEL}, "
+            f"there is no base model {reference!r}; give {' or '.join(PINNED)}, "
             "a folder, a .gguf file, or a hub id (owner/name)"
         )
     return _from_hub(reference), reference
@@ -228,7 +253,7 @@ def _from_hub(hub_id: str) -> Path:
     """Download a hub model's files, after a look at its configuration alone."""
     try:
         config = hf_hub_download(hub_id, "config.json")
-        require_llama(AutoConfig.from_pretrained(config, local_files_only=True), hub_id)
+        require_known(AutoConfig.from_pretrained(config, local_files_only=True), hub_id)
         return Path(
             snapshot_download(
                 hub_id, allow_patterns=[*_HUB_FILES], ignore_patterns=[*_HUB_FILES_UNUSED]

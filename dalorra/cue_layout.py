@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dalorra.packing import right_padded
 from dalorra.prompts import Prompt
 
 Rotary = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -121,12 +122,3 @@ def lay_out_cues(
         longest,
         k,
     )
-
-
-def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids `[B, longest]`, and lengths `[B]`."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    ids = torch.zeros((len(sequences), int(lengths.max())), dtype=torch.long)
-    for row, sequence in zip(ids, sequences, strict=True):
-        row[: len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-    return ids, lengths

@@ -6,7 +6,7 @@ rank masks B · diag(z) · A = (B · diag(z)) · A.
 `export_mean` folds the posterior's mean, one deterministic adapter; `export_bank` writes every
 member of the bank. An `answer_tokens` adapter acts on the cue alone: its export is an activated
 LoRA (`alora_invocation_tokens`), which a server must support; applied to every token it would be
-another adapter.
+another adapter. An encoder's adapter is a plain LoRA for sequence classification, head included.
 """
 
 import shutil
@@ -16,7 +16,6 @@ from pathlib import Path
 
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dalorra.adapter import WEIGHTS_FILE, Adapter, read_adapter
 from dalorra.bank import NoiseBank
@@ -83,7 +82,7 @@ def _write(
         for member, name in enumerate(folders):
             folder = staging / name
             folder.mkdir(exist_ok=True)
-            tensors: dict[str, Tensor] = {}
+            tensors = {k: t for k, t in adapter.tensors.items() if ".lora_" not in k}  # the head
             plain = bank.plain(member, list(modules.values()))
             for prefix, (down, up) in zip(modules, plain, strict=True):
                 tensors[prefix + _DOWN] = down.contiguous()
@@ -101,12 +100,13 @@ def _plain_config(adapter: Adapter) -> LoraConfig:
     source, manifest = adapter.config, adapter.manifest
     on_cue = manifest.scope == "answer_tokens"
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if manifest.base_model.kind == "encoder" else "CAUSAL_LM",
         inference_mode=True,
         r=source.r,
         lora_alpha=source.lora_alpha,
         target_modules=source.target_modules,
         layers_to_transform=source.layers_to_transform,
+        modules_to_save=source.modules_to_save,
         base_model_name_or_path=manifest.base_model.name,
         alora_invocation_tokens=list(manifest.cue_tokens) if on_cue else None,
     )

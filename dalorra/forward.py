@@ -1,13 +1,16 @@
 """The packed forward through the unmodified transformers model."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from dalorra.bank import NoiseBank
-from dalorra.packing import PackedRows
+from dalorra.encoder import is_encoder
+from dalorra.packing import PackedRows, Scope, pack, pack_texts
+from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import (
     StochasticLoraLinear,
     StochasticPeftModel,
@@ -54,3 +57,45 @@ def answer_logits(
         return F.linear(answers.float(), head.weight[label_ids].float())
     with rank_noise([head], bank.noise(rows.members)[-1:]):
         return head.rows(answers, label_ids)
+
+
+def class_logits(model: nn.Module, rows: PackedRows, bank: NoiseBank) -> tuple[Tensor, Tensor]:
+    """Logits of an encoder's classes for every text and sample, and what they are read off.
+
+    Args:
+        model: a model for sequence classification with the adapter attached.
+        rows: of `pack_texts`, on the model's device.
+        bank: the samples that `rows.sample_index` points into.
+
+    Returns:
+        `[B, M, K]` float32, and the last hidden states of the first row, `[B, M, d]`;
+        differentiable in A, B, the head and the bank unless gradients are off.
+    """
+    layers = stochastic_layers(model)
+    with rank_noise(list(layers.values()), bank.noise(rows.sample_index)):
+        found = cast(Any, model)(
+            rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask=rows.attention_mask[:, 0, 0].long(),  # every row sees the same keys
+            output_hidden_states=True,
+        )
+    samples = rows.members.shape[1]
+    logits: Tensor = found.logits.float().unflatten(0, (-1, samples))
+    states: Tensor = found.hidden_states[-1][:, 0].unflatten(0, (-1, samples))
+    return logits, states
+
+
+def reference_logits(
+    model: StochasticPeftModel,
+    prompts: Sequence[Prompt],
+    members: range,
+    bank: NoiseBank,
+    scope: Scope,
+    label_ids: Tensor,
+) -> Tensor:
+    """Logits of the labels by whichever of the two fits the base model, `[B, M, K]` float32."""
+    base = model.get_base_model()
+    if is_encoder(base):
+        return class_logits(base, pack_texts(prompts, members).to(model.device), bank)[0]
+    rows = pack(prompts, members, scope).to(model.device)
+    return answer_logits(model, rows, bank, label_ids)

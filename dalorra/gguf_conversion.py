@@ -34,10 +34,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer, GgufConfig, LlamaForCausalLM
 
-    from dalorra.base_model import require_llama
+    from dalorra.base_model import require_known
 
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    require_llama(config, gguf.name)
+    require_known(config, gguf.name, encoders=False)
     model = LlamaForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,

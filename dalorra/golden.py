@@ -1,10 +1,9 @@
 """The golden check: does an adapter answer here what the unmodified model answers?
 
 The packed forward is tested to be exact, but on other machines than this one, with other libraries
-and adapters. So before an adapter is served, one short input is answered twice: by the packed
-forward, and by `forward.answer_logits` through the unmodified transformers model. Nothing needs to
-be recorded with the adapter: its digest says that it is the same one, and the base's that the model
-is.
+and adapters. So before an adapter is served, one short input is answered twice: by its network, and
+by `forward.reference_logits` through the unmodified transformers model. Nothing needs to be kept
+with the adapter: its digest says that it is the same one, and the base's that the model is.
 """
 
 import math
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from dalorra.errors import AdapterError
-from dalorra.forward import answer_logits
-from dalorra.packing import pack
+from dalorra.forward import reference_logits
 from dalorra.stochastic_lora import StochasticPeftModel
 
 if TYPE_CHECKING:
@@ -48,9 +46,8 @@ def check_golden(predictor: "Predictor", model: StochasticPeftModel) -> None:
         raise AdapterError("the golden check failed: it answers one input in two ways")
 
     members = range(predictor.bank.samples)
-    rows = pack(prompts, members, predictor.scope).to(model.device)
     label_ids = torch.tensor(predictor.encoder.label_ids, device=model.device)
-    expected = answer_logits(model, rows, predictor.bank, label_ids)
+    expected = reference_logits(model, prompts, members, predictor.bank, predictor.scope, label_ids)
     found = predictor.label_logits(prompts)
     gap = (found.softmax(-1).mean(1) - expected.softmax(-1).mean(1)).abs().max().item()
     if not gap <= _TOLERANCE.get(predictor.dtype, _ROUGH_TOLERANCE):

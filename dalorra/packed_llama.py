@@ -21,11 +21,12 @@ from torch import Tensor
 from dalorra.attention import causal_attention, masked_attention
 from dalorra.bank import NoiseBank
 from dalorra.bound_noise import BoundNoise, Noise
-from dalorra.cue_layout import CueLayout, lay_out_cues, right_padded
+from dalorra.cue_layout import CueLayout, lay_out_cues
 from dalorra.label_head import LabelHead
 from dalorra.low_rank import HEAD, Updates, low_rank_updates
+from dalorra.network import Answers
 from dalorra.packed_base import Layer, PackedBase
-from dalorra.packing import Scope
+from dalorra.packing import Scope, right_padded
 from dalorra.prefix_cache import PrefixCache
 from dalorra.projection import FusedProjection
 from dalorra.prompts import Prompt
@@ -82,6 +83,15 @@ class PackedLlama:
         """Memory of the adapter's updates."""
         projections = (projection for layer in self._layers for projection in layer.projections)
         return self.head.nbytes + sum(projection.nbytes for projection in projections)
+
+    @torch.inference_mode()
+    def answers(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> Answers:
+        """See `Network`; the features are the hidden states at the end of the cue."""
+        states = self.hidden_states(prompts, members, bank, scope).answers
+        probabilities, weights = self.head.probabilities(states, members, bank)
+        return Answers(probabilities, weights, states.float())
 
     @torch.inference_mode()
     def label_logits(

@@ -12,6 +12,9 @@ This equals M separate passes to rounding: no row sees anything that it would no
 sequences of T rows.
 
 Ragged prompts are padded on the left, so that the cues of a batch line up.
+
+An encoder knows `all_tokens` alone. Its rows see each other in both directions, its answer is read
+off the first of them, and its texts are padded on the right (`pack_texts`).
 """
 
 from collections.abc import Sequence
@@ -36,7 +39,8 @@ class PackedRows:
         attention_mask: `[batch, 1, rows, keys]` bool, True where a row sees a key.
         sample_index: `[batch or 1, rows or 1]`, the bank member a row runs under, −1 for rows of
             the frozen base alone.
-        answer_rows: `[answers]`, the rows that end a cue; batch · answers = B · M.
+        answer_rows: `[answers]`, the rows that end a cue, or begin an encoder's text;
+            batch · answers = B · M.
         members: `[B or 1, M]`, the bank members of each prompt.
     """
 
@@ -86,8 +90,45 @@ def pack(
         members: M bank members that every prompt runs under, or `[B, M]` for each its own.
         scope: which rows the adapter acts on.
     """
-    table = members if isinstance(members, Tensor) else torch.tensor(list(members))[None]
+    table = _member_table(members)
     return _pack_sequences(prompts, table) if scope == "all_tokens" else _pack_cues(prompts, table)
+
+
+def pack_texts(prompts: Sequence[Prompt], members: Sequence[int] | range | Tensor) -> PackedRows:
+    """Lays out an encoder's texts under bank members, on the CPU: B · M sequences, members inner.
+
+    Args:
+        prompts: B texts.
+        members: see `pack`.
+    """
+    table = _member_table(members)
+    copies = table.shape[1]
+    input_ids, lengths = right_padded([(*p.prompt_ids, *p.cue_ids) for p in prompts])
+    longest = input_ids.shape[1]  # T
+    real = torch.arange(longest) < lengths[:, None]  # [B, T]
+    visible = real.repeat_interleave(copies, dim=0)[:, None, None]  # every row sees the same keys
+    return PackedRows(
+        input_ids.repeat_interleave(copies, dim=0),
+        torch.arange(longest).expand(len(prompts) * copies, -1),
+        visible.expand(-1, -1, longest, -1),
+        table.expand(len(prompts), -1).reshape(-1, 1),
+        torch.tensor([0]),
+        table,
+    )
+
+
+def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids `[B, longest]`, and lengths `[B]`."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    ids = torch.zeros((len(sequences), int(lengths.max())), dtype=torch.long)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return ids, lengths
+
+
+def _member_table(members: Sequence[int] | range | Tensor) -> Tensor:
+    """`[B or 1, M]`."""
+    return members if isinstance(members, Tensor) else torch.tensor(list(members))[None]
 
 
 def _pack_cues(prompts: Sequence[Prompt], members: Tensor) -> PackedRows:

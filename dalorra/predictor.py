@@ -8,16 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalorra.adapter import Adapter, check_tokens, load_adapter, read_adapter
+from dalorra.adapter import Adapter, check_base, check_tokens, load_adapter, read_adapter
+from dalorra.arranged import ArrangedBase, arrange, network_on
 from dalorra.bank import BankSpec, NoiseBank
 from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
-from dalorra.low_rank import low_rank_updates
 from dalorra.novelty import Novelty
-from dalorra.packed_base import PackedBase
-from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, packed_row_count
 from dalorra.policy import Policy
 from dalorra.posteriors import Posterior
@@ -62,7 +60,7 @@ class Predictor:
         method: str,
         novelty: Novelty | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
-        packed: PackedBase | None = None,
+        packed: ArrangedBase | None = None,
     ) -> None:
         self.encoder = encoder
         modules = module_tensors(model)
@@ -75,12 +73,11 @@ class Predictor:
         self.method = method
         self.novelty = novelty
         self.row_budget = row_budget
-        packed = packed or PackedBase(model.get_base_model())
+        packed = packed or arrange(model.get_base_model())
         self.dtype = packed.dtype
         self._hidden_size = packed.hidden_size
         self.prefix_cache = packed.prefix_cache
-        label_ids = torch.tensor(encoder.label_ids, device=packed.device)
-        self._network = PackedLlama(packed, low_rank_updates(model), label_ids)
+        self._network = network_on(packed, model, encoder.label_ids)
         self._mean_bank = posterior.mean(modules)
 
     @classmethod
@@ -112,7 +109,7 @@ class Predictor:
         adapter: Adapter,
         base: BaseModel,
         *,
-        packed: PackedBase | None = None,
+        packed: ArrangedBase | None = None,
         name: str | None = None,
         golden: bool = False,
         on_overflow: Overflow = "truncate",
@@ -133,6 +130,7 @@ class Predictor:
             AdapterError: see `load_adapter` and `check_golden`; or its novelty features are of
                 another width.
         """
+        check_base(adapter, base)
         manifest = adapter.manifest
         adapter.posterior.check_servable()
         width = base.model.config.hidden_size
@@ -247,7 +245,8 @@ class Predictor:
     def novelty_features(self, prompts: Sequence[Prompt]) -> Tensor:
         """What `Novelty` is fitted on and asked about, `[B, d]` float32 on the CPU.
 
-        The hidden state at the end of the cue after the final norm, averaged over the samples.
+        The hidden state at the end of the cue after the final norm, or an encoder's last one at the
+        start of the text, averaged over the samples.
         """
         return self._run(prompts, self.bank)[1]
 
@@ -271,10 +270,10 @@ class Predictor:
         for group, member_groups in self._plan(prompts, chosen):
             by_members, end = [], torch.zeros(())
             for part_of_bank in member_groups:
-                states = self._network.hidden_states(group, part_of_bank, bank, self.scope)
-                part, weights = self._network.head.probabilities(states.answers, part_of_bank, bank)
-                by_members.append(part)
-                end = end + states.answers.float().sum(dim=1).cpu() / len(chosen)
+                found = self._network.answers(group, part_of_bank, bank, self.scope)
+                weights = found.weights
+                by_members.append(found.probabilities)
+                end = end + found.features.sum(dim=1).cpu() / len(chosen)
             parts.append(torch.cat(by_members, dim=1))
             features.append(end)
         if not parts:

@@ -2,6 +2,9 @@
 
 The answer cue is tokenised on its own and appended, so the boundary between the prompt, which the
 frozen base alone reads, and the cue, which the adapter acts on, is exact for every input.
+
+An encoder has no cue. It reads the rendered template between its own special tokens, and its labels
+are the rows of a head.
 """
 
 from collections.abc import Mapping
@@ -24,14 +27,15 @@ class PromptFormat(BaseModel):
 
     Attributes:
         template: text with named fields, e.g. `"Review: {sentence}"`.
-        answer_cue: constant tail after the template, e.g. `"\nSentiment:"`.
-        labels: label name → the text whose single token stands for it, e.g. `" positive"`.
+        answer_cue: constant tail after the template, e.g. `"\nSentiment:"`; None for an encoder.
+        labels: label name → the text whose single token stands for it, e.g. `" positive"`. An
+            encoder has a class for each label instead, and does not look at the text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     template: str
-    answer_cue: str = Field(min_length=1)
+    answer_cue: str | None = Field(default=None, min_length=1)
     labels: dict[str, str] = Field(min_length=2)
 
     @field_validator("template")
@@ -89,7 +93,7 @@ class Prompt:
 
     Attributes:
         prompt_ids: T − k token ids before the cue, beginning-of-sequence token included.
-        cue_ids: the k token ids of the answer cue.
+        cue_ids: the k token ids of the answer cue; for an encoder, the token that ends a text.
         truncated: whether free text was cut to fit.
     """
 
@@ -108,7 +112,7 @@ class PromptEncoder:
 
     Args:
         tokenizer: a fast tokenizer of the base model.
-        prompt_format: template, cue and labels.
+        prompt_format: template, cue and labels; without a cue the prompts are an encoder's.
         max_tokens: limit on T, cue included.
         on_overflow: `truncate` cuts the longest field, never the template or the cue; `reject`
             raises `InputError`.
@@ -135,13 +139,18 @@ class PromptEncoder:
         self.format = prompt_format
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
-        empty = cast(list[int], tokenizer("").input_ids)
-        bos = tokenizer.bos_token_id
-        self._prefix = (bos,) if bos is not None and empty[:1] == [bos] else ()
-        self.cue_ids = tuple(self._ids(prompt_format.answer_cue))
-        self.label_ids = tuple(
-            self._label_id(name, text) for name, text in prompt_format.labels.items()
-        )
+        cue = prompt_format.answer_cue
+        if cue is None:
+            self._prefix, self.cue_ids = self._frame(tokenizer)
+            self.label_ids = tuple(range(len(prompt_format.labels)))
+        else:
+            empty = cast(list[int], tokenizer("").input_ids)
+            bos = tokenizer.bos_token_id
+            self._prefix = (bos,) if bos is not None and empty[:1] == [bos] else ()
+            self.cue_ids = tuple(self._ids(cue))
+            self.label_ids = tuple(
+                self._label_id(name, text, cue) for name, text in prompt_format.labels.items()
+            )
         if len(set(self.label_ids)) < len(self.label_ids):
             raise AdapterError("two labels share one token: choose texts with different tokens")
         shell = prompt_format.render(dict.fromkeys(prompt_format.fields, ""))
@@ -186,11 +195,21 @@ class PromptEncoder:
     def _ids(self, text: str) -> list[int]:
         return cast(list[int], self._backend.encode(text, add_special_tokens=False).ids)
 
-    def _label_id(self, name: str, text: str) -> int:
-        with_label = self._ids(self.format.answer_cue + text)
+    def _frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The special tokens in front of every text and behind it."""
+        text = "a"
+        whole, inner = cast(list[int], tokenizer(text).input_ids), self._ids(text)
+        starts = range(len(whole) - len(inner) + 1)
+        start = next((i for i in starts if whole[i : i + len(inner)] == inner), None)
+        if start is None:
+            raise AdapterError("the tokenizer changes a text that it puts special tokens around")
+        return tuple(whole[:start]), tuple(whole[start + len(inner) :])
+
+    def _label_id(self, name: str, text: str, cue: str) -> int:
+        with_label = self._ids(cue + text)
         if len(with_label) != len(self.cue_ids) + 1 or tuple(with_label[:-1]) != self.cue_ids:
             raise AdapterError(
                 f"label {name!r} ({text!r}) is not exactly one token after the cue "
-                f"{self.format.answer_cue!r}: choose a text that is"
+                f"{cue!r}: choose a text that is"
             )
         return with_label[-1]

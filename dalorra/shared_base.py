@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dalorra.adapter import Adapter, read_adapter
+from dalorra.arranged import arrange
 from dalorra.base_model import BaseModel, load_base_model
-from dalorra.packed_base import PackedBase
 from dalorra.predictor import DEFAULT_ROW_BUDGET, Predictor, bundled_adapter
 from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import Overflow
@@ -29,7 +29,7 @@ class SharedBase:
         prefix_cache_bytes: int = 0,
     ) -> None:
         self._base = base
-        self._packed = PackedBase(
+        self._packed = arrange(
             base.model, PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
         )
         self._on_overflow: Overflow = on_overflow

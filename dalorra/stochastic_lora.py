@@ -136,6 +136,8 @@ class StochasticLoraLinear(lora.Linear):
         return base + update * self.scale
 
     def _rank_activations(self, x: Tensor) -> Tensor:
+        if x.dim() == 2:  # an encoder's pooler reads one row of each sequence
+            return self._rank_activations(x[:, None])[:, 0]
         x = x.to(self.down.dtype)
         activations = F.linear(x, self.down)  # [..., rows, r]
         return activations if self.rank_noise is None else self.rank_noise(activations, x)
@@ -172,8 +174,12 @@ def lora_config(
     modules: Sequence[str],
     base_model_name: str,
     last_layers: range | None = None,
+    head: Sequence[str] = (),
 ) -> LoraConfig:
-    """PEFT's own description of the adapter: what `adapter_config.json` holds."""
+    """PEFT's own description of the adapter: what `adapter_config.json` holds.
+
+    `head` names modules that are trained and saved whole: an encoder's.
+    """
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT annotates int, any number works
@@ -182,6 +188,7 @@ def lora_config(
         bias="none",
         layers_to_transform=None if last_layers is None else list(last_layers),
         base_model_name_or_path=base_model_name,
+        modules_to_save=list(head) or None,
     )
 
 
@@ -198,12 +205,15 @@ _OUR_SETTINGS: Final = frozenset(
 )
 
 
-def foreign_setting(config: LoraConfig) -> str | None:
+def foreign_setting(config: LoraConfig, *, has_head: bool = False) -> str | None:
     """The first setting that `lora_config` never makes, such as `use_dora`.
 
     Our layer would ignore some of them without a word, and a plain LoRA cannot express others.
+    Only an adapter that `has_head` saves whole modules.
     """
-    usual = LoraConfig().to_dict()
+    usual = LoraConfig().to_dict() | (
+        {"modules_to_save": config.modules_to_save} if has_head else {}
+    )
     return next(
         (
             name
@@ -225,7 +235,7 @@ def attach(
     The base must not be wrapped already; `detach` gives it back.
 
     Raises:
-        ValueError: a target module the base does not have.
+        ValueError: a target module the base does not have, or that is trained whole.
     """
     _require_modules(model, config)
     # PEFT documents this name as its extension point, underscore and all.
@@ -245,6 +255,10 @@ def _require_modules(model: PreTrainedModel, config: LoraConfig) -> None:
     for target in sorted(config.target_modules or ()):
         if not any(f".{name}".endswith(f".{target}") for name in names):
             raise ValueError(f"the base model has no linear module {target!r}")
+        if target in (config.modules_to_save or ()):
+            raise ValueError(
+                f"{target!r} is part of the head, which is trained whole: leave it out"
+            )
 
 
 def detach(peft_model: PeftModel) -> PreTrainedModel:

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dalorra.forward import answer_logits
-from dalorra.packing import Scope, pack
+from dalorra.bank import NoiseBank
+from dalorra.encoder import is_encoder
+from dalorra.forward import answer_logits, class_logits
+from dalorra.packing import PackedRows, Scope, pack, pack_texts
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import StochasticPeftModel, module_tensors
 from training.attention import differentiable_attention
@@ -47,6 +49,7 @@ class Objective:
     Args:
         method: draws the noise and sets the penalty.
         label_ids: `[K]` token ids of the labels; the likelihood is over these alone (section 3.2).
+            An encoder's is over the classes of its head.
         scope: rows that the adapter acts on.
         train_size: N, training examples.
         cache: keys and values of prompts, used when `scope` is `answer_tokens`.
@@ -77,13 +80,27 @@ class Objective:
         modules = module_tensors(model)
         members = self.method.members(len(prompts))
         bank = self.method.draw(modules, members.numel(), generator)
-        rows = pack(prompts, members, self.scope).to(labels.device)
-        past = self.cache.past(model, prompts) if self.cache else None
-        with differentiable_attention(cast(PreTrainedModel, model.get_base_model())):
-            scores = answer_logits(model, rows, bank, self.label_ids, past)  # [B, S, K]
+        scores, rows = self._scores(model, prompts, members, bank)  # [B, S, K]
         samples = scores.shape[1]
         nll = F.cross_entropy(scores.flatten(0, 1), labels.repeat_interleave(samples))
         own = self.method.example_penalty(bank, rows)
         penalty = self.method.penalty(modules) + self.train_size * own
         total = nll + penalty / self.train_size
         return Loss(total=total, nll=nll.detach(), penalty=penalty.detach())
+
+    def _scores(
+        self,
+        model: StochasticPeftModel,
+        prompts: Sequence[Prompt],
+        members: Tensor,
+        bank: NoiseBank,
+    ) -> tuple[Tensor, PackedRows]:
+        """Logits of the labels `[B, S, K]`, and the rows of their forward."""
+        base = cast(PreTrainedModel, model.get_base_model())
+        if is_encoder(base):
+            rows = pack_texts(prompts, members).to(base.device)
+            return class_logits(base, rows, bank)[0], rows
+        rows = pack(prompts, members, self.scope).to(base.device)
+        past = self.cache.past(model, prompts) if self.cache else None
+        with differentiable_attention(base):
+            return answer_logits(model, rows, bank, self.label_ids, past), rows

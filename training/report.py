@@ -72,6 +72,17 @@ def write_model_card(
     return card
 
 
+def _asked(prompt: Mapping[str, Any]) -> dict[str, str]:
+    """How an input becomes a question; an encoder is asked none."""
+    if prompt["answer_cue"] is None:
+        return {"Text": _code(prompt["template"]), "Labels": ", ".join(prompt["labels"])}
+    return {
+        "Prompt": _code(prompt["template"] + prompt["answer_cue"]),
+        "Answer cue": _code(prompt["answer_cue"]),
+        "Labels": ", ".join(f"{name} ({_code(text)})" for name, text in prompt["labels"].items()),
+    }
+
+
 def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     prompt, bank, base = manifest["prompt"], manifest["bank"], manifest["base_model"]
     parameters = ", ".join(
@@ -83,10 +94,8 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "Method": manifest["method"] + (f" ({parameters})" if parameters else ""),
         "Scope": f"`{manifest['scope']}`",
         "Mask bank": f"M = {bank['samples']}, seed {bank['seed']}, {bank['sampler']}",
-        "Prompt": _code(prompt["template"] + prompt["answer_cue"]),
-        "Answer cue": _code(prompt["answer_cue"]),
-        "Labels": ", ".join(f"{name} ({_code(text)})" for name, text in prompt["labels"].items()),
-        "Longest input": f"{manifest['max_tokens']} tokens, prompt and cue",
+        **_asked(prompt),
+        "Longest input": f"{manifest['max_tokens']} tokens, template included",
     }
     return [
         "---",

@@ -17,9 +17,10 @@ from dalorra.adapter import (
     round_adapter,
     save_adapter,
 )
+from dalorra.arranged import ArrangedBase, arrange
 from dalorra.base_model import BaseModel, load_base_model
+from dalorra.encoder import head_modules
 from dalorra.errors import ConfigError
-from dalorra.packed_base import PackedBase
 from dalorra.policy import Policy
 from dalorra.predictor import Predictor
 from dalorra.prefix_cache import PrefixCache
@@ -27,6 +28,7 @@ from dalorra.prompts import PromptEncoder
 from dalorra.stochastic_lora import attach, lora_config, stochastic_layers
 from training.answers import Evaluable, answer
 from training.config import TrainingConfig, read_config
+from training.encoders import prepare
 from training.environment import hardware, versions
 from training.evaluate import evaluate, score
 from training.figures import training_figure
@@ -94,12 +96,12 @@ class FrozenBase:
 
     Attributes:
         model: the base model, without an adapter.
-        packed: the same for the packed forward, which evaluates.
+        packed: the same for the network that evaluates.
         prompt_cache: keys and values of training prompts.
     """
 
     model: BaseModel
-    packed: PackedBase
+    packed: ArrangedBase
     prompt_cache: PromptCache
 
     @classmethod
@@ -112,7 +114,7 @@ class FrozenBase:
         device = Process.this().device(config.device)
         model = load_base_model(config.base_model, device=device, dtype=config.dtype)
         cache = PromptCache(round(config.prompt_cache_gib * 2**30))
-        return cls(model, PackedBase(model.model, prefix_cache), cache)
+        return cls(model, arrange(model.model, prefix_cache), cache)
 
 
 class Run:
@@ -130,17 +132,21 @@ class Run:
         self.frozen = frozen or FrozenBase.load(config)
         self.base = self.frozen.model
         adapter = config.adapter
-        self.encoder = PromptEncoder(
-            self.base.tokenizer, self.task.prompt_format, adapter.max_tokens
-        )
-        torch.manual_seed(config.seed)  # PEFT initialises A from the global generator
+        torch.manual_seed(config.seed)  # A and an encoder's head come from the global generator
+        self.prompt_format = prepare(config, self.task, self.base)
+        self.encoder = PromptEncoder(self.base.tokenizer, self.prompt_format, adapter.max_tokens)
         layers = self.base.model.config.num_hidden_layers
         if adapter.last_layers is not None and adapter.last_layers > layers:
             raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
         last = range(layers - adapter.last_layers, layers) if adapter.last_layers else None
         copies = config.method.copies  # α grows with r, so that the scale α / r stays
         lora = lora_config(
-            adapter.rank * copies, adapter.alpha * copies, adapter.modules, self.base.name, last
+            adapter.rank * copies,
+            adapter.alpha * copies,
+            adapter.modules,
+            self.base.name,
+            last,
+            head_modules(self.base.model),
         )
         self.posterior = config.method.posterior()
         self.post_hoc: PostHoc | None = None
@@ -175,11 +181,12 @@ class Run:
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
         """
         examples, optimizer = self._encoded(self.data.train), self.config.optimizer
-        self.frozen.prompt_cache.plan(
-            self.model,
-            [prompt for prompt, _ in examples],
-            draws=optimizer.steps * optimizer.batch_size * optimizer.accumulation,
-        )
+        if self.config.adapter.scope == "answer_tokens":
+            self.frozen.prompt_cache.plan(
+                self.model,
+                [prompt for prompt, _ in examples],
+                draws=optimizer.steps * optimizer.batch_size * optimizer.accumulation,
+            )
         trainer = AdapterTrainer(
             self.config,
             self.model,
@@ -292,8 +299,10 @@ class Run:
             method_parameters=self.config.method.model_dump(exclude={"name"}),
             scope=self.config.adapter.scope,
             last_layers=self.config.adapter.last_layers,
-            base_model=BaseReference(name=self.base.name, digest=self.base.digest),
-            prompt=self.task.prompt_format,
+            base_model=BaseReference(
+                name=self.base.name, digest=self.base.digest, kind=self.base.kind
+            ),
+            prompt=self.prompt_format,
             cue_tokens=list(self.encoder.cue_ids),
             label_tokens=dict(zip(self.task.labels, self.encoder.label_ids, strict=True)),
             modules=list(stochastic_layers(self.model)),

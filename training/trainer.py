@@ -35,6 +35,10 @@ class TrainablePeftModel(StochasticPeftModel):
         loss = self.objective(self, prompts, labels, generator)
         return {"loss": loss.total, "nll": loss.nll, "penalty": loss.penalty}
 
+    def train(self, mode: bool = True) -> "TrainablePeftModel":
+        """Stays in evaluation mode: an encoder's own dropout is no noise of the method."""
+        return super().train(False)
+
 
 class AdapterTrainer(Trainer):
     """Adds learning rates of the posterior's tensors, noise seeded by step, and our evaluation.
@@ -134,7 +138,7 @@ class AdapterTrainer(Trainer):
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """A and B with the run's rate and decay; the posterior's tensors with none.
+    """A, B and an encoder's head with the run's rate and decay; the posterior's tensors with none.
 
     Decay would pull them to values that mean something, as φ = 0 does: p = ½.
     """
@@ -144,7 +148,8 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     for layer in layers:
         for name, tensor in layer.tensors.items():
             groups[name].append(cast(nn.Parameter, tensor))
-    weights = groups.pop("down") + groups.pop("up")
+    head = [p for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n]
+    weights = groups.pop("down") + groups.pop("up") + head
     return [
         {
             "params": weights,

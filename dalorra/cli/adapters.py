@@ -16,11 +16,16 @@ class ExportForm(StrEnum):
     BANK = "bank"
 
 
-def fetch() -> None:
-    """Download and convert the default base model, once; print its folder."""
-    from dalorra.fetch import fetch as fetch_default
+def fetch(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="smollm2-135m-instruct or all-minilm-l6-v2.", show_default="the first"),
+    ] = None,
+) -> None:
+    """Download and unpack a base model, once; print its folder."""
+    from dalorra.fetch import fetch as fetch_pinned
 
-    typer.echo(fetch_default())
+    typer.echo(fetch_pinned(name=name) if name else fetch_pinned())
 
 
 def info(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) -> None:

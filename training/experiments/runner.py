@@ -209,9 +209,10 @@ def _parameters(run: Run) -> dict[str, Any]:
     layers = stochastic_layers(run.model)
     tensors = adapter_tensors(run.model)
     weights = sum(t.numel() for n, t in tensors.items() if n.endswith(("A.weight", "B.weight")))
+    head = sum(t.numel() for n, t in tensors.items() if ".lora_" not in n)  # an encoder's
     result: dict[str, Any] = {
         "lora": weights,
-        "extra": sum(t.numel() for t in tensors.values()) - weights,
+        "extra": sum(t.numel() for t in tensors.values()) - weights - head,
     }
     if all("mask_logits" in layer.tensors for layer in layers.values()):
         result["mask_probabilities"] = {

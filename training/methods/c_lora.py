@@ -82,7 +82,8 @@ class CLora(Method):
 
     def _kl(self, mean: Tensor, log_deviation: Tensor, adapted: Tensor) -> Tensor:
         kl = gaussian_kl(mean, log_deviation, self.prior_deviation).sum(dim=(-2, -1))
-        if kl.shape[0] != adapted.shape[0]:  # the head's, `[B, S]`: ends of the cues alone
+        # The head's, `[B, S]`, are ends of the cues alone; a pooler's the one row that it reads.
+        if kl.shape[0] != adapted.shape[0] or kl.shape[1] == 1:
             return kl.mean()
         acted = adapted[:, -kl.shape[1] :]  # a cached prompt's rows did not run
         return ((kl * acted).sum(dim=1) / acted.sum(dim=1)).mean()

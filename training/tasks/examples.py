@@ -153,7 +153,7 @@ def _as_member(mixture: Task, member: Task, split: str, source: str | Path | Non
         raise ConfigError(
             f"the mixture {mixture.name!r} lacks {member.name}'s label {min(stray)!r}"
         )
-    tail = member.answer_cue if member.answer_cue != mixture.answer_cue else ""
+    tail = (member.answer_cue or "") if member.answer_cue != mixture.answer_cue else ""
     return [
         Example({"prompt": member.prompt_format.render(example.input) + tail}, example.label)
         for example in load_examples(member, split, source)

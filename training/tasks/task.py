@@ -29,7 +29,15 @@ def _text_keys(value: Any) -> Any:
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def _label_texts(value: Any) -> Any:
+    """A list of labels means their names as words of their own."""
+    if isinstance(value, list):
+        return {str(name): f" {name}" for name in value}
+    return _text_keys(value)
+
+
 TextKeyed = Annotated[dict[str, str], BeforeValidator(_text_keys)]
+Labels = Annotated[dict[str, str], BeforeValidator(_label_texts)]
 
 
 class HubData(BaseModel):
@@ -57,8 +65,8 @@ class Task(BaseModel):
         name: also the folder that holds its local files.
         description: one line.
         template: prompt with named fields, without its constant tail.
-        answer_cue: that constant tail.
-        labels: label name → text of its token, in order.
+        answer_cue: that constant tail; an encoder has no use for it, and does not see it.
+        labels: label name → text of its token, in order; or a list of names.
         columns: field → column of the data, where they differ.
         label_column: column of the true label.
         label_values: value in that column, as text → label name. Empty: the column holds names.
@@ -78,8 +86,8 @@ class Task(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
     template: str
-    answer_cue: str
-    labels: TextKeyed
+    answer_cue: str | None = Field(default=None, min_length=1)
+    labels: Labels
     columns: TextKeyed = Field(default_factory=dict)
     label_column: str = "label"
     label_values: TextKeyed = Field(default_factory=dict)

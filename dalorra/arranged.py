@@ -1,0 +1,46 @@
+"""A base model made ready for its adapters, and the network of an adapter on it, by its kind."""
+
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dalorra.encoder import is_encoder
+from dalorra.encoder_network import EncoderBase, EncoderNetwork
+from dalorra.low_rank import low_rank_updates
+from dalorra.network import Network
+from dalorra.packed_base import PackedBase
+from dalorra.packed_llama import PackedLlama
+from dalorra.prefix_cache import PrefixCache
+from dalorra.stochastic_lora import StochasticPeftModel
+
+ArrangedBase = PackedBase | EncoderBase
+"""What all adapters of a base share."""
+
+
+def arrange(model: nn.Module, prefix_cache: PrefixCache | None = None) -> ArrangedBase:
+    """Arranges a base model, once; an adapter may be attached to it.
+
+    Args:
+        model: in evaluation mode.
+        prefix_cache: for a language model's prompts; an encoder has no use for it.
+    """
+    if is_encoder(model):
+        return EncoderBase(cast(PreTrainedModel, model))
+    return PackedBase(model, prefix_cache)
+
+
+def network_on(
+    base: ArrangedBase, model: StochasticPeftModel, label_ids: tuple[int, ...]
+) -> Network:
+    """The network of the adapter that is attached to `model`, as it is now.
+
+    Args:
+        base: of the same model.
+        model: base with the adapter.
+        label_ids: token of each label; an encoder's classes are those of its head.
+    """
+    if isinstance(base, EncoderBase):
+        return EncoderNetwork(model)
+    return PackedLlama(base, low_rank_updates(model), torch.tensor(label_ids, device=base.device))

@@ -1,0 +1,51 @@
+"""What is different about a run on an encoder, before it starts."""
+
+from types import MappingProxyType
+from typing import Final
+
+from dalorra.base_model import BaseModel
+from dalorra.encoder import longest_text, set_head
+from dalorra.errors import ConfigError
+from dalorra.prompts import PromptFormat
+from training.config import TrainingConfig
+from training.tasks import Task
+
+_REFUSED: Final = MappingProxyType(
+    {
+        "ensemble": "its members would share the encoder's one head",
+        "laplace": "its curvature is that of label tokens",
+    }
+)
+
+
+def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat:
+    """How the base model is asked; an encoder also gets the head that will be trained.
+
+    An encoder reads the rendered template alone: the answer cue of a task asks a language model.
+
+    Raises:
+        ConfigError: a setting that does not go with this kind of base model.
+    """
+    if base.kind != "encoder":
+        if task.answer_cue is None:
+            raise ConfigError(
+                f"task.answer_cue: the language model {base.name} needs one, such as '\\nAnswer:'"
+            )
+        return task.prompt_format
+    _check(config, base)
+    set_head(base.model, len(task.labels))
+    return task.prompt_format.model_copy(update={"answer_cue": None})
+
+
+def _check(config: TrainingConfig, base: BaseModel) -> None:
+    adapter, limit = config.adapter, longest_text(base.model)
+    if adapter.scope != "all_tokens":
+        raise ConfigError(
+            f"adapter.scope: the encoder {base.name} reads all tokens at once: say all_tokens"
+        )
+    if adapter.max_tokens > limit:
+        raise ConfigError(f"adapter.max_tokens: {base.name} reads at most {limit}")
+    if config.bank.head == "integrated":
+        raise ConfigError("bank.head: an encoder's head has no mask to integrate: say sampled")
+    if (name := config.method.name) in _REFUSED:
+        raise ConfigError(f"method.name: {name} is not for encoders, because {_REFUSED[name]}")
