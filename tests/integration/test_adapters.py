@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dalorra.adapter import MANIFEST_FILE, WEIGHTS_FILE
 from dalorra.base_model import BaseModel
+from dalorra.novelty import NOVELTY_FILE
 from dalorra.predictor import Predictor, bundled_adapter
 from dalorra.shared_base import SharedBase
 from service.client import AdapterRefusedError, AsyncClient, ForbiddenError, UnknownAdapterError
@@ -26,7 +27,8 @@ TEXTS = SENTENCES[:3]
 
 def perturbed(folder: Path, seed: int, **manifest: Any) -> Path:
     """A copy of the bundled adapter that answers otherwise."""
-    shutil.copytree(bundled_adapter(), folder)
+    # Its novelty features were fitted on other weights.
+    shutil.copytree(bundled_adapter(), folder, ignore=shutil.ignore_patterns(NOVELTY_FILE))
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(folder / WEIGHTS_FILE)
     for name, tensor in tensors.items():
