@@ -18,26 +18,22 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dalorra.bank import BankSpec
 from dalorra.base_model import BaseModel as LoadedBaseModel
-from dalorra.encoder import BaseKind, head_modules, longest_text, set_head
+from dalorra.encoder import head_modules, longest_text, set_head
 from dalorra.errors import AdapterError
+from dalorra.manifest import MANIFEST_FILE, Manifest, posterior_of, read_manifest
 from dalorra.novelty import NOVELTY_FILE, Novelty
-from dalorra.packing import Scope
 from dalorra.policy import POLICY_FILE, Policy
-from dalorra.posteriors import Posterior, find_posterior
-from dalorra.prompts import PromptEncoder, PromptFormat
+from dalorra.posteriors import Posterior
 from dalorra.stochastic_lora import (
     StochasticPeftModel,
     attach,
@@ -46,62 +42,13 @@ from dalorra.stochastic_lora import (
     stochastic_layers,
 )
 
-FORMAT_VERSION: Final = 1
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
-MANIFEST_FILE: Final = "dalorra.json"
 DIGESTED_FILES: Final = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE)
 
 WeightDtype = Literal["bfloat16", "float32"]
 
 _WEIGHTS: Final = (".lora_A.weight", ".lora_B.weight")
-
-
-class BaseReference(BaseModel):
-    """The base model an adapter was trained on, and of what kind it is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    digest: str
-    kind: BaseKind = "llama"
-
-
-class Manifest(BaseModel):
-    """`dalorra.json`.
-
-    Attributes:
-        method: how the adapter is stochastic, one of `dalorra.posteriors.POSTERIORS`.
-        posterior: fields of that posterior: what inference needs beside the tensors.
-        method_parameters: e.g. prior p₀ and temperature τ; for the reader, not for inference.
-        scope: rows that the adapter acts on.
-        last_layers: K when only the last K layers (and the head) are adapted, else None.
-        cue_tokens: token ids of the answer cue, compared with the tokenizer's at load; on an
-            encoder, what ends a text.
-        label_tokens: label name → token id, compared likewise; on an encoder, the class.
-        modules: adapted modules in the order of the bank's masks.
-        max_tokens: limit on T that it was trained with.
-        training: data digest, configuration and metrics, for the reader.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
-    name: str
-    method: str
-    posterior: dict[str, int | float | str] = Field(default_factory=dict)
-    method_parameters: dict[str, Any]
-    scope: Scope
-    last_layers: int | None = None
-    base_model: BaseReference
-    prompt: PromptFormat
-    cue_tokens: list[int]
-    label_tokens: dict[str, int]
-    modules: list[str]
-    max_tokens: int
-    bank: BankSpec
-    training: dict[str, Any] = Field(default_factory=dict)
-    versions: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +75,6 @@ class Adapter:
     novelty: Novelty | None = None
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide numbers."""
-    return {name: version(name) for name in ("torch", "transformers", "peft")}
-
-
 def adapter_digest(path: Path) -> str:
     """sha256 over names and contents of `DIGESTED_FILES`, hexadecimal."""
     digest = hashlib.sha256()
@@ -154,8 +96,8 @@ def read_adapter(path: Path) -> Adapter:
     for name in DIGESTED_FILES:
         if not (path / name).is_file():
             raise AdapterError(f"{path} has no {name}: it is not a complete DALorRA adapter")
-    manifest = _read_manifest(path / MANIFEST_FILE)
-    posterior = _posterior(manifest, path / MANIFEST_FILE)
+    manifest = read_manifest(path / MANIFEST_FILE)
+    posterior = posterior_of(manifest, path / MANIFEST_FILE)
     try:
         config = LoraConfig.from_pretrained(str(path))
     except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
@@ -184,36 +126,6 @@ def read_adapter(path: Path) -> Adapter:
             digest, manifest.bank.model_dump(), novelty.digest if novelty else None
         )
     return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty)
-
-
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        raise AdapterError(f"{path} is not format version {FORMAT_VERSION}: use a newer release")
-    try:
-        manifest = Manifest.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AdapterError(f"{path}: {where}: {first['msg']}") from error
-    encoder = manifest.base_model.kind == "encoder"
-    if encoder and manifest.scope != "all_tokens":
-        raise AdapterError(f"{path}: scope: an adapter on an encoder acts on all_tokens")
-    if encoder != (manifest.prompt.answer_cue is None):
-        raise AdapterError(
-            f"{path}: prompt.answer_cue: an adapter on an encoder has none, any other has one"
-        )
-    return manifest
-
-
-def _posterior(manifest: Manifest, path: Path) -> Posterior:
-    try:
-        return find_posterior(manifest.method, manifest.posterior)
-    except AdapterError as error:
-        raise AdapterError(f"{path}: {error}") from error
 
 
 def check_base(adapter: Adapter, base: LoadedBaseModel) -> None:
@@ -336,24 +248,3 @@ def save_adapter(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return adapter_digest(path)
-
-
-def check_tokens(manifest: Manifest, encoder: PromptEncoder) -> None:
-    """Compares the tokenizer's cue and label tokens with those the adapter was trained on.
-
-    Raises:
-        AdapterError: they drifted; its message names the first that did.
-    """
-    if list(encoder.cue_ids) != manifest.cue_tokens:
-        raise AdapterError(
-            f"the answer cue is {list(encoder.cue_ids)} in this tokenizer, but the adapter was "
-            f"trained with {manifest.cue_tokens}: use the tokenizer of {manifest.base_model.name}"
-        )
-    found = dict(zip(manifest.prompt.labels, encoder.label_ids, strict=True))
-    for label, token in found.items():
-        expected = manifest.label_tokens.get(label)
-        if expected != token:
-            raise AdapterError(
-                f"label {label!r} is token {token} in this tokenizer, but the adapter was trained "
-                f"with {expected}: use the tokenizer of {manifest.base_model.name}"
-            )

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalorra.adapter import Adapter, check_base, check_tokens, load_adapter, read_adapter
+from dalorra.adapter import Adapter, check_base, load_adapter, read_adapter
 from dalorra.arranged import ArrangedBase, arrange, network_on
 from dalorra.bank import BankSpec, NoiseBank
 from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
+from dalorra.manifest import check_tokens
 from dalorra.novelty import Novelty
 from dalorra.packing import Scope, packed_row_count
 from dalorra.policy import Policy

@@ -13,9 +13,10 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dalorra.adapter import BaseReference, Manifest, library_versions, save_adapter
+from dalorra.adapter import save_adapter
 from dalorra.bank import BankSpec
 from dalorra.base_model import BaseModel, weight_digest
+from dalorra.manifest import BaseReference, Manifest, library_versions
 from dalorra.packing import Scope
 from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt, PromptEncoder, PromptFormat

@@ -17,10 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dalorra.adapter import BaseReference, Manifest, library_versions, save_adapter
+from dalorra.adapter import save_adapter
 from dalorra.bank import BankSpec
 from dalorra.base_model import BaseModel, weight_digest
 from dalorra.encoder import head_modules, set_head
+from dalorra.manifest import BaseReference, Manifest, library_versions
 from dalorra.posteriors import Posterior, RankMasks
 from dalorra.prompts import Prompt, PromptEncoder, PromptFormat
 from dalorra.stochastic_lora import (

@@ -1,69 +1,47 @@
 """One training run, from a configuration to an adapter with thresholds and a model card."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
-from dalorra.adapter import (
-    BaseReference,
-    Manifest,
-    library_versions,
-    round_adapter,
-    save_adapter,
-)
-from dalorra.arranged import ArrangedBase, arrange
-from dalorra.base_model import BaseModel, load_base_model
+from dalorra.adapter import round_adapter, save_adapter
 from dalorra.encoder import head_modules
 from dalorra.errors import ConfigError
+from dalorra.manifest import BaseReference, Manifest, library_versions
 from dalorra.policy import Policy
 from dalorra.predictor import Predictor
-from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import PromptEncoder
 from dalorra.stochastic_lora import attach, lora_config, stochastic_layers
 from training.answers import Evaluable, answer
 from training.config import TrainingConfig, read_config
+from training.data import load_data
 from training.encoders import prepare
 from training.environment import hardware, versions
 from training.evaluate import evaluate, score
 from training.figures import training_figure
+from training.frozen import FrozenBase
 from training.methods.method import PostHoc
 from training.novelty import fit_novelty
 from training.objective import Objective
+from training.output import (
+    CHECKPOINT_FOLDER,
+    LOG_FILE,
+    RUN_FILE,
+    portable,
+    prepare_output,
+    write_json,
+)
 from training.processes import Process
-from training.prompt_cache import PromptCache
 from training.report import write_model_card
-from training.tasks import TASKS, Example, Task, load_examples, split_off, subsample
+from training.tasks import TASKS, Example
 from training.thresholds import pick_thresholds
 from training.trainer import AdapterTrainer, TrainablePeftModel
 
-RUN_FILE = "run.json"
-LOG_FILE = "log.jsonl"
 ADAPTER_FOLDER = "adapter"
 EVALUATION_FOLDER = "evaluation"
-CHECKPOINT_FOLDER = "checkpoints"
 HOLDOUT_METRICS = ("nll", "accuracy", "ece", "brier")
-_TEST_SEED = 0  # the same test set for every run's seed
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Examples of one run; the hold-out is never trained on, the test set never selected on."""
-
-    train: list[Example]
-    holdout: list[Example]
-    test: list[Example]
-
-    @property
-    def digest(self) -> str:
-        """sha256 over the training examples, in order."""
-        content = json.dumps([[dict(e.input), e.label] for e in self.train], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def train(config_path: Path, *, resume: bool = False, overrides: dict[str, str]) -> Path:
@@ -86,35 +64,8 @@ def train(config_path: Path, *, resume: bool = False, overrides: dict[str, str])
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     config = read_config(config_path, overrides)
-    checkpoint = _prepare_output(config, resume)
+    checkpoint = prepare_output(config, resume)
     return Run(config).execute(checkpoint)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FrozenBase:
-    """A base model, arranged once, and what is known of its prompts: what runs can share.
-
-    Attributes:
-        model: the base model, without an adapter.
-        packed: the same for the network that evaluates.
-        prompt_cache: keys and values of training prompts.
-    """
-
-    model: BaseModel
-    packed: ArrangedBase
-    prompt_cache: PromptCache
-
-    @classmethod
-    def load(cls, config: TrainingConfig, prefix_cache: PrefixCache | None = None) -> "FrozenBase":
-        """Loads the base model that a configuration names.
-
-        Raises:
-            BaseModelError: it cannot be had.
-        """
-        device = Process.this().device(config.device)
-        model = load_base_model(config.base_model, device=device, dtype=config.dtype)
-        cache = PromptCache(round(config.prompt_cache_gib * 2**30))
-        return cls(model, arrange(model.model, prefix_cache), cache)
 
 
 class Run:
@@ -128,7 +79,7 @@ class Run:
     def __init__(self, config: TrainingConfig, frozen: FrozenBase | None = None) -> None:
         self.config = config
         self.task = config.resolved_task()
-        self.data = _load_data(config, self.task)
+        self.data = load_data(config, self.task)
         self.frozen = frozen or FrozenBase.load(config)
         self.base = self.frozen.model
         adapter = config.adapter
@@ -167,7 +118,7 @@ class Run:
         """Trains, saves, picks thresholds on the hold-out and scores the evaluation split."""
         output, is_main = self.config.output_dir, Process.this().is_main
         if is_main:
-            _write_json(output / RUN_FILE, self._record())
+            write_json(output / RUN_FILE, self._record())
         self.fit(checkpoint)
         if not is_main:
             return output / ADAPTER_FOLDER
@@ -312,7 +263,7 @@ class Run:
                 "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
                 "examples": len(self.data.train),
                 "data_digest": self.data.digest,
-                "config": _portable(self.config, "base_model", "task"),
+                "config": portable(self.config, "base_model", "task"),
                 "holdout": holdout,
             },
             versions=library_versions(),
@@ -320,7 +271,7 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         return {
-            "config": _portable(self.config),
+            "config": portable(self.config),
             "examples": {
                 "train": len(self.data.train),
                 "holdout": len(self.data.holdout),
@@ -331,60 +282,3 @@ class Run:
             "versions": versions(),
             "hardware": hardware(),
         }
-
-
-def _load_data(config: TrainingConfig, task: Task) -> Data:
-    data = config.data
-    examples = load_examples(task, "train", data.source)
-    if data.evaluation_holdout:
-        examples, test = split_off(examples, data.evaluation_holdout, _TEST_SEED)
-    else:
-        split = data.evaluation_split or task.evaluation_split
-        test = load_examples(task, split, data.source)
-    if data.evaluation_limit is not None and data.evaluation_limit < len(test):
-        test = subsample(test, data.evaluation_limit, _TEST_SEED)
-    remaining, holdout = split_off(examples, data.holdout, config.seed)
-    if data.train_limit is not None:
-        remaining = subsample(remaining, data.train_limit, config.seed)
-    return Data(remaining, holdout, test)
-
-
-def _prepare_output(config: TrainingConfig, resume: bool) -> str | None:
-    """Creates the folder, or finds the checkpoint to go on from and cuts the log to it.
-
-    Of several processes the main one does so, and the others find the same checkpoint.
-    """
-    output = config.output_dir
-    record = output / RUN_FILE
-    if not Process.this().is_main:
-        return _last_checkpoint(output) if resume else None
-    if not record.exists():
-        output.mkdir(parents=True, exist_ok=True)
-        return None
-    if not resume:
-        raise ConfigError(f"{output} holds a run already: pass --resume, or another output_dir")
-    if json.loads(record.read_text(encoding="utf-8"))["config"] != _portable(config):
-        raise ConfigError(f"{output} holds a run with another configuration: resume with that one")
-    checkpoint = _last_checkpoint(output)
-    step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    log = output / LOG_FILE
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    return checkpoint
-
-
-def _last_checkpoint(output: Path) -> str | None:
-    checkpoints = output / CHECKPOINT_FOLDER
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-
-
-def _portable(config: TrainingConfig, *left_out: str) -> dict[str, Any]:
-    """The configuration without the run's folders, and without what may name others."""
-    exclude: dict[str, Any] = {"output_dir": True, "data": {"source"}}
-    return config.model_dump(mode="json", exclude=exclude | dict.fromkeys(left_out, True))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

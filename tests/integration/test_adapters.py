@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dalorra.adapter import MANIFEST_FILE, WEIGHTS_FILE
+from dalorra.adapter import WEIGHTS_FILE
 from dalorra.base_model import BaseModel
+from dalorra.manifest import MANIFEST_FILE
 from dalorra.novelty import NOVELTY_FILE
 from dalorra.predictor import Predictor, bundled_adapter
 from dalorra.shared_base import SharedBase

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalorra.adapter import BaseReference, Manifest, library_versions, save_adapter
+from dalorra.adapter import save_adapter
 from dalorra.bank import BankSpec
 from dalorra.base_model import load_base_model
 from dalorra.encoder import head_modules, set_head
 from dalorra.fetch import ENCODER, pinned_folder
+from dalorra.manifest import BaseReference, Manifest, library_versions
 from dalorra.model_cache import is_complete
 from dalorra.posteriors import AdapterDropout
 from dalorra.predictor import Predictor

@@ -27,7 +27,8 @@ from training.evaluate import score, without_nan
 from training.experiments.predictions import write_predictions
 from training.experiments.shifts import tell_apart
 from training.experiments.spec import Experiment, RunSpec, Shift, save_experiment
-from training.run import FrozenBase, Run
+from training.frozen import FrozenBase
+from training.run import Run
 from training.tasks import Example, load_examples, load_task, subsample
 
 RESULT_FILE = "result.json"

@@ -8,9 +8,7 @@ from safetensors.torch import load_file
 from dalorra.adapter import (
     CONFIG_FILE,
     DIGESTED_FILES,
-    MANIFEST_FILE,
     WEIGHTS_FILE,
-    Manifest,
     adapter_digest,
     adapter_tensors,
     load_adapter,
@@ -18,6 +16,7 @@ from dalorra.adapter import (
     round_adapter,
     save_adapter,
 )
+from dalorra.manifest import MANIFEST_FILE, Manifest
 from dalorra.policy import Policy
 from dalorra.posteriors import RankMasks
 from dalorra.predictor import Predictor

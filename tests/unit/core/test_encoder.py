@@ -12,7 +12,6 @@ from transformers import AutoModelForSequenceClassification
 
 from dalorra.adapter import (
     CONFIG_FILE,
-    MANIFEST_FILE,
     WEIGHTS_FILE,
     adapter_tensors,
     load_adapter,
@@ -24,6 +23,7 @@ from dalorra.base_model import load_base_model
 from dalorra.errors import AdapterError, BaseModelError, InputError
 from dalorra.export import export_bank, export_mean
 from dalorra.forward import class_logits
+from dalorra.manifest import MANIFEST_FILE
 from dalorra.packing import pack_texts
 from dalorra.policy import Policy
 from dalorra.posteriors import (

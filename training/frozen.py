@@ -1,0 +1,37 @@
+"""A base model as runs one after another share it."""
+
+from dataclasses import dataclass
+
+from dalorra.arranged import ArrangedBase, arrange
+from dalorra.base_model import BaseModel, load_base_model
+from dalorra.prefix_cache import PrefixCache
+from training.config import TrainingConfig
+from training.processes import Process
+from training.prompt_cache import PromptCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenBase:
+    """A base model, arranged once, and what is known of its prompts: what runs can share.
+
+    Attributes:
+        model: the base model, without an adapter.
+        packed: the same for the network that evaluates.
+        prompt_cache: keys and values of training prompts.
+    """
+
+    model: BaseModel
+    packed: ArrangedBase
+    prompt_cache: PromptCache
+
+    @classmethod
+    def load(cls, config: TrainingConfig, prefix_cache: PrefixCache | None = None) -> "FrozenBase":
+        """Loads the base model that a configuration names.
+
+        Raises:
+            BaseModelError: it cannot be had.
+        """
+        device = Process.this().device(config.device)
+        model = load_base_model(config.base_model, device=device, dtype=config.dtype)
+        cache = PromptCache(round(config.prompt_cache_gib * 2**30))
+        return cls(model, arrange(model.model, prefix_cache), cache)
