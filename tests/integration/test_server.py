@@ -142,7 +142,8 @@ async def test_one_input_is_answered_with_the_flat_object(client: httpx.AsyncCli
     assert response.status_code == 200
     assert set(body) == {
         "label", "probability", "variance", "decision", "reason", "probabilities", "entropy",
-        "mutual_information", "novelty", "samples", "truncated", "model", "adapter", "request_id",
+        "mutual_information", "standard_error", "novelty", "samples", "truncated", "model",
+        "adapter", "request_id",
     }  # fmt: skip
     assert body["label"] == "positive"
     assert body["probability"] == max(body["probabilities"].values())

@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.experiments.results import Result, Results, Score, Summary
+from training.experiments.results import Result, Results, Score, Summary, is_deterministic
 from training.experiments.spec import Experiment
 from training.figures import PALETTE, clean_axes, save_figure
 
@@ -96,7 +96,7 @@ def _deciles(found: Results) -> Figure:
     for axes, task in zip(panels, tasks, strict=True):
         for (name, runs), colour in zip(found.variants(task).items(), PALETTE, strict=False):
             groups = [run["test"].get("error_by_variance") or [] for run in runs]
-            if not groups[0] or all(g["upper"] == 0.0 for g in groups[0]):
+            if not groups[0] or is_deterministic(runs[0]):
                 continue  # no variance, no order
             error = np.mean([[g["error"] for g in group] for group in groups], axis=0)
             axes.plot(

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.experiments.figures import draw
-from training.experiments.results import Result, Results, Score, Summary, ranked, read_results
+from training.experiments.results import (
+    Result,
+    Results,
+    Score,
+    Summary,
+    is_deterministic,
+    ranked,
+    read_results,
+)
 from training.experiments.spec import EXPERIMENT_FILE, Experiment, load_experiment
 
 FINDINGS_FILE = "FINDINGS.md"
@@ -123,8 +131,14 @@ def _table(variants: dict[str, list[Result]], where: str, scores: Sequence[Score
     seeds = {name: len(runs) for name, runs in variants.items()}
     cells: dict[str, list[str]] = {name: [name, str(seeds[name])] for name in variants}
     for score in scores:
+        # A method without variance has no order by it: its AUROC of one half is not a score.
+        blind = score.key.endswith(("variance", "mutual_information"))
         column = [
-            Summary.of(Score("", f"{where}.{score.key}").of(run) for run in runs)
+            Summary.of(
+                Score("", f"{where}.{score.key}").of(run)
+                for run in runs
+                if not (blind and is_deterministic(run))
+            )
             for runs in variants.values()
         ]
         places = ranked([summary.mean for summary in column], low=score.low)

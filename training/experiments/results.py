@@ -116,6 +116,12 @@ def _files(folder: Path) -> Iterator[Path]:
     return folder.glob("**/result.json")
 
 
+def is_deterministic(run: Result) -> bool:
+    """Whether every answer to the test set had a variance of zero."""
+    groups = run.get("test", {}).get("error_by_variance") or []
+    return bool(groups) and all(group["upper"] == 0.0 for group in groups)
+
+
 def ranked(scores: Sequence[float | None], *, low: bool) -> list[int | None]:
     """Place of each score among the distinct ones, 0 for the best; None for None."""
     distinct = sorted({s for s in scores if s is not None}, reverse=not low)

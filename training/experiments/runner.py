@@ -155,7 +155,7 @@ class Runner:
             "shifts": {},
         }
         for shift in spec.task.shifts:
-            examples = _shifted(shift, run.config)
+            examples = _shifted(shift, run)
             answers = answer(predictor, examples, mean_mask=False).sampled
             kept[shift.task] = (examples, answers)
             found = {"n": len(examples), **tell_apart(test.sampled, answers)}
@@ -183,11 +183,21 @@ def config_digest(config: TrainingConfig) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _shifted(shift: Shift, config: TrainingConfig) -> list[Example]:
-    task = load_task(shift.task)
-    examples = load_examples(task, shift.split or task.evaluation_split, config.data.source)
+def _shifted(shift: Shift, run: Run) -> list[Example]:
+    """Examples of other data, without those that this run was trained on or scored on already."""
+    task, source = load_task(shift.task), run.config.data.source
+    known = {_text(example) for example in (*run.data.train, *run.data.holdout, *run.data.test)}
+    examples = [
+        example
+        for example in load_examples(task, shift.split or task.evaluation_split, source)
+        if _text(example) not in known
+    ]
     limit = shift.limit
     return examples if limit is None or limit >= len(examples) else subsample(examples, limit, 0)
+
+
+def _text(example: Example) -> str:
+    return " ".join(" ".join(example.input.values()).split()).lower()
 
 
 def _free_answers(predictor: Evaluable, inputs: Sequence[str]) -> list[dict[str, Any]]:
