@@ -1,6 +1,7 @@
-"""The measured worth of variance, novelty and the policy, as Markdown.
+"""The measured worth of variance, novelty and the policy, as a part of `docs/results.md`.
 
-    python -m benchmarks.uncertainty [--results FOLDER] [--out docs/uncertainty.md]
+    python -m benchmarks.uncertainty [--results FOLDER] [--out FILE]
+    dalorra report benchmarks/results/experiments
 
 Reads what `benchmarks.novelty` and `benchmarks.promise` wrote, and measures nothing itself.
 """
@@ -36,12 +37,14 @@ _SHIFTS = {
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the part, where the report finds it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--out", type=Path, default=Path("docs/uncertainty.md"))
+    default = Path("benchmarks/results/experiments/uncertainty/SECTION.md")
+    parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()
-    options.out.write_text("# Uncertainty, measured\n\n" + section(options.results), "utf-8")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(section(options.results), "utf-8")
 
 
 def section(results: Path) -> str:

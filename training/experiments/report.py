@@ -1,7 +1,7 @@
 """Results as Markdown: one section for each experiment, nothing in it written by hand but findings.
 
 What the numbers mean is said in `FINDINGS.md` in the experiment's folder of results, which the
-section quotes whole.
+section quotes whole. A folder with a `SECTION.md` is a section that another program rendered.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from training.experiments.results import (
 from training.experiments.spec import EXPERIMENT_FILE, Experiment, load_experiment
 
 FINDINGS_FILE = "FINDINGS.md"
+SECTION_FILE = "SECTION.md"
 
 SCORES = (
     Score("ACC %", "accuracy", percent=True, low=False),
@@ -57,6 +58,10 @@ def write_report(results: Path, out: Path) -> Path:
     )
     parts = ["# Results", "", *_INTRODUCTION]
     for name in names:
+        written = results / name / SECTION_FILE
+        if written.exists():
+            parts += ["", written.read_text(encoding="utf-8").strip()]
+            continue
         described = load_experiment(str(results / name / EXPERIMENT_FILE))
         parts += ["", *_section(described, results / name, out)]
     out.parent.mkdir(parents=True, exist_ok=True)
