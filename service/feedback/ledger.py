@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from dalorra.policy import Decision, Verdict
 from service.errors import FeedbackOffError, QueueFullError
-from service.feedback.clerk import CaughtUp, Clerk, Entry, Judgement, Kept, Loaded, Served, Unloaded
+from service.feedback.clerk import Clerk
+from service.feedback.entries import CaughtUp, Entry, Judgement, Kept, Loaded, Served, Unloaded
 from service.feedback.records import Feedback, KeptAnswer, Source
 from service.feedback.store import FeedbackStore
 

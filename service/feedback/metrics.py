@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dalorra.policy import Decision
-from service.feedback.clerk import Served
+from service.feedback.entries import Served
 from service.feedback.ledger import Ledger
 
 
