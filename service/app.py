@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.middleware import Middleware
 
 from dalorra.errors import ConfigError
-from service.api import errors
+from service.api import errors, problems
 from service.api.adapters import adapter_routes
 from service.api.answering import Answering
 from service.api.feedback import feedback_routes
@@ -57,7 +57,7 @@ def create_app(
     Returns:
         An application whose `state.lifecycle` says what it is doing.
     """
-    telemetry = Telemetry(errors.ERROR_TYPES)
+    telemetry = Telemetry(problems.ERROR_TYPES)
     ledger = Ledger(settings.keeping())
     telemetry.registry.register(FeedbackCollector(ledger))
     lifecycle = Lifecycle(settings, load_base or load_shared_base, telemetry, ledger)

@@ -1,6 +1,6 @@
 """What can go wrong with one request, apart from the request itself (`dalorra.errors.InputError`).
 
-Each class is raised where it happens; `service.api.errors` alone knows its HTTP status.
+Each class is raised where it happens; `service.api.problems` alone knows its HTTP status.
 """
 
 from dalorra.errors import DalorraError

@@ -34,7 +34,7 @@ from starlette.routing import Route
 
 from dalorra.errors import InputError
 from service.api.answering import Answering
-from service.api.errors import INTERNAL, problem_of
+from service.api.problems import INTERNAL, problem_of
 from service.api.schemas import PredictRequest, PredictResponse
 from service.engine import Predictor
 from service.errors import ServiceError

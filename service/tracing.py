@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from starlette.types import Scope
 
-from service.api.errors import Problem
+from service.api.problems import Problem
 from service.engine import Answer
 from service.telemetry import package_version
 

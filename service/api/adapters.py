@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 
 from dalorra.errors import AdapterError
 from service.adapter_names import ADAPTER_NAME
-from service.api import errors
+from service.api import problems
 from service.api.routes import NOT_NOW
 from service.api.schemas import AdapterInfo, AdaptersResponse, LoadRequest
 from service.engine import Predictor
@@ -22,23 +22,23 @@ from service.keys import fingerprint, matching
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 
-_READ_ERRORS = errors.documented(errors.UNAUTHORIZED, *NOT_NOW)
-_UNLOAD_ERRORS = errors.documented(
-    errors.UNAUTHORIZED,
-    errors.FORBIDDEN,
-    errors.UNKNOWN_ADAPTER,
-    errors.DEFAULT_ADAPTER,
-    errors.INVALID,
+_READ_ERRORS = problems.documented(problems.UNAUTHORIZED, *NOT_NOW)
+_UNLOAD_ERRORS = problems.documented(
+    problems.UNAUTHORIZED,
+    problems.FORBIDDEN,
+    problems.UNKNOWN_ADAPTER,
+    problems.DEFAULT_ADAPTER,
+    problems.INVALID,
     *NOT_NOW,
 )
-_LOAD_ERRORS = errors.documented(
-    errors.MALFORMED,
-    errors.UNAUTHORIZED,
-    errors.FORBIDDEN,
-    errors.TOO_MANY_ADAPTERS,
-    errors.BODY_TOO_LARGE,
-    errors.INVALID,
-    errors.ADAPTER_REFUSED,
+_LOAD_ERRORS = problems.documented(
+    problems.MALFORMED,
+    problems.UNAUTHORIZED,
+    problems.FORBIDDEN,
+    problems.TOO_MANY_ADAPTERS,
+    problems.BODY_TOO_LARGE,
+    problems.INVALID,
+    problems.ADAPTER_REFUSED,
     *NOT_NOW,
 )
 

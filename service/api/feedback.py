@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from dalorra.policy import Decision
-from service.api import errors
+from service.api import problems
 from service.feedback import Ledger
 
 
@@ -41,20 +41,20 @@ def feedback_routes(ledger: Ledger) -> APIRouter:
 
     @router.post(
         "/feedback",
-        responses=errors.documented(
-            errors.MALFORMED,
-            errors.UNAUTHORIZED,
-            errors.FEEDBACK_OFF,
-            errors.UNKNOWN_ANSWER,
-            errors.ALREADY_JUDGED,
-            errors.OTHER_ADAPTER,
-            errors.BODY_TOO_LARGE,
-            errors.INVALID,
-            errors.UNKNOWN_LABEL,
-            errors.QUEUE_FULL,
-            errors.RATE_LIMITED,
-            errors.INTERNAL,
-            errors.FEEDBACK_STORE,
+        responses=problems.documented(
+            problems.MALFORMED,
+            problems.UNAUTHORIZED,
+            problems.FEEDBACK_OFF,
+            problems.UNKNOWN_ANSWER,
+            problems.ALREADY_JUDGED,
+            problems.OTHER_ADAPTER,
+            problems.BODY_TOO_LARGE,
+            problems.INVALID,
+            problems.UNKNOWN_LABEL,
+            problems.QUEUE_FULL,
+            problems.RATE_LIMITED,
+            problems.INTERNAL,
+            problems.FEEDBACK_STORE,
         ),
     )
     async def feedback(body: FeedbackRequest) -> FeedbackResponse:

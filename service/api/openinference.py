@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from dalorra.errors import InputError
-from service.api import errors
+from service.api import problems
 from service.api.answering import Answering
 from service.api.routes import (
     ABOUT_ADAPTER_ERRORS,
@@ -161,19 +161,19 @@ def openinference_routes(
 
 
 def _about_the_server(router: APIRouter, lifecycle: Lifecycle) -> None:
-    @router.get("", responses=errors.documented(errors.UNAUTHORIZED))
+    @router.get("", responses=problems.documented(problems.UNAUTHORIZED))
     async def server_metadata() -> ServerMetadata:
         """Name and version of the server."""
         return ServerMetadata(name="dalorra", version=package_version(), extensions=[])
 
-    @router.get("/health/live", responses=errors.documented(errors.UNAVAILABLE))
+    @router.get("/health/live", responses=problems.documented(problems.UNAVAILABLE))
     async def server_live() -> ServerLive:
         """200 unless only a restart can help."""
         if (reason := lifecycle.not_alive()) is not None:
             raise reason
         return ServerLive(live=True)
 
-    @router.get("/health/ready", responses=errors.documented(*NOT_NOW))
+    @router.get("/health/ready", responses=problems.documented(*NOT_NOW))
     async def server_ready() -> ServerReady:
         """200 while requests are taken."""
         if (reason := lifecycle.not_ready()) is not None:

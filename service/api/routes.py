@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from service.adapters import Adapters
-from service.api import errors
+from service.api import problems
 from service.api.answering import Answering
 from service.api.schemas import (
     BatchRequest,
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NOT_NOW = (errors.LOADING, errors.DRAINING, errors.UNAVAILABLE)
-PREDICTION_ERRORS = errors.documented(
-    errors.MALFORMED,
-    errors.UNAUTHORIZED,
-    errors.UNKNOWN_ADAPTER,
-    errors.BODY_TOO_LARGE,
-    errors.BATCH_TOO_LARGE,
-    errors.INVALID,
-    errors.QUEUE_FULL,
-    errors.RATE_LIMITED,
-    errors.INFERENCE_FAILED,
-    errors.INTERNAL,
+NOT_NOW = (problems.LOADING, problems.DRAINING, problems.UNAVAILABLE)
+PREDICTION_ERRORS = problems.documented(
+    problems.MALFORMED,
+    problems.UNAUTHORIZED,
+    problems.UNKNOWN_ADAPTER,
+    problems.BODY_TOO_LARGE,
+    problems.BATCH_TOO_LARGE,
+    problems.INVALID,
+    problems.QUEUE_FULL,
+    problems.RATE_LIMITED,
+    problems.INFERENCE_FAILED,
+    problems.INTERNAL,
     *NOT_NOW,
-    errors.DEADLINE,
+    problems.DEADLINE,
 )
 # FastAPI documents a 422 of its own for every path with a parameter.
-ABOUT_ADAPTER_ERRORS = errors.documented(
-    errors.UNAUTHORIZED, errors.UNKNOWN_ADAPTER, errors.INVALID, *NOT_NOW
+ABOUT_ADAPTER_ERRORS = problems.documented(
+    problems.UNAUTHORIZED, problems.UNKNOWN_ADAPTER, problems.INVALID, *NOT_NOW
 )
 
 AdapterQuery = Annotated[
@@ -168,14 +168,14 @@ def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Teleme
             predictor.adapter_name, predictor.labels, predictor.fields, name=name
         )
 
-    @router.get("/health/live", responses=errors.documented(errors.UNAVAILABLE))
+    @router.get("/health/live", responses=problems.documented(problems.UNAVAILABLE))
     async def live() -> Health:
         """200 unless only a restart can help."""
         if (reason := lifecycle.not_alive()) is not None:
             raise reason
         return Health(status="live")
 
-    @router.get("/health/ready", responses=errors.documented(*NOT_NOW))
+    @router.get("/health/ready", responses=problems.documented(*NOT_NOW))
     async def ready() -> Health:
         """200 while requests are taken."""
         if (reason := lifecycle.not_ready()) is not None:

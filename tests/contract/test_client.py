@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from dalorra.policy import Decision, Policy
 from service import client
 from service.api import schemas
-from service.api.errors import CLIENT_GONE, ERROR_TYPES, PROBLEMS
 from service.api.feedback import FeedbackResponse
+from service.api.problems import CLIENT_GONE, ERROR_TYPES, PROBLEMS
 from service.client._errors import BY_ERROR_TYPE, BY_STATUS
 
 

@@ -6,7 +6,8 @@ import time
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import Problem, error_response
+from service.api.errors import error_response
+from service.api.problems import Problem
 from service.keys import fingerprint
 from service.telemetry import Outcome, Telemetry
 

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from service.api.errors import ERROR_TYPES
+from service.api.problems import ERROR_TYPES
 from service.telemetry import Outcome
 from tests.fakes import FakePredictor, expected_prediction
 from tests.unit.service.conftest import Serving

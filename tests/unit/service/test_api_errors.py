@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.errors import ERROR_TYPES
+from service.api.problems import ERROR_TYPES
 from tests.unit.service.conftest import Serving
 
 JSON = {"Content-Type": "application/json"}

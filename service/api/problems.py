@@ -1,0 +1,247 @@
+"""What a client may be told: every status, slug and metric's label, and whose exception it is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dalorra.errors import AdapterError, InputError
+from service import errors
+from service.api.schemas import ErrorBody
+from service.telemetry import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client is told about an exception.
+
+    Attributes:
+        status: HTTP status.
+        error_type: stable slug that programs can compare.
+        summary: what the OpenAPI document says about it.
+        example: a sentence that the body may hold.
+    """
+
+    status: int
+    error_type: str
+    summary: str
+    example: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """How a request that ended so is counted."""
+        if self.status in (429, 503):
+            return Outcome.REJECTED
+        if self.status == CLIENT_GONE:
+            return Outcome.CANCELLED
+        return Outcome.FAILED if self.status >= 500 else Outcome.INVALID
+
+
+CLIENT_GONE = 499
+"""Never sent, as nobody listens; nginx's number for the log."""
+
+MALFORMED = Problem(
+    400, "malformed_json", "The body is not JSON.", "the body is not valid JSON: Expecting value"
+)
+UNAUTHORIZED = Problem(
+    401,
+    "unauthorized",
+    "The key is missing or unknown.",
+    "send a known key in the header Authorization: Bearer …",
+)
+NOT_FOUND = Problem(404, "not_found", "No such path.", "there is nothing at /nowhere")
+UNKNOWN_ADAPTER = Problem(
+    404,
+    "unknown_adapter",
+    "No such path, or no adapter of that name.",
+    "no adapter of that name is served: ask for 'sentiment'",
+)
+FORBIDDEN = Problem(
+    403,
+    "forbidden",
+    "The key is not one that may do this, or the place is not one where it may be done.",
+    "adapters are loaded and unloaded with a key of admin_keys: this is none",
+)
+DEFAULT_ADAPTER = Problem(
+    409,
+    "default_adapter",
+    "The adapters that are loaded do not allow it.",
+    "'sentiment' is the default adapter: it can be replaced, but not unloaded",
+)
+TOO_MANY_ADAPTERS = Problem(
+    409,
+    "too_many_adapters",
+    "The adapters that are loaded do not allow it.",
+    "16 adapters are loaded, as many as max_adapters allows: unload one first",
+)
+ADAPTER_REFUSED = Problem(
+    422,
+    "adapter_refused",
+    "The adapter is damaged, or does not fit the base model.",
+    "/adapters/topic has no dalorra.json: it is not a complete DALorRA adapter",
+)
+METHOD_NOT_ALLOWED = Problem(
+    405, "method_not_allowed", "Wrong method.", "GET is not allowed here: use POST"
+)
+BODY_TOO_LARGE = Problem(
+    413,
+    "body_too_large",
+    "The body or the batch is too large.",
+    "the body is longer than 2000000 bytes",
+)
+BATCH_TOO_LARGE = Problem(
+    413,
+    "batch_too_large",
+    "The body or the batch is too large.",
+    "129 inputs are more than the 128 of one request: send several",
+)
+INVALID = Problem(
+    422,
+    "invalid_input",
+    "The input does not fit the schema or the adapter's template, or is over-long.",
+    "input lacks the field 'claim': send claim, evidence",
+)
+QUEUE_FULL = Problem(
+    429,
+    "queue_full",
+    "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
+    "the queue is full (512 inputs, 38912 rows wait): try again in 3 s",
+)
+RATE_LIMITED = Problem(
+    429,
+    "rate_limited",
+    "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
+    "this key may make 5 requests per second: try again in 1 s",
+)
+INFERENCE_FAILED = Problem(
+    500,
+    "inference_failed",
+    "The forward pass failed.",
+    "the forward pass failed on this input",
+)
+INTERNAL = Problem(500, "internal_error", "The forward pass failed.", "the server made a mistake")
+LOADING = Problem(
+    503,
+    "loading",
+    "The server is loading, draining or broken.",
+    "the model is still loading: try again in a moment",
+)
+DRAINING = Problem(
+    503,
+    "draining",
+    "The server is loading, draining or broken.",
+    "the server is shutting down: try again",
+)
+UNAVAILABLE = Problem(
+    503,
+    "unavailable",
+    "The server is loading, draining or broken.",
+    "the model no longer works: restart the server",
+)
+DEADLINE = Problem(
+    504, "deadline_exceeded", "Not ready in time.", "the answer was not ready within 30 s"
+)
+FEEDBACK_OFF = Problem(
+    404,
+    "feedback_off",
+    "The server keeps no answers, or not this one.",
+    "feedback is off: the server keeps answers once feedback_store is set",
+)
+UNKNOWN_ANSWER = Problem(
+    404,
+    "unknown_answer",
+    "The server keeps no answers, or not this one.",
+    "no answer is kept under request_id 'abc': it was given by another server, longer ago than "
+    "answers are kept, or never",
+)
+ALREADY_JUDGED = Problem(
+    409,
+    "already_judged",
+    "The answer was judged before, or its adapter is served no more.",
+    "the answer 'abc' was judged before, as 'negative': the first judgement stays",
+)
+OTHER_ADAPTER = Problem(
+    409,
+    "other_adapter",
+    "The answer was judged before, or its adapter is served no more.",
+    "the answer 'abc' is of adapter 1b91f694f7b5…, which is not served any more",
+)
+UNKNOWN_LABEL = Problem(
+    422,
+    "unknown_label",
+    "The input does not fit the schema or the adapter's template, or is over-long.",
+    "label 'good' is unknown to adapter 'sentiment': send one of negative, positive",
+)
+FEEDBACK_STORE = Problem(
+    503,
+    "feedback_store",
+    "The feedback could not be written.",
+    "the feedback store cannot be written",
+)
+GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client closed the connection")
+
+PROBLEMS: dict[type[Exception], Problem] = {
+    InputError: INVALID,
+    errors.UnauthorizedError: UNAUTHORIZED,
+    AdapterError: ADAPTER_REFUSED,
+    errors.ForbiddenError: FORBIDDEN,
+    errors.UnknownAdapterError: UNKNOWN_ADAPTER,
+    errors.DefaultAdapterError: DEFAULT_ADAPTER,
+    errors.TooManyAdaptersError: TOO_MANY_ADAPTERS,
+    errors.BodyTooLargeError: BODY_TOO_LARGE,
+    errors.BatchTooLargeError: BATCH_TOO_LARGE,
+    errors.QueueFullError: QUEUE_FULL,
+    errors.RateLimitedError: RATE_LIMITED,
+    errors.InferenceError: INFERENCE_FAILED,
+    errors.LoadingError: LOADING,
+    errors.DrainingError: DRAINING,
+    errors.UnavailableError: UNAVAILABLE,
+    errors.DeadlineError: DEADLINE,
+    errors.FeedbackOffError: FEEDBACK_OFF,
+    errors.UnknownAnswerError: UNKNOWN_ANSWER,
+    errors.AlreadyJudgedError: ALREADY_JUDGED,
+    errors.OtherAdapterError: OTHER_ADAPTER,
+    errors.UnknownLabelError: UNKNOWN_LABEL,
+    errors.FeedbackStoreError: FEEDBACK_STORE,
+    errors.ClientGoneError: GONE,
+}
+BY_STATUS = {400: MALFORMED, 404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}
+"""What the web framework itself finds wrong."""
+
+ERROR_TYPES = sorted(
+    {problem.error_type for problem in (*PROBLEMS.values(), *BY_STATUS.values(), INTERNAL)}
+)
+"""Every slug that a body can carry."""
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told about an exception of the engine; `INTERNAL` if it is nobody's."""
+    known = (PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
+    return next(known, INTERNAL)
+
+
+def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for errors; those of one status share an entry."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for problem in problems:
+        entry = responses.setdefault(
+            problem.status,
+            {
+                "model": ErrorBody,
+                "description": problem.summary,
+                "content": {"application/json": {"examples": {}}},
+            },
+        )
+        entry["content"]["application/json"]["examples"][problem.error_type] = {
+            "value": {
+                "error": problem.example,
+                "error_type": problem.error_type,
+                "request_id": "5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e",
+            }
+        }
+        if problem.status == QUEUE_FULL.status:
+            entry["headers"] = {
+                "Retry-After": {
+                    "description": "Whole seconds to wait.",
+                    "schema": {"type": "integer", "minimum": 1},
+                }
+            }
+    return responses
