@@ -21,8 +21,6 @@ of the variants, whichever of them the corpus was typed in.
 """
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -32,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dalorra.atomic_file import write_atomically
 from dalorra.errors import AdapterError
 
 NOVELTY_FILE: Final = "novelty.safetensors"
@@ -125,17 +124,7 @@ class Novelty:
     def save(self, folder: Path) -> Path:
         """Writes `novelty.safetensors` into an adapter's directory, atomically."""
         path = folder / NOVELTY_FILE
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self._content())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, self._content())
         return path
 
     @classmethod

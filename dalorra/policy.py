@@ -12,39 +12,23 @@ before anything else; of inputs like those it was trained for that is a share of
 """
 
 import math
-import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dalorra.atomic_file import write_atomically
 from dalorra.errors import AdapterError, InputError
+from dalorra.verdict import Decision, Verdict, told_apart
+
+__all__ = ["NEVER", "POLICY_FILE", "CalibratedPoint", "Decision", "Policy", "Verdict"]
 
 POLICY_FILE = "policy.json"
 """Name of the policy inside an adapter directory."""
 
 NEVER = 2.0
 """The τ_p of a policy that never accepts: no probability reaches it."""
-
-
-class Decision(StrEnum):
-    """What to do with an answer."""
-
-    ACCEPT = "accept"
-    ESCALATE = "escalate"
-    CLARIFY = "clarify"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A decision and the one sentence that explains it."""
-
-    decision: Decision
-    reason: str
 
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -239,13 +223,13 @@ class Policy(BaseModel):
         if self.novel(novelty):
             return Verdict(Decision.ESCALATE, self._why_novel(novelty))
         if variance > tau_v:
-            v, limit = _told_apart(variance, tau_v)
+            v, limit = told_apart(variance, tau_v)
             return Verdict(
                 Decision.ESCALATE,
                 f"variance {v} is above {limit}: the adapter disagrees with itself",
             )
-        p, floor = _told_apart(probability, tau_p)
-        v, limit = _told_apart(variance, tau_v)
+        p, floor = told_apart(probability, tau_p)
+        v, limit = told_apart(variance, tau_v)
         if probability >= tau_p:
             return Verdict(
                 Decision.ACCEPT,
@@ -261,7 +245,7 @@ class Policy(BaseModel):
         level = self.min_novelty_p or 0.0
         if novelty is None or not math.isfinite(novelty):
             return f"the input's novelty is not known, and the policy asks for at least {level:.3g}"
-        p, limit = _told_apart(novelty, level)
+        p, limit = told_apart(novelty, level)
         return (
             f"novelty p-value {p} is below {limit}: the input is unlike those that the adapter "
             "was trained on"
@@ -276,18 +260,7 @@ class Policy(BaseModel):
     def save(self, path: Path) -> None:
         """Writes JSON to `path`, or to `policy.json` in it when it is a directory, atomically."""
         path = path / POLICY_FILE if path.is_dir() else path
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.model_dump_json(indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes the file private; a policy is as readable as the rest of its adapter.
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, (self.model_dump_json(indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -308,11 +281,3 @@ class Policy(BaseModel):
                 f"policy {path} is not valid: {field}: {first['msg']}; "
                 "pick thresholds again or restore the file"
             ) from error
-
-
-def _told_apart(value: float, threshold: float) -> tuple[str, str]:
-    """Both numbers with three significant digits, or as many as show which is larger."""
-    digits = 3
-    while value != threshold and f"{value:.{digits}g}" == f"{threshold:.{digits}g}":
-        digits += 1  # ends at 17 digits, where different floats have different texts
-    return f"{value:.{digits}g}", f"{threshold:.{digits}g}"
