@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dalorra.adapter import save_adapter
 from dalorra.bank import BankSpec
-from dalorra.base_model import BaseModel, weight_digest
+from dalorra.base_model import BaseModel, load_base_model, weight_digest
 from dalorra.manifest import BaseReference, Manifest, library_versions
 from dalorra.packing import Scope
 from dalorra.posteriors import RankMasks
@@ -159,6 +159,12 @@ def save_tiny_adapter(
     manifest = tiny_manifest(spare, model, scope, last_layers=last_layers, **options)
     save_adapter(model, manifest, path, dtype)
     return path
+
+
+def tiny_folders(folder: Path) -> tuple[Path, Path]:
+    """A tiny adapter and its base model, both on disk."""
+    base = tiny_base_model(folder / "base")
+    return save_tiny_adapter(folder / "adapter", load_base_model(str(base), dtype="float32")), base
 
 
 def tiny_prompts(

@@ -11,13 +11,12 @@ import pytest
 import yaml
 
 from dalorra.adapter import read_adapter
-from dalorra.base_model import load_base_model
 from dalorra.errors import BaseModelError
 from dalorra.predictor import Predictor
 from dalorra.scoring.job import Job
 from dalorra.scoring.on_ray import on_ray
 from dalorra.scoring.run import locally, score_file
-from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base_model
+from tests.tiny import SENTENCES, tiny_folders
 
 ray = pytest.importorskip("ray", reason="pip install -e '.[ray]' brings it")
 
@@ -29,10 +28,7 @@ BATCH_ROWS = 512
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tiny")
-    base = tiny_base_model(folder / "base")
-    adapter = save_tiny_adapter(folder / "adapter", load_base_model(str(base), dtype="float32"))
-    return adapter, base
+    return tiny_folders(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

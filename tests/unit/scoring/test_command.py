@@ -6,19 +6,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dalorra.base_model import load_base_model
 from dalorra.cli import app
 from dalorra.predictor import Predictor
-from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base_model
+from tests.tiny import SENTENCES, tiny_folders
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path]:
     """An adapter and its base model."""
-    folder = tmp_path_factory.mktemp("tiny")
-    base = tiny_base_model(folder / "base")
-    adapter = save_tiny_adapter(folder / "adapter", load_base_model(str(base), dtype="float32"))
-    return adapter, base
+    return tiny_folders(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
