@@ -5,6 +5,9 @@ Each class is raised where it happens; `service.api.problems` alone knows its HT
 
 from dalorra.errors import DalorraError
 
+LONGEST_ECHO = 100
+"""Characters of a client's own words in a sentence that is sent back."""
+
 
 class ServiceError(DalorraError):
     """Base class of all of them.

@@ -24,8 +24,6 @@ from service.api.schemas import ErrorBody
 
 _log = structlog.get_logger("dalorra.api")
 
-_LONGEST_ECHO = 100  # characters of the client's own words in a sentence
-
 
 def error_response(error: Exception, scope: Scope) -> JSONResponse:
     """The answer to a request that raised `error`.
@@ -57,7 +55,7 @@ def _explain(error: Exception, scope: Scope) -> tuple[Problem, str]:
         problem = BY_STATUS[error.status_code]
         return problem, {
             400: "the body is not valid JSON in UTF-8",
-            404: f"there is nothing at {scope['path'][:_LONGEST_ECHO]}",
+            404: f"there is nothing at {scope['path'][: errors.LONGEST_ECHO]}",
             405: f"{scope['method']} is not allowed here: use {_allowed(error)}",
         }[error.status_code]
     if (problem := problem_of(error)) is not INTERNAL:
@@ -81,7 +79,7 @@ def _explain_validation(error: RequestValidationError, scope: Scope) -> tuple[Pr
 
 def _readable(path: list[str]) -> str:
     """`["inputs", "3", "str"]` as `inputs[3]`; the member of a union says nothing to a client."""
-    name = path[0][:_LONGEST_ECHO]
+    name = path[0][: errors.LONGEST_ECHO]
     for part in path[1:2]:
         name += f"[{part}]" if part.isdigit() else ""
     return name

@@ -14,6 +14,7 @@ import structlog
 from dalorra.policy import Policy
 from dalorra.promise_watch import PromiseWatch
 from service.errors import (
+    LONGEST_ECHO,
     AlreadyJudgedError,
     FeedbackStoreError,
     OtherAdapterError,
@@ -31,7 +32,6 @@ _PRUNE_SECONDS = 60.0
 _TOGETHER = 1_000  # entries of one transaction
 _CHEAP_SECONDS = 0.005  # adding up that takes no longer is done after every transaction
 _IDLE = 20  # what takes longer rests so many times as long
-_LONGEST_ECHO = 100  # characters of a client's own words in a sentence
 
 _log = structlog.get_logger("dalorra.feedback")
 
@@ -155,7 +155,7 @@ class Clerk:
         served = alike[0]
         if judgement.label not in served.labels:
             return UnknownLabelError(
-                f"label {judgement.label[:_LONGEST_ECHO]!r} is unknown to adapter "
+                f"label {judgement.label[:LONGEST_ECHO]!r} is unknown to adapter "
                 f"{served.adapter!r}: send one of {', '.join(served.labels)}"
             )
         if found.true_label is not None:
