@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -170,7 +171,8 @@ def clean_axes(axes: Axes) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """PNG or SVG, on white."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=160, facecolor="white", metadata=_METADATA[path.suffix])
+    with rc_context({"svg.hashsalt": "dalorra"}):  # names of an SVG's parts are random otherwise
+        figure.savefig(path, dpi=160, facecolor="white", metadata=_METADATA[path.suffix])
 
 
 def training_figure(log: Path, path: Path) -> None:
