@@ -164,7 +164,9 @@ def test_mistakes_are_found_before_the_first_run(experiment, tmp_path, monkeypat
     monkeypatch.setattr(Runner, "_one", lambda *_: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="no variant is called 'BLOB': there are MLE; DALorRA"):
         Runner(experiment, tmp_path, {}).run(["BLOB"])
-    with pytest.raises(ConfigError, match="no task setting is called 'toy': there are reviews, few"):
+    with pytest.raises(
+        ConfigError, match="no task setting is called 'toy': there are reviews, few"
+    ):
         Runner(experiment, tmp_path, {}).run(tasks=["toy"])
     with pytest.raises(ConfigError, match=r"toy, reviews-few/MLE/seed-1: optimizer\.steps"):
         Runner(experiment, tmp_path, {"optimizer": {"steps": 0}}).run()
