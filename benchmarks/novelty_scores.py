@@ -19,6 +19,7 @@ Score = Callable[[Part], Tensor]
 DOUBTS: Final = ("variance", "entropy", "mutual_information", "max_probability")
 _SIZES: Final = (32, 64, 128)
 _NEIGHBOURS: Final = 5
+_RESAMPLES: Final = 1000
 
 
 def candidates(train: Part) -> dict[str, Score]:
@@ -111,9 +112,9 @@ def compared(
     `fpr_at_95` is the share of usual inputs among those at least as doubtful as 95 % of the shift.
     `accepted` is the share that a policy accepts: the adapter's own, the same without its novelty
     level, and, for the variance alone, the threshold that accepts as many usual inputs as the
-    adapter's own does.
+    adapter's own does. `ahead_of_variance` is an interval for the lead in AUROC.
     """
-    scores = _doubts(parts["held_out"], novelty)
+    scores = _doubts(novelty, policy)
     accept = _policies(parts["usual"], novelty, policy)
     results = []
     for shift in shifts:
@@ -130,11 +131,13 @@ def compared(
             if name in accept:
                 result["accepted"] = float(accept[name](parts[shift]).mean())
                 result["accepted_in_distribution"] = float(accept[name](parts["usual"]).mean())
+            if name == "combined":
+                result["ahead_of_variance"] = _ahead(score, scores["variance"], parts, shift)
             results.append(result)
     return results
 
 
-def _doubts(held_out: Part, novelty: Novelty) -> dict[str, Score]:
+def _doubts(novelty: Novelty, policy: Policy) -> dict[str, Score]:
     def doubt(name: str) -> Score:
         return lambda part: part[name].double()
 
@@ -142,15 +145,44 @@ def _doubts(held_out: Part, novelty: Novelty) -> dict[str, Score]:
         return -torch.tensor(novelty.p_values(part["answer"])).double()
 
     def combined(part: Part) -> Tensor:
-        """Minus the least conformal p-value of what the policy looks at."""
-        found = [novel(part)]
-        for name in ("variance", "max_probability"):
-            known, asked = held_out[name].double(), part[name].double()
-            found.append(-(1 + (known >= asked[:, None]).sum(1)) / (len(known) + 1.0))
-        return torch.stack(found).amax(dim=0)
+        return strictness_refused(part, novelty, policy)
 
     named = {name: doubt(name) for name in DOUBTS}
     return named | {"novelty": novel, "combined": combined}
+
+
+def strictness_refused(part: Part, novelty: Novelty, policy: Policy) -> Tensor:
+    """How lenient the policy has to become until it accepts each input, `[n]`; above 2: never.
+
+    Calibration moves a policy along p ≥ τ, v ≤ κ τ (1 − τ) with a fixed κ, and leaves the novelty
+    level where it is (`training.risk_control.declare_path`). An input of probability p and variance
+    v is accepted up to the τ where τ = p or τ (1 − τ) = v / κ, whichever comes first; its doubt is
+    1 − τ. One whose novelty p-value is below the level no τ accepts.
+    """
+    tau = policy.min_probability
+    kappa = policy.max_variance / (tau * (1.0 - tau))
+    probability, variance = 1.0 - part["max_probability"].double(), part["variance"].double()
+    room = 0.25 - variance / kappa  # negative: more variance than any τ allows for
+    by_variance = 0.5 + torch.where(room >= 0.0, room.clamp(min=0.0).sqrt(), room / (1.0 - room))
+    p_value = torch.tensor(novelty.p_values(part["answer"])).double()
+    refused = p_value < (policy.min_novelty_p or DEFAULT_LEVEL)
+    return torch.where(refused, 3.0 - p_value, 1.0 - torch.minimum(probability, by_variance))
+
+
+def _ahead(score: Score, than: Score, parts: dict[str, Part], shift: str) -> list[float]:
+    """95 % interval of a difference in AUROC over the draw of both sets of inputs (bootstrap)."""
+    inside, outside = (torch.stack([score(p), than(p)]) for p in (parts["usual"], parts[shift]))
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for _ in range(_RESAMPLES):
+        drawn = [
+            part[:, torch.randint(part.shape[1], (part.shape[1],), generator=generator)]
+            for part in (inside, outside)
+        ]
+        ours, theirs = (_auroc(drawn[0][i], drawn[1][i]) for i in (0, 1))
+        differences.append(ours - theirs)
+    limits = torch.tensor(differences).quantile(torch.tensor([0.025, 0.975]))
+    return [round(limit, 4) for limit in limits.tolist()]
 
 
 def _policies(usual: Part, novelty: Novelty, policy: Policy) -> dict[str, Score]:

@@ -110,6 +110,8 @@ def test_a_shift_that_only_the_features_tell(lines):
         assert 0.35 < by[shift, "variance"]["auroc"] < 0.65
         assert by[shift, "novelty"]["fpr_at_95"] < 0.05 < by[shift, "variance"]["fpr_at_95"]
         assert by[shift, "combined"]["accepted"] < 0.1
+        low, high = by[shift, "combined"]["ahead_of_variance"]
+        assert 0.1 < low < by[shift, "combined"]["auroc"] - by[shift, "variance"]["auroc"] < high
         assert by[shift, "max_probability"]["accepted"] > 0.3
     usual = by["arc", "combined"]["accepted_in_distribution"]
     assert by["arc", "variance"]["accepted_in_distribution"] == pytest.approx(usual, abs=0.01)
@@ -118,13 +120,41 @@ def test_a_shift_that_only_the_features_tell(lines):
     assert all(line["detected_at_2"] > 0.9 for line in mahalanobis)
 
 
+def test_the_combined_doubt_is_the_order_in_which_a_loosening_policy_accepts(lines):
+    asked, novelty = (
+        part(400, 6),
+        Novelty.fit(part(300, 0)["answer"], part(200, 2)["answer"], adapter_digest=""),
+    )
+    asked["variance"] = asked["variance"] / 10
+    policy = Policy(min_probability=0.9, max_variance=0.02, source="a test", min_novelty_p=0.2)
+    doubt = novelty_scores.strictness_refused(asked, novelty, policy)
+    p_values = torch.tensor(novelty.p_values(asked["answer"]))
+    checked = 0
+    for tau in (0.99, 0.97, 0.9, 0.87, 0.82):
+        limit = 0.02 / (0.9 * 0.1) * tau * (1 - tau)
+        looser = policy.model_copy(update={"min_probability": tau, "max_variance": limit})
+        verdicts = [
+            looser.decide(1.0 - q, v, p).decision == "accept"
+            for q, v, p in zip(
+                asked["max_probability"].tolist(),
+                asked["variance"].tolist(),
+                p_values.tolist(),
+                strict=True,
+            )
+        ]
+        checked += sum(verdicts)
+        assert verdicts == (doubt <= 1.0 - tau).tolist()
+    assert checked > 100
+    assert torch.equal(doubt > 2.0, p_values < 0.2)
+
+
 def test_the_page_has_every_measured_number_and_only_those(lines, tmp_path):
     found, choice = lines
     for name, content in (("novelty", found), ("novelty_choice", choice)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     page = section(tmp_path)
     assert "## The promise" not in page, "not measured"
-    assert page.count("| school exams (arc) |") == 3
+    assert page.count("| school exams (arc) |") == 4
     shown = next(x for x in found if (x["shift"], x["score"]) == ("trec", "combined"))
     (row,) = re.findall(r"\| questions \(trec\) \|(.*%.*%.*%) \|\n", page.split("accepted of")[1])
     assert row.split("|")[-1].strip() == f"{shown['accepted']:.0%}"
