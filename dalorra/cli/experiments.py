@@ -13,12 +13,18 @@ Results = Annotated[Path, typer.Option(help="Folder of the results.")]
 
 
 def methods() -> None:
-    """List the methods that can be trained, a line each."""
+    """List the methods that can be trained, and where each can act, a line each."""
     from training.methods import METHODS
 
-    width = max(len(method.key()) for method in METHODS)
-    for method in METHODS:
-        typer.echo(f"{method.key():{width}}  {method.title}")
+    lines = {f"method.name={method.key()}": method.title for method in METHODS}
+    lines |= {
+        "adapter.scope=all_tokens": "any of them on every token, M passes above the first layer",
+        "adapter.scope=answer_tokens": "on the answer cue alone, one packed pass for all M",
+        "adapter.last_layers=K": "in the last K layers alone",
+    }
+    width = max(map(len, lines))
+    for setting, title in lines.items():
+        typer.echo(f"{setting:{width}}  {title}")
 
 
 def experiment(

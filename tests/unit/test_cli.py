@@ -5,12 +5,15 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from dalorra.cli import app
 from dalorra.cli.options import set_aside
 from dalorra.errors import BaseModelError, DalorraError
 from service.keys import digest, hash_key, known_digest
+from training.config import TrainingConfig
+from training.methods import METHODS
 
 COMMANDS = (
     "calibrate",
@@ -18,11 +21,14 @@ COMMANDS = (
     "serve",
     "train",
     "evaluate",
+    "experiment",
     "export",
     "hash-key",
     "info",
+    "methods",
     "novelty",
     "predict",
+    "report",
 )
 
 
@@ -57,6 +63,22 @@ def test_help_names_every_command(run):
     for command in COMMANDS:
         assert command in result.stdout
         assert run(command, "--help").exit_code == 0
+
+
+def test_methods_lists_settings_that_a_configuration_takes(run):
+    listed = [line.split("  ")[0] for line in run("methods").stdout.splitlines()]
+    assert len(listed) == len(set(listed)) == len(METHODS) + 3
+    for line in listed:
+        dotted, _, value = line.replace("=K", "=2").partition("=")
+        section, name = dotted.split(".")
+        TrainingConfig.model_validate(
+            {
+                "name": "a",
+                "task": "sst2",
+                "output_dir": "out",
+                section: {name: yaml.safe_load(value)},
+            }
+        )
 
 
 def test_help_and_fetch_start_without_torch():
