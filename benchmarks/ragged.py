@@ -1,22 +1,23 @@
-"""Prompts that differ in length: one padded forward, or two of nearer lengths each.
+"""Prompts that differ in length: padded together, split by length, or each alone.
 
     python -m benchmarks.ragged --data FOLDER --json OUT
 
-Batches of sst2 validation sentences under the adapter's own scope, sorted by length: padded to the
-longest, or as two forwards, the shorter half and the longer half.
+Batches of sst2 validation sentences under the adapter's own scope: padded to the longest; as two
+forwards, the shorter half and the longer half; as `dalorra.grouping` splits them; each alone.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.report import interleaved, print_table, write_json
+from dalorra.grouping import cheapest_groups
+from dalorra.predictive import Prediction
 from dalorra.predictor import Predictor, bundled_adapter
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample
 
-PLANS = ("padded", "two buckets")
+PLANS = ("padded", "two buckets", "grouped", "alone")
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def main() -> None:
     options = parser.parse_args()
 
     predictor = Predictor.load(options.adapter)
+    price = predictor._forward_rows  # noqa: SLF001 - what the plans differ in
     examples = load_examples("sst2", "validation", options.data)
     results = []
     for batch in options.batch:
@@ -43,22 +45,36 @@ def main() -> None:
                 "number": number,
                 "repeats": options.repeats,
                 "padding": 1 - sum(rows) / (batch * max(rows)),
+                "groups": len(cheapest_groups(rows, predictor.row_budget, price)),
             }
-            timed = interleaved(_plans(predictor, prompts), options.repeats)
+            timed = interleaved(_plans(predictor, prompts, price), options.repeats)
             results += [{"plan": plan, **about, **numbers} for plan, numbers in timed.items()]
-    columns = ("plan", "batch", "padding", "median_ms", "ratio_to_single")
+    columns = ("plan", "batch", "padding", "groups", "median_ms", "ratio_to_single")
     print_table("Ragged prompts", results, columns)
     write_json(options.json, results)
 
 
-def _plans(predictor: Predictor, prompts: Sequence[Prompt]) -> dict[str, Callable[[], Any]]:
+def _plans(
+    predictor: Predictor, prompts: Sequence[Prompt], price: int
+) -> dict[str, Callable[[], list[Prediction]]]:
+    """Each answers the prompts in order of length; `price` is the predictor's own of a forward."""
     ordered = sorted(prompts, key=lambda prompt: prompt.tokens)
     middle = len(ordered) // 2
-    halves = ordered[:middle], ordered[middle:]
-    padded, buckets = PLANS
+    never = 10**6  # a price at which no batch is split
+
+    def split(*parts: Sequence[Prompt], price: int = never) -> Callable[[], list[Prediction]]:
+        def answer() -> list[Prediction]:
+            predictor._forward_rows = price  # noqa: SLF001
+            return [prediction for part in parts for prediction in predictor.predict(part)]
+
+        return answer
+
+    padded, buckets, grouped, alone = PLANS
     return {
-        padded: lambda: predictor.predict(ordered),
-        buckets: lambda: [predictor.predict(half) for half in halves],
+        padded: split(ordered),
+        buckets: split(ordered[:middle], ordered[middle:]),
+        grouped: split(ordered, price=price),
+        alone: split(*([prompt] for prompt in ordered)),
     }
 
 

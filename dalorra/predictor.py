@@ -15,6 +15,7 @@ from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
+from dalorra.grouping import cheapest_groups, forward_rows
 from dalorra.manifest import check_tokens
 from dalorra.novelty import Novelty
 from dalorra.packing import Scope, packed_row_count
@@ -77,6 +78,7 @@ class Predictor:
         packed = packed or arrange(model.get_base_model())
         self.dtype = packed.dtype
         self._hidden_size = packed.hidden_size
+        self._forward_rows = forward_rows(packed.device)
         self.prefix_cache = packed.prefix_cache
         self._network = network_on(packed, model, encoder.label_ids)
         self._mean_bank = posterior.mean(modules)
@@ -268,7 +270,9 @@ class Predictor:
         chosen = range(bank.samples) if members is None else members
         parts, weights = [], torch.ones(1)
         features = [torch.empty(0, self._hidden_size)]
-        for group, member_groups in self._plan(prompts, chosen):
+        order: list[int] = []
+        for indices, member_groups in self._plan(prompts, chosen):
+            group = [prompts[i] for i in indices]
             by_members, end = [], torch.zeros(())
             for part_of_bank in member_groups:
                 found = self._network.answers(group, part_of_bank, bank, self.scope)
@@ -277,10 +281,12 @@ class Predictor:
                 end = end + found.features.sum(dim=1).cpu() / len(chosen)
             parts.append(torch.cat(by_members, dim=1))
             features.append(end)
+            order += indices
         if not parts:
             parts.append(torch.empty(0, len(chosen), 1, len(self.labels)))
-        samples = PosteriorSamples(torch.cat(parts).cpu(), weights.cpu())
-        return samples.tempered(self.policy.temperature), torch.cat(features)
+        back = torch.tensor(order, dtype=torch.long).argsort()
+        samples = PosteriorSamples(torch.cat(parts).cpu()[back], weights.cpu())
+        return samples.tempered(self.policy.temperature), torch.cat(features)[back]
 
     def warm_up(self) -> None:
         """Runs the smallest and the largest input once, so that the first request is not slow."""
@@ -292,20 +298,12 @@ class Predictor:
 
     def _plan(
         self, prompts: Sequence[Prompt], members: range
-    ) -> Iterator[tuple[Sequence[Prompt], list[range]]]:
-        """Groups of prompts that fit the row budget; a prompt too long for it splits along M."""
-        start = 0
-        while start < len(prompts):
-            end, longest = start, 0
-            while end < len(prompts):
-                rows = packed_row_count(prompts[end], len(members), self.scope)
-                longest = max(longest, rows)
-                if end > start and longest * (end + 1 - start) > self.row_budget:
-                    break
-                end += 1
-            group = prompts[start:end]
-            yield group, self._member_groups(group[0], members, alone=len(group) == 1)
-            start = end
+    ) -> Iterator[tuple[list[int], list[range]]]:
+        """Which prompts share a forward; one too long for the row budget splits along M."""
+        rows = [packed_row_count(prompt, len(members), self.scope) for prompt in prompts]
+        for indices in cheapest_groups(rows, self.row_budget, self._forward_rows):
+            first = prompts[indices[0]]
+            yield indices, self._member_groups(first, members, alone=len(indices) == 1)
 
     def _member_groups(self, prompt: Prompt, members: range, *, alone: bool) -> list[range]:
         if not alone or packed_row_count(prompt, len(members), self.scope) <= self.row_budget:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dalorra.predictor as predictor_module
 from dalorra.adapter import read_adapter
 from dalorra.bank import BankSpec
 from dalorra.errors import BaseModelError, InputError
@@ -57,13 +58,15 @@ def test_a_prediction_is_the_moments_of_the_samples(adapters, scope):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("price", [0, 10, 10**6])
 @pytest.mark.parametrize("row_budget", [1, 40, 100, 250, 10_000])
 def test_every_row_budget_gives_the_same_answers_and_is_kept(
-    adapters, scope, row_budget, monkeypatch
+    adapters, scope, row_budget, price, monkeypatch
 ):
-    whole, split = (
-        predictor_of(adapters, scope, row_budget=budget) for budget in (10**6, row_budget)
-    )
+    monkeypatch.setattr(predictor_module, "forward_rows", lambda _: 10**6)
+    whole = predictor_of(adapters, scope, row_budget=10**6)
+    monkeypatch.setattr(predictor_module, "forward_rows", lambda _: price)
+    split = predictor_of(adapters, scope, row_budget=row_budget)
     prompts = encoded(whole)
     expected = whole.sample_probabilities(prompts)
     forwards = []
@@ -82,8 +85,10 @@ def test_every_row_budget_gives_the_same_answers_and_is_kept(
         assert len(group) == 1 or len(members) == 7, "only a prompt alone is split along M"
     if row_budget == 1:
         assert len(forwards) == 6 * 7
-    if row_budget == 10_000:
+    if row_budget == 10_000 and price == 10**6:
         assert len(forwards) == 1
+    if row_budget == 10_000 and price == 0:
+        assert len(forwards) == len({prompt.tokens for prompt in prompts}), "no padding at all"
 
 
 @pytest.mark.parametrize("scope", SCOPES)
