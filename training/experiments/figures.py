@@ -1,14 +1,24 @@
 """Figures of an experiment, each as SVG and PNG."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.experiments.results import Result, Results, Score, Summary, is_deterministic
+from training.experiments.plane import INPUTS
+from training.experiments.results import (
+    Result,
+    Results,
+    Score,
+    Summary,
+    is_deterministic,
+    relative_work,
+)
 from training.experiments.spec import Experiment
 from training.figures import PALETTE, clean_axes, save_figure
 
@@ -17,6 +27,8 @@ _CURVES = (
     Score("ECE", "ece", percent=True),
     Score("NLL (nats)", "nll"),
 )
+
+_MARKERS = "osD^vP*X"
 
 
 def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -30,9 +42,14 @@ def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple
         yield f"Scores by {experiment.axis}", _save(_curves(experiment, found), folder, name)
     elif all("test" in run for run in found.runs):
         yield "NLL and ECE by method", _save(_dots(found, "test"), folder, name)
-        yield "Error by variance decile", _save(_deciles(found), folder, f"{name}_variance")
+        if not all(is_deterministic(run) for run in found.runs):
+            yield "Error by variance decile", _save(_deciles(found), folder, f"{name}_variance")
     else:
         yield "NLL and ECE on the hold-out", _save(_dots(found, "holdout"), folder, name)
+    if frontier := _frontier(found):
+        yield "Calibration by work per answer", _save(frontier, folder, f"{name}_frontier")
+    if planes := _planes(found):
+        yield "Inputs in two dimensions, sized by variance", _save(planes, folder, f"{name}_plane")
     if maps := _mask_maps(found):
         yield "Posterior probabilities of the masks", _save(maps, folder, f"{name}_masks")
 
@@ -106,6 +123,99 @@ def _deciles(found: Results) -> Figure:
         clean_axes(axes)
     panels[-1].legend(frameon=False, fontsize=7, ncols=2)
     return figure
+
+
+def _frontier(found: Results) -> Figure | None:
+    """NLL and ECE against the work of an answer, where variants differ in what they adapt."""
+    if len({_adapted(run) for run in found.runs}) < 2:
+        return None
+    tasks, scores = found.tasks, (_CURVES[2], _CURVES[1])
+    figure = Figure(figsize=(9.0, 3.2 * len(tasks) + 0.8), layout="constrained")
+    panels = figure.subplots(len(tasks), 2, squeeze=False)
+    for row, task in zip(panels, tasks, strict=True):
+        runs = [run for some in found.variants(task).values() for run in some]
+        size = next(run["test"]["size"] for run in runs if "size" in run["test"])
+        for axes, score in zip(row, scores, strict=True):
+            _work_and_loss(axes, found.variants(task), size, score)
+            axes.set_title(f"{task}: {score.name}{' (%)' if score.percent else ''}", fontsize=9)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _work_and_loss(
+    axes: Axes, variants: Mapping[str, list[Result]], size: Mapping[str, float], score: Score
+) -> None:
+    factor = 100.0 if score.percent else 1.0
+    means: list[tuple[float, float]] = []
+    for i, (name, runs) in enumerate(variants.items()):
+        work = relative_work(runs[0], size)
+        losses = [factor * v for v in (_value(run, "test", score) for run in runs) if v is not None]
+        if not losses:
+            continue
+        means.append((work, fmean(losses)))
+        colour, marker = PALETTE[i % len(PALETTE)], _MARKERS[i % len(_MARKERS)]
+        axes.plot([work] * len(losses), losses, marker, color=colour, markersize=3, alpha=0.5)
+        axes.plot(*means[-1], marker, color=colour, markersize=7, label=name)
+    work_of, loss_of = zip(*_undominated(means), strict=True)
+    axes.step(work_of, loss_of, where="post", color="#999999", zorder=0)
+    axes.set(xscale="log", xlabel="rows of layers per answer, one plain pass = 1")
+    clean_axes(axes)
+
+
+def _adapted(run: Result) -> tuple[object, object]:
+    adapter = run["config"]["adapter"]
+    return adapter["scope"], adapter["last_layers"]
+
+
+def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no cheaper or equally cheap point is better than, by rising work."""
+    kept: list[tuple[float, float]] = []
+    for work, loss in sorted(points):
+        if not kept or loss < kept[-1][1]:
+            kept.append((work, loss))
+    return kept
+
+
+def _planes(found: Results) -> Figure | None:
+    """Inputs by the components of their hidden states, sized by variance (BayesLoRA, Figure 2)."""
+    first: dict[str, Result] = {}
+    for run in found.runs:
+        if run["task"] == found.tasks[0] and "plane" in run and not is_deterministic(run):
+            first.setdefault(run["variant"], run)
+    if not first:
+        return None
+    figure = Figure(figsize=(4.2 * len(first), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(first), squeeze=False)[0]
+    for axes, (name, run) in zip(panels, first.items(), strict=True):
+        _sized_by_variance(axes, run["plane"])
+        largest = max(point["variance"] for point in run["plane"])
+        axes.set(title=f"{name}, variance up to {largest:.2g}", xticks=[], yticks=[])
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
+
+
+def _sized_by_variance(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
+    largest = max(point["variance"] for point in points) or 1.0
+    by_data: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for point in points:
+        by_data[point["data"]].append(point)
+    for (data, some), colour in zip(by_data.items(), PALETTE, strict=False):
+        alone = data == INPUTS
+        axes.scatter([], [], s=30, color=colour, label=data)  # the legend's, of one size
+        axes.scatter(
+            [point["x"] for point in some],
+            [point["y"] for point in some],
+            s=[4 + 150 * point["variance"] / largest for point in some],
+            color=colour,
+            alpha=1.0 if alone else 0.35,
+            linewidth=0,
+        )
+        for number, point in enumerate(some if alone else (), 1):
+            place = (point["x"], point["y"])
+            axes.annotate(str(number), place, textcoords="offset points", xytext=(4, 4))
+    clean_axes(axes)
 
 
 def _mask_maps(found: Results) -> Figure | None:

@@ -29,6 +29,7 @@ SCORES = (
     Score("Brier", "brier"),
     Score("AUROC 1 − p", "auroc_confidence", low=False),
     Score("AUROC variance", "auroc_variance", low=False),
+    Score("ρ variance", "spearman_variance", low=False),
 )
 HOLDOUT_SCORES = SCORES[:4]
 SHIFT_SCORES = tuple(
@@ -69,13 +70,22 @@ def write_report(results: Path, out: Path) -> Path:
     return out
 
 
-_ORDER = ("comparison", "scopes", "sensitivity", "random_masking", "rank", "reasoning")
+_ORDER = (
+    "comparison",
+    "scopes",
+    "sensitivity",
+    "random_masking",
+    "rank",
+    "bayeslora",
+    "reasoning",
+)
 
 _INTRODUCTION = (
     "Rendered by `dalorra report` from the JSON of every run; no number is written by hand. Each",
     "table is the mean over the seeds ± their standard deviation, the best in **bold**, the second",
     "<u>underlined</u>; a gap narrower than the deviations means nothing. ECE has 15 bins; NLL is",
-    "in nats; AUROC is how well 1 − p, or the variance, tells wrong answers from right ones.",
+    "in nats; AUROC is how well 1 − p, or the variance, tells wrong answers from right ones, and ρ",
+    "is Spearman's between variance and error.",
 )
 
 

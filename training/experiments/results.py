@@ -122,6 +122,24 @@ def is_deterministic(run: Result) -> bool:
     return bool(groups) and all(group["upper"] == 0.0 for group in groups)
 
 
+def relative_work(run: Result, size: Mapping[str, float]) -> float:
+    """Rows of layers that one answer takes, over those of one plain pass.
+
+    A pass of T tokens is T rows in each of the L layers. M samples share the rows below the first
+    of the adapted layers and, under `answer_tokens`, the prompt; see `dalorra.packing`.
+
+    Args:
+        run: what it adapts and its samples.
+        size: `test.size` of any run on its task.
+    """
+    adapter, samples = run["config"]["adapter"], run["samples"]
+    prompt, cue, layers = size["prompt"], size["cue"], size["layers"]
+    above = min(adapter["last_layers"] or layers, layers)
+    one = prompt + cue
+    every = prompt + samples * cue if adapter["scope"] == "answer_tokens" else samples * one
+    return float(((layers - above) * one + above * every) / (layers * one))
+
+
 def ranked(scores: Sequence[float | None], *, low: bool) -> list[int | None]:
     """Place of each score among the distinct ones, 0 for the best; None for None."""
     distinct = sorted({s for s in scores if s is not None}, reverse=not low)

@@ -17,22 +17,16 @@ from rich.console import Console
 
 from dalorra.adapter import adapter_tensors
 from dalorra.errors import ConfigError
-from dalorra.predictive import Prediction
 from dalorra.prefix_cache import PrefixCache
 from dalorra.stochastic_lora import detach, stochastic_layers
-from training.answers import Evaluable, answer
 from training.config import TrainingConfig
 from training.environment import hardware, versions
-from training.evaluate import score, without_nan
-from training.experiments.predictions import write_predictions
-from training.experiments.shifts import tell_apart
-from training.experiments.spec import Experiment, RunSpec, Shift, save_experiment
+from training.evaluate import without_nan
+from training.experiments.asked import asked
+from training.experiments.earlier import RESULT_FILE, adopted
+from training.experiments.spec import Experiment, RunSpec, save_experiment
 from training.frozen import FrozenBase
 from training.run import Run
-from training.tasks import Example, load_examples, load_task, subsample
-
-RESULT_FILE = "result.json"
-PREDICTIONS_FILE = "predictions.parquet"
 
 
 class Runner:
@@ -105,6 +99,19 @@ class Runner:
     def _one(self, spec: RunSpec, config: TrainingConfig) -> None:
         shutil.rmtree(config.output_dir, ignore_errors=True)
         config.output_dir.mkdir(parents=True)
+        content = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
+        found = None
+        if not self.keep_adapters:
+            found = adopted(spec, content, self.folder.parent, config.output_dir)
+        result = found or {**self._made(spec, config), "config": content}
+        result["config_digest"] = config_digest(config)
+        text = json.dumps(without_nan(result), indent=1, allow_nan=False, ensure_ascii=False)
+        staging = config.output_dir / f".{RESULT_FILE}"
+        staging.write_text(text + "\n", encoding="utf-8")
+        staging.replace(config.output_dir / RESULT_FILE)
+
+    def _made(self, spec: RunSpec, config: TrainingConfig) -> dict[str, Any]:
+        """Trains and scores."""
         run = Run(config, self._frozen_base(config))
         try:
             with _peak_memory(run.model.device) as peak:
@@ -113,21 +120,17 @@ class Runner:
                 seconds = time.perf_counter() - began
             if self.keep_adapters:
                 run.save()
-            result = {
+            return {
                 "experiment": self.experiment.name,
                 "task": spec.task.name,
                 "variant": spec.variant.name,
                 "seed": spec.seed,
-                "config": config.model_dump(
-                    mode="json", exclude={"output_dir": True, "data": {"source"}}
-                ),
-                "config_digest": config_digest(config),
                 "data_digest": run.data.digest,
                 "examples": {"train": len(run.data.train), "holdout": len(run.data.holdout)},
                 "parameters": _parameters(run),
                 "posterior": run.posterior.model_dump(),
                 "training": {"seconds": seconds, "steps": trainer.state.global_step, **peak},
-                **self._answers(spec, run),
+                **asked(spec, run),
                 "versions": versions(),
                 "hardware": hardware(),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,41 +138,6 @@ class Runner:
         finally:
             detach(run.model)
             shutil.rmtree(config.output_dir / "checkpoints", ignore_errors=True)
-        text = json.dumps(without_nan(result), indent=1, allow_nan=False, ensure_ascii=False)
-        staging = config.output_dir / f".{RESULT_FILE}"
-        staging.write_text(text + "\n", encoding="utf-8")
-        staging.replace(config.output_dir / RESULT_FILE)
-
-    def _answers(self, spec: RunSpec, run: Run) -> dict[str, Any]:
-        """Scores on the test set and the shifts, or on the hold-out; answers go to a file."""
-        if not spec.task.score_test:
-            return {"holdout": run.holdout_metrics()}
-        predictor = run.evaluable()
-        kept: dict[str, tuple[Sequence[Example], list[Prediction]]] = {}
-        test = answer(predictor, run.data.test, mean_mask=False)
-        truth = [example.label for example in run.data.test]
-        kept["test"] = (run.data.test, test.sampled)
-        result: dict[str, Any] = {
-            "samples": predictor.samples,
-            "test": {
-                "n": len(truth),
-                "seconds": test.seconds["sampled"],
-                **score(test.sampled, truth),
-            },
-            "shifts": {},
-        }
-        for shift in spec.task.shifts:
-            examples = _shifted(shift, run)
-            answers = answer(predictor, examples, mean_mask=False).sampled
-            kept[shift.task] = (examples, answers)
-            found = {"n": len(examples), **tell_apart(test.sampled, answers)}
-            if {example.label for example in examples} <= set(predictor.labels):
-                found |= score(answers, [example.label for example in examples])
-            result["shifts"][shift.task] = found
-        if spec.task.inputs:
-            result["inputs"] = _free_answers(predictor, spec.task.inputs)
-        write_predictions(run.config.output_dir / PREDICTIONS_FILE, kept)
-        return result
 
     def _frozen_base(self, config: TrainingConfig) -> FrozenBase:
         """Loaded once; keys and values of prompts, which belong to no adapter, computed once."""
@@ -191,38 +159,6 @@ def config_digest(config: TrainingConfig) -> str:
     """sha256 over a configuration, folders left out."""
     content = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _shifted(shift: Shift, run: Run) -> list[Example]:
-    """Examples of other data, without those that this run was trained on or scored on already."""
-    task, source = load_task(shift.task), run.config.data.source
-    known = {_text(example) for example in (*run.data.train, *run.data.holdout, *run.data.test)}
-    examples = [
-        example
-        for example in load_examples(task, shift.split or task.evaluation_split, source)
-        if _text(example) not in known
-    ]
-    limit = shift.limit
-    return examples if limit is None or limit >= len(examples) else subsample(examples, limit, 0)
-
-
-def _text(example: Example) -> str:
-    return " ".join(" ".join(example.input.values()).split()).lower()
-
-
-def _free_answers(predictor: Evaluable, inputs: Sequence[str]) -> list[dict[str, Any]]:
-    predictions = predictor.predict([predictor.encode(text) for text in inputs])
-    return [
-        {
-            "input": text,
-            "label": p.label,
-            "probability": p.probability,
-            "variance": p.variance,
-            "entropy": p.entropy,
-            "mutual_information": p.mutual_information,
-        }
-        for text, p in zip(inputs, predictions, strict=True)
-    ]
 
 
 def _parameters(run: Run) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class TaskSetting(_Section):
         seeds: one run each.
         shifts: other data to ask about.
         inputs: texts to ask about, answers kept one by one.
+        plane: keep where so many test examples, the shifts and the inputs lie in two dimensions;
+            0: not at all. For methods that answer from one network, which excludes `laplace`.
         score_test: whether to look at the test set at all; a study that chooses settings must not.
     """
 
@@ -51,6 +53,7 @@ class TaskSetting(_Section):
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
     shifts: tuple[Shift, ...] = ()
     inputs: tuple[str, ...] = ()
+    plane: int = Field(default=0, ge=0)
     score_test: bool = True
 
 

@@ -5,13 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pyarrow import parquet
 
 from dalorra.errors import ConfigError
 from training.experiments import Experiment, Runner, experiments, load_experiment
+from training.experiments.figures import _undominated
 from training.experiments.report import write_report
-from training.experiments.results import Score, Summary, ranked
+from training.experiments.results import Score, Summary, ranked, relative_work
 from training.methods import METHODS
 
 
@@ -39,6 +41,7 @@ def experiment(files) -> Experiment:
                     "seeds": [1, 2],
                     "shifts": [{"task": str(files / "task.yaml"), "split": "train", "limit": 6}],
                     "inputs": ["good", "so bad"],
+                    "plane": 4,
                 }
             ],
             "variants": [
@@ -101,6 +104,88 @@ def test_results_are_written_once_and_an_interrupted_experiment_goes_on(
     Runner(experiment, tmp_path, {}).run()
     with pytest.raises(ConfigError, match="another configuration: remove its folder"):
         Runner(experiment, tmp_path, {"optimizer": {"steps": 3}}).run()
+
+
+def test_a_run_that_another_experiment_has_made_is_not_made_twice(
+    experiment, tmp_path, monkeypatch
+):
+    made = Runner(experiment, tmp_path, {}).run(["DALorRA 0.3"])
+    (task,) = experiment.tasks
+    fewer = task.model_copy(update={"name": "again", "seeds": (1,), "inputs": (), "plane": 0})
+    ours = experiment.variants[1].model_copy(update={"name": "ours"})
+    asked = {"name": "later", "tasks": (fewer,), "variants": (ours,)}
+    monkeypatch.setattr(Runner, "_made", lambda *_: pytest.fail("made again"))
+    (path,) = Runner(experiment.model_copy(update=asked), tmp_path, {}).run()
+    first, later = (json.loads(p.read_text()) for p in (made[0], path))
+    assert later["test"] == first["test"]
+    assert (later["experiment"], later["task"], later["variant"]) == ("later", "again", "ours")
+    assert (later["made_in"], later["config"]["name"]) == ("toy", "again/ours/seed-1")
+    assert "inputs" not in later
+    assert path.with_name("predictions.parquet").exists()
+    assert Runner(experiment.model_copy(update=asked), tmp_path, {}).run() == [path], "it is done"
+    for other in (
+        {"tasks": (fewer.model_copy(update={"seeds": (3,)}),)},
+        {"tasks": (fewer.model_copy(update={"inputs": ("other",)}),)},
+        {
+            "tasks": (
+                fewer.model_copy(
+                    update={"shifts": (task.shifts[0].model_copy(update={"limit": 5}),)}
+                ),
+            )
+        },
+    ):
+        unlike = experiment.model_copy(update=asked | other | {"name": "unlike"})
+        with pytest.raises(pytest.fail.Exception, match="made again"):
+            Runner(unlike, tmp_path, {}).run()
+
+
+def test_the_plane_holds_test_examples_shifts_and_inputs(experiment, tmp_path):
+    (task,) = experiment.tasks
+    one = experiment.model_copy(update={"tasks": (task.model_copy(update={"seeds": (2,)}),)})
+    (path,) = Runner(one, tmp_path, {}).run()
+    result = json.loads(path.read_text())
+    points = result["plane"]
+    shift = next(iter(result["shifts"]))
+    assert [p["data"] for p in points] == ["test"] * 4 + [shift] * 4 + ["inputs"] * 2
+    x, y = (torch.tensor([p[axis] for p in points]) for axis in "xy")
+    assert abs(x.mean()) < 1e-2
+    assert abs(y.mean()) < 1e-2
+    assert x.var() >= y.var() > 0
+    for point, answer in zip(points[-2:], result["inputs"], strict=True):
+        assert point["variance"] == pytest.approx(answer["variance"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("scope", "last_layers", "samples", "work"),
+    [
+        ("answer_tokens", None, 1, 1.0),
+        ("all_tokens", None, 10, 10.0),
+        ("answer_tokens", None, 10, (36 + 40) / 40),
+        ("all_tokens", 3, 10, (27 + 30) / 30),
+        ("answer_tokens", 15, 10, (15 * 40 + 15 * 76) / (30 * 40)),
+    ],
+)
+def test_work_is_counted_in_rows_of_layers(scope, last_layers, samples, work):
+    adapter = {"scope": scope, "last_layers": last_layers}
+    run = {"config": {"adapter": adapter}, "samples": samples}
+    size = {"prompt": 36, "cue": 4, "layers": 30}
+    assert relative_work(run, size) == pytest.approx(work)
+
+
+def test_variants_that_adapt_different_rows_have_a_frontier(experiment, tmp_path):
+    (task,) = experiment.tasks
+    mle = experiment.variants[0]
+    everywhere = mle.model_copy(
+        update={"name": "all", "config": {**mle.config, "adapter": {"scope": "all_tokens"}}}
+    )
+    plain = {"tasks": (task.model_copy(update={"seeds": (1,)}),), "variants": (mle, everywhere)}
+    Runner(experiment.model_copy(update=plain), tmp_path / "results", {}).run()
+    text = write_report(tmp_path / "results", tmp_path / "docs" / "results.md").read_text()
+    assert "![Calibration by work per answer](images/results/toy_frontier.png)" in text
+    assert _undominated([(2.0, 0.5), (1.0, 0.6), (1.0, 0.7), (3.0, 0.5)]) == [
+        (1.0, 0.6),
+        (2.0, 0.5),
+    ]
 
 
 def test_the_report_shows_every_score_and_marks_the_best(experiment, tmp_path):

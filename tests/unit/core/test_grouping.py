@@ -1,0 +1,64 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dalorra.grouping import cheapest_groups, forward_rows
+
+
+def price_of(groups, rows, price):
+    return sum(price + len(group) * max(rows[i] for i in group) for group in groups)
+
+
+def partitions(items):
+    """All ways to split a list into groups."""
+    if not items:
+        yield []
+        return
+    head, *tail = items
+    for some in partitions(tail):
+        yield [[head], *some]
+        for i, group in enumerate(some):
+            yield [*some[:i], [head, *group], *some[i + 1 :]]
+
+
+@given(
+    rows=st.lists(st.integers(1, 60), max_size=7),
+    budget=st.integers(1, 200),
+    price=st.integers(0, 50),
+)
+def test_no_split_whatever_is_cheaper(rows, budget, price):
+    found = cheapest_groups(rows, budget, price)
+    assert sorted(i for group in found for i in group) == list(range(len(rows)))
+    fits = [
+        groups
+        for groups in partitions(list(range(len(rows))))
+        if all(len(g) == 1 or len(g) * max(rows[i] for i in g) <= budget for g in groups)
+    ]
+    assert {frozenset(g) for g in found} in [{frozenset(g) for g in groups} for groups in fits]
+    assert price_of(found, rows, price) == min(price_of(g, rows, price) for g in fits)
+
+
+def test_equal_prompts_stay_together_and_a_long_one_goes_apart():
+    assert cheapest_groups([50] * 8, 4096, 20) == [list(range(8))]
+    assert cheapest_groups([50, 51, 300, 49], 4096, 20) == [[2], [1, 0, 3]]
+    assert cheapest_groups([50, 51, 300, 49], 4096, 10_000) == [[2, 1, 0, 3]]
+    assert cheapest_groups([], 4096, 20) == []
+
+
+def test_a_prompt_beyond_the_budget_goes_alone():
+    assert cheapest_groups([5000, 100, 100], 4096, 10**6) == [[0], [1, 2]]
+
+
+def test_a_long_list_is_quick():
+    rows = [40 + i % 37 for i in range(20_000)]
+    groups = cheapest_groups(rows, 4096, 20)
+    longest = [max(rows[i] for i in group) for group in groups]
+    assert all(a >= b for a, b in pairwise(longest))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_every_device_has_a_price(device):
+    assert forward_rows(torch.device(device)) > 0
