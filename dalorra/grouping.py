@@ -9,16 +9,15 @@ from typing import Final
 
 import torch
 
-_FORWARD_ROWS: Final = {"cpu": 20, "cuda": 256}
+_FORWARD_ROWS: Final = {"cpu": 40, "cuda": 256}
 
 
 def forward_rows(device: torch.device) -> int:
-    """The price of a forward, in rows that could be computed in the time its weights take to read.
+    """The price of a forward, in rows that could be computed in the time that it costs beside them.
 
-    A weight of two bytes takes part in two operations per row, so this is the rate of the
-    arithmetic over the memory's bandwidth, whatever the model: 269 GFLOP/s over 19 GB/s with two
-    cores (`benchmarks.roofline`), and some for the operations' own overhead; about 800 TFLOP/s over
-    3.35 TB/s by the data sheet of an H100, not measured here.
+    On a CPU, what `benchmarks.ragged` measures with two cores: prompts alone against the same
+    prompts padded. On a GPU, the rows that are computed while the weights are read, whatever the
+    model, about 800 TFLOP/s over 3.35 TB/s by the data sheet of an H100; not measured here.
     """
     return _FORWARD_ROWS.get(device.type, _FORWARD_ROWS["cuda"])
 

@@ -42,10 +42,10 @@ def test_no_split_whatever_is_cheaper(rows, budget, price):
 
 
 def test_equal_prompts_stay_together_and_a_long_one_goes_apart():
-    assert cheapest_groups([50] * 8, 4096, 20) == [list(range(8))]
-    assert cheapest_groups([50, 51, 300, 49], 4096, 20) == [[2], [1, 0, 3]]
+    assert cheapest_groups([50] * 8, 4096, 40) == [list(range(8))]
+    assert cheapest_groups([50, 51, 300, 49], 4096, 40) == [[2], [1, 0, 3]]
     assert cheapest_groups([50, 51, 300, 49], 4096, 10_000) == [[2, 1, 0, 3]]
-    assert cheapest_groups([], 4096, 20) == []
+    assert cheapest_groups([], 4096, 40) == []
 
 
 def test_a_prompt_beyond_the_budget_goes_alone():
@@ -54,7 +54,7 @@ def test_a_prompt_beyond_the_budget_goes_alone():
 
 def test_a_long_list_is_quick():
     rows = [40 + i % 37 for i in range(20_000)]
-    groups = cheapest_groups(rows, 4096, 20)
+    groups = cheapest_groups(rows, 4096, 40)
     longest = [max(rows[i] for i in group) for group in groups]
     assert all(a >= b for a, b in pairwise(longest))
 
