@@ -5,6 +5,7 @@ from pathlib import Path
 from dalorra.adapter import Adapter, read_adapter
 from dalorra.arranged import arrange
 from dalorra.base_model import BaseModel, load_base_model
+from dalorra.openmp import without_team
 from dalorra.predictor import DEFAULT_ROW_BUDGET, Predictor, bundled_adapter
 from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import Overflow
@@ -67,12 +68,15 @@ class SharedBase:
         return self._packed.prefix_cache
 
     def read(self, path: Path | None = None) -> Adapter:
-        """Reads and verifies a directory (the bundled one by default); on any thread.
+        """Reads and verifies a directory (the bundled one by default).
+
+        On any thread: one that is not the model's takes no cores from it.
 
         Raises:
             AdapterError: see `read_adapter`.
         """
-        return read_adapter(path or bundled_adapter())
+        with without_team():
+            return read_adapter(path or bundled_adapter())
 
     def bind(self, adapter: Adapter, name: str | None = None) -> Predictor:
         """A predictor of this adapter, which passed its golden check; the base stays as it was.

@@ -1,5 +1,8 @@
 """Several adapters on one base: each answers as if it were alone, and costs little."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,46 @@ from dalorra.prompts import PromptFormat
 from dalorra.shared_base import SharedBase
 from dalorra.stochastic_lora import stochastic_layers
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
+
+READS_BESIDE_THE_MODEL = """
+import os, threading, time, torch
+from dalorra.shared_base import SharedBase
+
+torch.set_num_threads(2)
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def started(what):
+    leave, found, before = threading.Event(), [], threads()
+
+    def run():
+        what()
+        found.append(threads() - before)
+        leave.wait()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive() and not found:
+        time.sleep(0.01)
+    leave.set()
+    thread.join()
+    return found[0]
+
+read = started(lambda: SharedBase.read(object()))
+print(read, started(lambda: torch.ones(10**6).isfinite().all()), torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_a_reading_thread_takes_no_cores_from_the_model():
+    command = [sys.executable, "-c", READS_BESIDE_THE_MODEL]
+    two = {**os.environ, "OMP_NUM_THREADS": "2"}
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=two).stdout
+    reads, computes, kept = map(int, found.split())
+    assert (reads, kept) == (1, 2)
+    assert computes == 2, "what is avoided: the thread, and a team of one more"
+
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOPIC = PromptFormat(
