@@ -145,13 +145,13 @@ def _doubts(novelty: Novelty, policy: Policy) -> dict[str, Score]:
         return -torch.tensor(novelty.p_values(part["answer"])).double()
 
     def combined(part: Part) -> Tensor:
-        return strictness_refused(part, novelty, policy)
+        return leniency_needed(part, novelty, policy)
 
     named = {name: doubt(name) for name in DOUBTS}
     return named | {"novelty": novel, "combined": combined}
 
 
-def strictness_refused(part: Part, novelty: Novelty, policy: Policy) -> Tensor:
+def leniency_needed(part: Part, novelty: Novelty, policy: Policy) -> Tensor:
     """How lenient the policy has to become until it accepts each input, `[n]`; above 2: never.
 
     Calibration moves a policy along p ≥ τ, v ≤ κ τ (1 − τ) with a fixed κ, and leaves the novelty

@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
 
     predictor = Predictor.load(options.adapter)
-    price = predictor._forward_rows  # noqa: SLF001 - what the plans differ in
+    price = predictor.forward_rows  # what the plans differ in
     examples = load_examples("sst2", "validation", options.data)
     results = []
     for batch in options.batch:
@@ -64,7 +64,7 @@ def _plans(
 
     def split(*parts: Sequence[Prompt], price: int = never) -> Callable[[], list[Prediction]]:
         def answer() -> list[Prediction]:
-            predictor._forward_rows = price  # noqa: SLF001
+            predictor.forward_rows = price
             return [prediction for part in parts for prediction in predictor.predict(part)]
 
         return answer

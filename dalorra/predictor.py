@@ -44,6 +44,9 @@ class Predictor:
         row_budget: most packed rows of one forward; a longer prompt is split along M.
         packed: the base as arranged for other adapters, too; None: for this one alone.
 
+    Attributes:
+        forward_rows: the price of a forward, by which batches are split; see `dalorra.grouping`.
+
     One caller at a time: the model thread of the service.
     """
 
@@ -78,7 +81,7 @@ class Predictor:
         packed = packed or arrange(model.get_base_model())
         self.dtype = packed.dtype
         self._hidden_size = packed.hidden_size
-        self._forward_rows = forward_rows(packed.device)
+        self.forward_rows = forward_rows(packed.device)
         self.prefix_cache = packed.prefix_cache
         self._network = network_on(packed, model, encoder.label_ids)
         self._mean_bank = posterior.mean(modules)
@@ -301,7 +304,7 @@ class Predictor:
     ) -> Iterator[tuple[list[int], list[range]]]:
         """Which prompts share a forward; one too long for the row budget splits along M."""
         rows = [packed_row_count(prompt, len(members), self.scope) for prompt in prompts]
-        for indices in cheapest_groups(rows, self.row_budget, self._forward_rows):
+        for indices in cheapest_groups(rows, self.row_budget, self.forward_rows):
             first = prompts[indices[0]]
             yield indices, self._member_groups(first, members, alone=len(indices) == 1)
 

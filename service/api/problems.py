@@ -1,6 +1,6 @@
 """What a client may be told: every status, slug and metric's label, and whose exception it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dalorra.errors import AdapterError, InputError
@@ -34,6 +34,10 @@ class Problem:
             return Outcome.CANCELLED
         return Outcome.FAILED if self.status >= 500 else Outcome.INVALID
 
+    def alike(self, error_type: str, example: str) -> "Problem":
+        """Another one of this status; the OpenAPI document says the same about both."""
+        return replace(self, error_type=error_type, example=example)
+
 
 CLIENT_GONE = 499
 """Never sent, as nobody listens; nginx's number for the log."""
@@ -66,10 +70,8 @@ DEFAULT_ADAPTER = Problem(
     "The adapters that are loaded do not allow it.",
     "'sentiment' is the default adapter: it can be replaced, but not unloaded",
 )
-TOO_MANY_ADAPTERS = Problem(
-    409,
+TOO_MANY_ADAPTERS = DEFAULT_ADAPTER.alike(
     "too_many_adapters",
-    "The adapters that are loaded do not allow it.",
     "16 adapters are loaded, as many as max_adapters allows: unload one first",
 )
 ADAPTER_REFUSED = Problem(
@@ -87,10 +89,8 @@ BODY_TOO_LARGE = Problem(
     "The body or the batch is too large.",
     "the body is longer than 2000000 bytes",
 )
-BATCH_TOO_LARGE = Problem(
-    413,
+BATCH_TOO_LARGE = BODY_TOO_LARGE.alike(
     "batch_too_large",
-    "The body or the batch is too large.",
     "129 inputs are more than the 128 of one request: send several",
 )
 INVALID = Problem(
@@ -105,10 +105,8 @@ QUEUE_FULL = Problem(
     "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
     "the queue is full (512 inputs, 38912 rows wait): try again in 3 s",
 )
-RATE_LIMITED = Problem(
-    429,
+RATE_LIMITED = QUEUE_FULL.alike(
     "rate_limited",
-    "The queue is full, or the key asks too often; `Retry-After` says when to come back.",
     "this key may make 5 requests per second: try again in 1 s",
 )
 INFERENCE_FAILED = Problem(
@@ -117,23 +115,22 @@ INFERENCE_FAILED = Problem(
     "The forward pass failed.",
     "the forward pass failed on this input",
 )
-INTERNAL = Problem(500, "internal_error", "The forward pass failed.", "the server made a mistake")
+INTERNAL = INFERENCE_FAILED.alike(
+    "internal_error",
+    "the server made a mistake",
+)
 LOADING = Problem(
     503,
     "loading",
     "The server is loading, draining or broken.",
     "the model is still loading: try again in a moment",
 )
-DRAINING = Problem(
-    503,
+DRAINING = LOADING.alike(
     "draining",
-    "The server is loading, draining or broken.",
     "the server is shutting down: try again",
 )
-UNAVAILABLE = Problem(
-    503,
+UNAVAILABLE = LOADING.alike(
     "unavailable",
-    "The server is loading, draining or broken.",
     "the model no longer works: restart the server",
 )
 DEADLINE = Problem(
@@ -145,10 +142,8 @@ FEEDBACK_OFF = Problem(
     "The server keeps no answers, or not this one.",
     "feedback is off: the server keeps answers once feedback_store is set",
 )
-UNKNOWN_ANSWER = Problem(
-    404,
+UNKNOWN_ANSWER = FEEDBACK_OFF.alike(
     "unknown_answer",
-    "The server keeps no answers, or not this one.",
     "no answer is kept under request_id 'abc': it was given by another server, longer ago than "
     "answers are kept, or never",
 )
@@ -158,16 +153,12 @@ ALREADY_JUDGED = Problem(
     "The answer was judged before, or its adapter is served no more.",
     "the answer 'abc' was judged before, as 'negative': the first judgement stays",
 )
-OTHER_ADAPTER = Problem(
-    409,
+OTHER_ADAPTER = ALREADY_JUDGED.alike(
     "other_adapter",
-    "The answer was judged before, or its adapter is served no more.",
     "the answer 'abc' is of adapter 1b91f694f7b5…, which is not served any more",
 )
-UNKNOWN_LABEL = Problem(
-    422,
+UNKNOWN_LABEL = INVALID.alike(
     "unknown_label",
-    "The input does not fit the schema or the adapter's template, or is over-long.",
     "label 'good' is unknown to adapter 'sentiment': send one of negative, positive",
 )
 FEEDBACK_STORE = Problem(

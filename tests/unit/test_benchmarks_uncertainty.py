@@ -127,7 +127,7 @@ def test_the_combined_doubt_is_the_order_in_which_a_loosening_policy_accepts(lin
     )
     asked["variance"] = asked["variance"] / 10
     policy = Policy(min_probability=0.9, max_variance=0.02, source="a test", min_novelty_p=0.2)
-    doubt = novelty_scores.strictness_refused(asked, novelty, policy)
+    doubt = novelty_scores.leniency_needed(asked, novelty, policy)
     p_values = torch.tensor(novelty.p_values(asked["answer"]))
     checked = 0
     for tau in (0.99, 0.97, 0.9, 0.87, 0.82):

@@ -99,11 +99,11 @@ class Runner:
     def _one(self, spec: RunSpec, config: TrainingConfig) -> None:
         shutil.rmtree(config.output_dir, ignore_errors=True)
         config.output_dir.mkdir(parents=True)
-        content = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
-        found = None
+        content = recorded(config)
+        made_elsewhere = None
         if not self.keep_adapters:
-            found = adopted(spec, content, self.folder.parent, config.output_dir)
-        result = found or {**self._made(spec, config), "config": content}
+            made_elsewhere = adopted(spec, content, self.folder.parent, config.output_dir)
+        result = made_elsewhere or {**self._made(spec, config), "config": content}
         result["config_digest"] = config_digest(config)
         text = json.dumps(without_nan(result), indent=1, allow_nan=False, ensure_ascii=False)
         staging = config.output_dir / f".{RESULT_FILE}"
@@ -155,10 +155,14 @@ def _require_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> Non
             raise ConfigError(f"no {kind} is called {name!r}: there are {'; '.join(known)}")
 
 
+def recorded(config: TrainingConfig) -> dict[str, Any]:
+    """A configuration as results carry it, folders left out."""
+    return config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
+
+
 def config_digest(config: TrainingConfig) -> str:
-    """sha256 over a configuration, folders left out."""
-    content = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """sha256 over what is recorded of a configuration."""
+    return hashlib.sha256(json.dumps(recorded(config), sort_keys=True).encode()).hexdigest()
 
 
 def _parameters(run: Run) -> dict[str, Any]:
