@@ -67,7 +67,7 @@ def _answers(found: Mapping[str, Any], spec: RunSpec) -> bool:
     asked = [answer["input"] for answer in found.get("inputs", [])]
     return (
         all(
-            shift.task in shifts and (shift.limit in (None, shifts[shift.task]["n"]))
+            shift.task in shifts and shift.limit == shifts[shift.task]["n"]
             for shift in spec.task.shifts
         )
         and (not spec.task.inputs or list(spec.task.inputs) == asked)

@@ -31,6 +31,14 @@ _CURVES = (
 _MARKERS = "osD^vP*X"
 
 
+def _style(number: int) -> dict[str, Any]:
+    """Colour and marker of the n-th series; no two of dozens are alike."""
+    return {
+        "color": PALETTE[number % len(PALETTE)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+    }
+
+
 def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple[str, Path]]:
     """Draws what an experiment's results allow.
 
@@ -71,9 +79,9 @@ def _curves(experiment: Experiment, found: Results) -> Figure:
                     axes.axhline(mean, color=PALETTE[1], linestyle="--", label=variant.name)
                 else:
                     series[variant.series].append((variant.at, mean))
-            for (name, points), colour in zip(series.items(), PALETTE, strict=False):
+            for i, (name, points) in enumerate(series.items()):
                 x, y = zip(*points, strict=True)
-                axes.plot(x, y, color=colour, marker="o", markersize=4, label=name)
+                axes.plot(x, y, **_style(i), markersize=4, label=name)
             axes.set(title=f"{task}: {score.name}", xlabel=experiment.axis)
             clean_axes(axes)
     panels[0, 0].legend(frameon=False, fontsize=8)
@@ -108,20 +116,20 @@ def _dots(found: Results, where: str) -> Figure:
 def _deciles(found: Results) -> Figure:
     """Error rate in groups of equal size by variance (BayesLoRA, Figure 3)."""
     tasks = found.tasks
-    figure = Figure(figsize=(3.6 * len(tasks), 3.0), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(tasks), 3.3), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        for (name, runs), colour in zip(found.variants(task).items(), PALETTE, strict=False):
+        for i, (name, runs) in enumerate(found.variants(task).items()):
             groups = [run["test"].get("error_by_variance") or [] for run in runs]
             if not groups[0] or is_deterministic(runs[0]):
                 continue  # no variance, no order
             error = np.mean([[g["error"] for g in group] for group in groups], axis=0)
-            axes.plot(
-                np.arange(1, len(error) + 1), 100 * error, color=colour, marker=".", label=name
-            )
+            deciles = np.arange(1, len(error) + 1)
+            axes.plot(deciles, 100 * error, **_style(i), markersize=4, label=name)
         axes.set(title=task, xlabel="decile of the variance", ylabel="error (%)")
         clean_axes(axes)
-    panels[-1].legend(frameon=False, fontsize=7, ncols=2)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2 * len(tasks), frameon=False)
     return figure
 
 
@@ -154,9 +162,9 @@ def _work_and_loss(
         if not losses:
             continue
         means.append((work, fmean(losses)))
-        colour, marker = PALETTE[i % len(PALETTE)], _MARKERS[i % len(_MARKERS)]
-        axes.plot([work] * len(losses), losses, marker, color=colour, markersize=3, alpha=0.5)
-        axes.plot(*means[-1], marker, color=colour, markersize=7, label=name)
+        one_by_one = {**_style(i), "linestyle": "", "alpha": 0.5}
+        axes.plot([work] * len(losses), losses, **one_by_one, markersize=3)
+        axes.plot(*means[-1], **_style(i), linestyle="", markersize=7, label=name)
     work_of, loss_of = zip(*_undominated(means), strict=True)
     axes.step(work_of, loss_of, where="post", color="#999999", zorder=0)
     axes.set(xscale="log", xlabel="rows of layers per answer, one plain pass = 1")
@@ -201,8 +209,8 @@ def _sized_by_variance(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
     by_data: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for point in points:
         by_data[point["data"]].append(point)
-    for (data, some), colour in zip(by_data.items(), PALETTE, strict=False):
-        alone = data == INPUTS
+    for i, (data, some) in enumerate(by_data.items()):
+        colour, alone = _style(i)["color"], data == INPUTS
         axes.scatter([], [], s=30, color=colour, label=data)  # the legend's, of one size
         axes.scatter(
             [point["x"] for point in some],

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tests.tiny import FORMAT, tiny_base_model
+from training.experiments import Experiment
 
 POSITIVE = ("good", "great fun", "so good", "fun", "what a great film", "I laughed")
 NEGATIVE = ("bad", "so dull", "dull", "what a bad film", "I slept", "bad bad bad")
@@ -50,6 +51,42 @@ def files(tmp_path_factory) -> Path:
     }
     (folder / "task.yaml").write_text(yaml.safe_dump(task))
     return folder
+
+
+@pytest.fixture
+def experiment(files) -> Experiment:
+    """Two variants on few reviews, two seeds."""
+    return Experiment.model_validate(
+        {
+            "name": "toy",
+            "question": "Which of two?",
+            "config": {
+                "task": str(files / "task.yaml"),
+                "base_model": str(files / "base"),
+                "device": "cpu",
+                "dtype": "float32",
+                "data": {"source": str(files / "data"), "holdout": 0.25},
+                "adapter": {"rank": 2, "alpha": 4.0, "max_tokens": 64},
+                "optimizer": {"steps": 2, "batch_size": 4, "learning_rate": 0.01},
+                "evaluation": {"every": 2, "keep_best": False},
+                "bank": {"samples": 3},
+            },
+            "tasks": [
+                {
+                    "name": "reviews, few",
+                    "config": {"data": {"train_limit": 8}},
+                    "seeds": [1, 2],
+                    "shifts": [{"task": str(files / "task.yaml"), "split": "train", "limit": 6}],
+                    "inputs": ["good", "so bad"],
+                    "plane": 4,
+                }
+            ],
+            "variants": [
+                {"name": "MLE", "config": {"method": {"name": "mle"}}, "seeds": [1]},
+                {"name": "DALorRA 0.3", "config": {"method": {"prior": 0.3}}},
+            ],
+        }
+    )
 
 
 @pytest.fixture

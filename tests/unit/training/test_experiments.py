@@ -1,7 +1,6 @@
 """Experiments: what runs there are, what a result holds, and that an interrupted one goes on."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -10,46 +9,8 @@ import yaml
 from pyarrow import parquet
 
 from dalorra.errors import ConfigError
-from training.experiments import Experiment, Runner, experiments, load_experiment
-from training.experiments.figures import _undominated
-from training.experiments.report import write_report
-from training.experiments.results import Score, Summary, ranked, relative_work
+from training.experiments import Runner, experiments, load_experiment
 from training.methods import METHODS
-
-
-@pytest.fixture
-def experiment(files) -> Experiment:
-    return Experiment.model_validate(
-        {
-            "name": "toy",
-            "question": "Which of two?",
-            "config": {
-                "task": str(files / "task.yaml"),
-                "base_model": str(files / "base"),
-                "device": "cpu",
-                "dtype": "float32",
-                "data": {"source": str(files / "data"), "holdout": 0.25},
-                "adapter": {"rank": 2, "alpha": 4.0, "max_tokens": 64},
-                "optimizer": {"steps": 2, "batch_size": 4, "learning_rate": 0.01},
-                "evaluation": {"every": 2, "keep_best": False},
-                "bank": {"samples": 3},
-            },
-            "tasks": [
-                {
-                    "name": "reviews, few",
-                    "config": {"data": {"train_limit": 8}},
-                    "seeds": [1, 2],
-                    "shifts": [{"task": str(files / "task.yaml"), "split": "train", "limit": 6}],
-                    "inputs": ["good", "so bad"],
-                    "plane": 4,
-                }
-            ],
-            "variants": [
-                {"name": "MLE", "config": {"method": {"name": "mle"}}, "seeds": [1]},
-                {"name": "DALorRA 0.3", "config": {"method": {"prior": 0.3}}},
-            ],
-        }
-    )
 
 
 def test_runs_are_tasks_seeds_and_variants(experiment):
@@ -123,20 +84,16 @@ def test_a_run_that_another_experiment_has_made_is_not_made_twice(
     assert "inputs" not in later
     assert path.with_name("predictions.parquet").exists()
     assert Runner(experiment.model_copy(update=asked), tmp_path, {}).run() == [path], "it is done"
+    (shift,) = task.shifts
     for other in (
-        {"tasks": (fewer.model_copy(update={"seeds": (3,)}),)},
-        {"tasks": (fewer.model_copy(update={"inputs": ("other",)}),)},
-        {
-            "tasks": (
-                fewer.model_copy(
-                    update={"shifts": (task.shifts[0].model_copy(update={"limit": 5}),)}
-                ),
-            )
-        },
+        {"seeds": (3,)},
+        {"inputs": ("other",)},
+        {"shifts": (shift.model_copy(update={"limit": 5}),)},
+        {"shifts": (shift.model_copy(update={"limit": None}),)},
     ):
-        unlike = experiment.model_copy(update=asked | other | {"name": "unlike"})
+        update = asked | {"name": "unlike", "tasks": (fewer.model_copy(update=other),)}
         with pytest.raises(pytest.fail.Exception, match="made again"):
-            Runner(unlike, tmp_path, {}).run()
+            Runner(experiment.model_copy(update=update), tmp_path, {}).run()
 
 
 def test_the_plane_holds_test_examples_shifts_and_inputs(experiment, tmp_path):
@@ -153,74 +110,6 @@ def test_the_plane_holds_test_examples_shifts_and_inputs(experiment, tmp_path):
     assert x.var() >= y.var() > 0
     for point, answer in zip(points[-2:], result["inputs"], strict=True):
         assert point["variance"] == pytest.approx(answer["variance"], rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    ("scope", "last_layers", "samples", "work"),
-    [
-        ("answer_tokens", None, 1, 1.0),
-        ("all_tokens", None, 10, 10.0),
-        ("answer_tokens", None, 10, (36 + 40) / 40),
-        ("all_tokens", 3, 10, (27 + 30) / 30),
-        ("answer_tokens", 15, 10, (15 * 40 + 15 * 76) / (30 * 40)),
-    ],
-)
-def test_work_is_counted_in_rows_of_layers(scope, last_layers, samples, work):
-    adapter = {"scope": scope, "last_layers": last_layers}
-    run = {"config": {"adapter": adapter}, "samples": samples}
-    size = {"prompt": 36, "cue": 4, "layers": 30}
-    assert relative_work(run, size) == pytest.approx(work)
-
-
-def test_variants_that_adapt_different_rows_have_a_frontier(experiment, tmp_path):
-    (task,) = experiment.tasks
-    mle = experiment.variants[0]
-    everywhere = mle.model_copy(
-        update={"name": "all", "config": {**mle.config, "adapter": {"scope": "all_tokens"}}}
-    )
-    plain = {"tasks": (task.model_copy(update={"seeds": (1,)}),), "variants": (mle, everywhere)}
-    Runner(experiment.model_copy(update=plain), tmp_path / "results", {}).run()
-    text = write_report(tmp_path / "results", tmp_path / "docs" / "results.md").read_text()
-    assert "![Calibration by work per answer](images/results/toy_frontier.png)" in text
-    assert _undominated([(2.0, 0.5), (1.0, 0.6), (1.0, 0.7), (3.0, 0.5)]) == [
-        (1.0, 0.6),
-        (2.0, 0.5),
-    ]
-
-
-def test_the_report_shows_every_score_and_marks_the_best(experiment, tmp_path):
-    (task,) = experiment.tasks
-    plain = experiment.model_copy(update={"tasks": (task.model_copy(update={"seeds": (1,)}),)})
-    paths = Runner(plain, tmp_path / "results", {}).run()
-    for path, nll, ece in zip(paths, (0.5, 0.25), (0.125, 0.25), strict=True):
-        result = json.loads(path.read_text())
-        result["test"] |= {"nll": nll, "ece": ece}
-        path.write_text(json.dumps(result))
-    (tmp_path / "results" / "toy" / "FINDINGS.md").write_text("It is a toy.")
-    out = write_report(tmp_path / "results", tmp_path / "docs" / "results.md")
-    text = out.read_text()
-    mle, ours = (
-        line
-        for line in text.splitlines()
-        if " | <u>0.500</u> | " in line or " | **0.250** | " in line
-    )
-    assert mle.startswith("| MLE | 1 | ")
-    assert " | **12.5** | " in mle
-    assert ours.startswith("| DALorRA 0.3 | 1 | ")
-    assert "It is a toy." in text
-    assert "2 runs" in text
-    linked = re.findall(r"\]\((images/results/[^)]+)\)", text)
-    assert linked
-    assert all((out.parent / name).is_file() for name in linked)
-    assert all((out.parent / name).with_suffix(".svg").is_file() for name in linked)
-
-
-def test_a_mean_over_seeds_has_its_standard_deviation():
-    score = Score("ACC %", "a.b", percent=True)
-    assert score.show(Summary.of([0.5, 0.7, None])) == "60.0 ± 14.1"
-    assert score.show(Summary.of([0.5])) == "50.0"
-    assert score.show(Summary.of([None])) == "–"
-    assert ranked([0.2, None, 0.1, 0.2], low=True) == [1, None, 0, 1]
 
 
 def test_a_study_that_chooses_settings_looks_at_the_hold_out_alone(experiment, tmp_path):
