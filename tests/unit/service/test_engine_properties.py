@@ -17,8 +17,8 @@ from dalorra.predictive import Prediction
 from dalorra.prompts import Prompt
 from service.engine import Engine
 from service.errors import DeadlineError, DrainingError, InferenceError, QueueFullError
+from tests.engine_bench import Record, text_of
 from tests.fakes import FakePredictor, expected_prediction, limits
-from tests.unit.service.test_engine import Record, text_of
 from tests.virtual_time import VirtualLoop, VirtualThread, run
 
 # Few and short, so that equal inputs often meet; "" is invalid, "☠" breaks its forward.
