@@ -5,8 +5,8 @@
 Contenders, in turn on the same prompts: one pass of a plain PEFT LoRA with
 `logits_to_keep=1` (the unit); ours, packed, for `answer_tokens` and `all_tokens`; the same
 packed rows through the unmodified model; PEFT in a loop of M, as published implementations do it;
-and M rows of the batch through PEFT. `--shape llama-3.1-8b` builds that shape with random
-weights, for a GPU.
+and M rows of the batch through PEFT; on a GPU ours recorded as a CUDA graph, too.
+`--shape llama-3.1-8b` builds that shape with random weights, for a GPU.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, pack
 from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt
+from dalorra.recorded_network import CudaGraphs, RecordedNetwork
 from dalorra.stochastic_lora import StochasticPeftModel, attach, lora_config, mask_logits
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
@@ -49,6 +50,7 @@ PLANS = {
     "loop": "PEFT, loop of M",
     "rows": "PEFT, M rows",
 }
+ON_GPU = {"recorded": "ours, answer_tokens, CUDA graph"}
 
 
 class Contenders:
@@ -71,6 +73,7 @@ class Contenders:
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
         self.labels = torch.tensor([5, 9], device=self.device)
         self.network = PackedLlama.of(self.model, self.labels)
+        self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device)
 
     def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
         """The chosen plans as functions without arguments, the unit first."""
@@ -93,6 +96,9 @@ class Contenders:
             "unmodified packed": self._synchronised(torch.inference_mode()(unmodified)),
             "loop": self._synchronised(lambda: [self._plain_pass(ids) for _ in members]),
             "rows": self._synchronised(lambda: self._plain_pass(ids.repeat(self.samples, 1))),
+            "recorded": self._synchronised(
+                lambda: self.recorded.answers(prompts, members, self.bank, "answer_tokens")
+            ),
         }
         return {name: every[name] for name in plans}
 
@@ -119,7 +125,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
+    known = PLANS | ON_GPU if torch.cuda.is_available() else PLANS
+    parser.add_argument("--plans", nargs="+", choices=known, default=list(known))
     parser.add_argument("--shape", choices=["default", "llama-3.1-8b"], default="default")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/forward.json"))
     parser.add_argument(
@@ -218,11 +225,12 @@ def _llama_8b() -> PreTrainedModel:
 def _figure(results: list[dict[str, Any]], path: Path) -> None:
     batches = sorted({r["batch"] for r in results})
     figure = Figure(figsize=(4.4 * len(batches), 3.6), layout="constrained")
-    colours = ("#666666", "#D55E00", "#0072B2", "#E69F00", "#999999", "#56B4E9")
+    colours = ("#666666", "#D55E00", "#0072B2", "#E69F00", "#999999", "#56B4E9", "#009E73")
+    names = PLANS | ON_GPU
     for axes, batch in zip(
         figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True
     ):
-        for (plan, name), colour in zip(PLANS.items(), colours, strict=True):
+        for (plan, name), colour in zip(names.items(), colours, strict=True):
             own = [r for r in results if r["plan"] == plan and r["batch"] == batch]
             if own:
                 axes.plot(

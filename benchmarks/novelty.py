@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.novelty_scores import DOUBTS, Part, chosen_on, compared, spelling_cost
+from benchmarks.rank_activations import RecordingBank
 from benchmarks.report import print_table, write_json
 from benchmarks.shifts import DEVELOPMENT, FAR, NEAR, shifted
 from dalorra.adapter import read_adapter
@@ -28,7 +29,7 @@ from training.novelty import trained_and_held_out
 from training.orthography import VARIANTS, sentence, spellings
 from training.tasks import Example, load_examples, subsample
 
-SIZES = {"train": 600, "held_out": 300, "usual": 300, "respelt": 150}
+SIZES = {"train": 600, "held_out": 300, "usual": 872, "respelt": 150}
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--adapter", type=Path, default=bundled_adapter())
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--examples", type=int, default=100, help="of each shift")
+    parser.add_argument("--examples", type=int, default=300, help="of each shift")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=Path)
     results = Path("benchmarks/results")
@@ -103,14 +104,17 @@ def _computed(predictor: Predictor, texts: list[str]) -> Part:
     """Runs the texts, of similar length together."""
     prompts = [predictor.encode(text) for text in texts]
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].tokens)
-    members, bank = range(predictor.samples), predictor.bank
+    members = range(predictor.samples)
     network = predictor._network  # noqa: SLF001 - the state at the prompt's end is not served
     rows: list[dict[str, Tensor]] = []
     for start in range(0, len(order), 16):
         batch = [prompts[i] for i in order[start : start + 16]]
+        bank = RecordingBank(predictor.bank)
         states = network.hidden_states(batch, members, bank, predictor.scope)
-        by_mask, weights = network.head.probabilities(states.answers, members, bank)
-        samples = PosteriorSamples(by_mask.cpu(), weights.cpu())
+        ranks = bank.activations
+        head = network.head.bind(bank, members)
+        by_mask = network.head.probabilities(states.answers, head)
+        samples = PosteriorSamples(by_mask.cpu(), head.weights.cpu())
         found = summarise(samples.tempered(predictor.policy.temperature), predictor.labels)
         for i, one in enumerate(found):
             doubts = {name: getattr(one, name) for name in DOUBTS if name != "max_probability"}
@@ -119,6 +123,7 @@ def _computed(predictor: Predictor, texts: list[str]) -> Part:
                 {
                     "answer": states.answers[i].float().mean(dim=0).cpu(),
                     "prompt": states.prompt_end[i].float().cpu(),
+                    "ranks": ranks[i],
                     "label": torch.tensor(predictor.labels.index(one.label)),
                     **{name: torch.tensor(value).double() for name, value in doubts.items()},
                 }

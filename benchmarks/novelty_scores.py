@@ -11,10 +11,13 @@ from dalorra.novelty import COMPONENTS, DEFAULT_LEVEL, Novelty
 from dalorra.policy import Policy
 
 Part = dict[str, Tensor]
-"""Of one set of n inputs: `answer` and `prompt` `[n, d]`, and `[n]` per doubt; higher: doubtful."""
+"""Of one set of n inputs: its features `[n, d]`, and `[n]` per doubt; higher: doubtful."""
 
 Score = Callable[[Part], Tensor]
 """The score of each input of a part, `[n]`; higher: more doubtful."""
+
+FEATURES: Final = ("answer", "prompt", "ranks")
+"""Hidden state at the end of the cue and of the prompt; all rank activations at the cue's end."""
 
 DOUBTS: Final = ("variance", "entropy", "mutual_information", "max_probability")
 _SIZES: Final = (32, 64, 128)
@@ -23,9 +26,9 @@ _RESAMPLES: Final = 1000
 
 
 def candidates(train: Part) -> dict[str, Score]:
-    """Name of each score of the two hidden states → the score, fitted on training data."""
+    """Name of each score of the features → the score, fitted on training data."""
     scores: dict[str, Score] = {}
-    for feature in ("answer", "prompt"):
+    for feature in FEATURES:
         for q in _SIZES:
             scores |= _fitted(train, feature, q)
     return scores

@@ -22,6 +22,7 @@ from typing import Any, Self
 import torch
 
 from benchmarks.report import print_table, read_json, write_json
+from dalorra.recorded_network import padded_shape
 
 RANK = 8
 LABELS = 2
@@ -103,6 +104,9 @@ def work(
     plan: str, shape: Shape, *, batch: int, tokens: int, cue_tokens: int, samples: int
 ) -> Work:
     """What a plan of `benchmarks.forward` runs for B prompts of T tokens."""
+    if plan == "recorded":
+        batch, rows = padded_shape(batch, tokens - cue_tokens)
+        plan, tokens = "answer_tokens", rows + cue_tokens
     prompt, cues = tokens - cue_tokens, samples * cue_tokens
     causal = _triangle(tokens)
     packed = _triangle(prompt) + cues * prompt + samples * _triangle(cue_tokens)

@@ -168,7 +168,7 @@ def _choice(lines: Sequence[Line]) -> str:
     shifts = ", ".join(dict.fromkeys(line["shift"] for line in scored))
     ranked = sorted(names, key=lambda name: -means[name][0])
     table = _table(
-        ("hidden state, score, components", "AUROC", "detected at 2 % false alarms"),
+        ("feature, score, components", "AUROC", "detected at 2 % false alarms"),
         ((name, f"{means[name][0]:.3f}", f"{means[name][1]:.0%}") for name in ranked),
     )
     spelt = [line for line in lines if "escalated" in line]
@@ -190,8 +190,9 @@ def _choice(lines: Sequence[Line]) -> str:
     return f"""## Which score
 
 Chosen on inputs that serve for nothing else ({shifts}): mean over them, fitted on
-{scored[0]["n"]["train"]} training examples in two spellings each. The hidden state is the one at
-the end of the answer cue, or of the prompt.
+{scored[0]["n"]["train"]} training examples in two spellings each. *Answer* and *prompt* are the
+hidden states at the end of the answer cue and of the prompt, *ranks* the rank activations A·x of
+all adapted layers at the end of the cue; the first and the last as their mean over the samples.
 
 {table}
 

@@ -13,22 +13,26 @@ from dalorra.network import Network
 from dalorra.packed_base import PackedBase
 from dalorra.packed_llama import PackedLlama
 from dalorra.prefix_cache import PrefixCache
+from dalorra.recorded_network import RecordedNetwork, Recorder
 from dalorra.stochastic_lora import StochasticPeftModel
 
 ArrangedBase = PackedBase | EncoderBase
 """What all adapters of a base share."""
 
 
-def arrange(model: nn.Module, prefix_cache: PrefixCache | None = None) -> ArrangedBase:
+def arrange(
+    model: nn.Module, prefix_cache: PrefixCache | None = None, record: Recorder | None = None
+) -> ArrangedBase:
     """Arranges a base model, once; an adapter may be attached to it.
 
     Args:
         model: in evaluation mode.
         prefix_cache: for a language model's prompts; an encoder has no use for it.
+        record: of short forwards; without effect on an encoder.
     """
     if is_encoder(model):
         return EncoderBase(cast(PreTrainedModel, model))
-    return PackedBase(model, prefix_cache)
+    return PackedBase(model, prefix_cache, record)
 
 
 def network_on(
@@ -43,4 +47,6 @@ def network_on(
     """
     if isinstance(base, EncoderBase):
         return EncoderNetwork(model)
-    return PackedLlama(base, low_rank_updates(model), torch.tensor(label_ids, device=base.device))
+    labels = torch.tensor(label_ids, device=base.device)
+    network = PackedLlama(base, low_rank_updates(model), labels)
+    return RecordedNetwork(network, base.record, base.device) if base.record else network

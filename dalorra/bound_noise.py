@@ -2,12 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from dalorra.bank import NoiseBank
+from dalorra.label_head import HeadNoise, LabelHead
+from dalorra.packing import Scope
 from dalorra.projection import FusedProjection
 from dalorra.stochastic_lora import RankNoise
 
@@ -17,54 +20,91 @@ Noise = Sequence[RankNoise | None]
 _KEPT: Final = 64  # arrangements: one for each bank, split of M, and batch size of `all_tokens`
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardNoise:
+    """The noise of forwards of one shape.
+
+    Attributes:
+        scope: which rows it acts on.
+        copies: M.
+        layers: noise of each layer.
+        head: of the output projection.
+    """
+
+    scope: Scope
+    copies: int
+    layers: Sequence[Noise]
+    head: HeadNoise
+
+    @property
+    def first(self) -> int:
+        """The first layer with a stochastic product; the number of layers when there is none."""
+        noisy = (i for i, noise in enumerate(self.layers) if any(n is not None for n in noise))
+        return next(noisy, len(self.layers))
+
+
 class BoundNoise:
     """Noise by layer and projection, remembered for as long as it is in use.
 
     Args:
         layers: projections of each layer in order of use; the last layer has its query apart.
+        head: the output projection.
         like: a tensor of the model's device and precision.
     """
 
-    def __init__(self, layers: Sequence[Sequence[FusedProjection]], like: Tensor) -> None:
+    def __init__(
+        self, layers: Sequence[Sequence[FusedProjection]], head: LabelHead, like: Tensor
+    ) -> None:
         self._layers = layers
+        self._head = head
         self._device, self._dtype = like.device, like.dtype
-        self._kept: OrderedDict[tuple[Any, ...], tuple[NoiseBank, Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], tuple[NoiseBank, ForwardNoise]] = OrderedDict()
 
-    def for_cues(self, bank: NoiseBank, members: range, k: int) -> tuple[list[Noise], Noise]:
-        """For M copies of a k-token cue: every layer's but the last, and the last layer's.
+    def bind(
+        self, bank: NoiseBank, members: range, scope: Scope, batch: int, cue_tokens: int
+    ) -> ForwardNoise:
+        """For forwards of `batch` prompts under each of these members.
 
-        In the last layer key and value are needed on all cue rows, the rest on their ends.
+        Args:
+            bank: of the adapter.
+            members: M of them.
+            scope: which rows the noise acts on.
+            batch: B; under `answer_tokens` the noise is the same for all.
+            cue_tokens: k; without meaning under `all_tokens`.
         """
-        key = (id(bank), members, k)
+        cues = scope == "answer_tokens"
+        key = (id(bank), members, scope, cue_tokens if cues else batch)
         if key not in self._kept:
             each = torch.tensor(list(members), device=self._device)
-            on_rows = bank.noise(each.repeat_interleave(k)[None])
-            on_ends = bank.noise(each[None])
-            rows = [self._of(projections, on_rows) for projections in self._layers[:-1]]
-            query, key_value, *rest = self._layers[-1]
-            ends = [
-                *self._of((query,), on_ends),
-                *self._of((key_value,), on_rows),
-                *self._of(rest, on_ends),
-            ]
-            self._keep(key, bank, (rows, ends))
-        return cast(tuple[list[Noise], Noise], self._kept[key][1])
+            layers = (
+                self._on_cues(bank, each, cue_tokens)
+                if cues
+                else self._on_sequences(bank, each, batch)
+            )
+            bound = ForwardNoise(scope, len(members), layers, self._head.bind(bank, members))
+            self._kept[key] = (bank, bound)  # the reference keeps id(bank) from being reused
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[key][1]
 
-    def for_sequences(self, bank: NoiseBank, members: range, batch: int) -> list[Noise]:
-        """For B · M sequences that each run under one member, members inner."""
-        key = (id(bank), members, "sequences", batch)
-        if key not in self._kept:
-            index = torch.tensor(list(members), device=self._device).repeat(batch)
-            noise = bank.noise(index[:, None])
-            self._keep(key, bank, [self._of(projections, noise) for projections in self._layers])
-        return cast(list[Noise], self._kept[key][1])
+    def _on_cues(self, bank: NoiseBank, members: Tensor, k: int) -> list[Noise]:
+        """M copies of a k-token cue; in the last layer key and value alone need all their rows."""
+        on_rows = bank.noise(members.repeat_interleave(k)[None])
+        on_ends = bank.noise(members[None])
+        query, key_value, *rest = self._layers[-1]
+        last = [
+            *self._of((query,), on_ends),
+            *self._of((key_value,), on_rows),
+            *self._of(rest, on_ends),
+        ]
+        return [*(self._of(projections, on_rows) for projections in self._layers[:-1]), last]
+
+    def _on_sequences(self, bank: NoiseBank, members: Tensor, batch: int) -> list[Noise]:
+        """B · M sequences that each run under one member, members inner."""
+        noise = bank.noise(members.repeat(batch)[:, None])
+        return [self._of(projections, noise) for projections in self._layers]
 
     def _of(
         self, projections: Sequence[FusedProjection], noise: Sequence[RankNoise]
     ) -> list[RankNoise | None]:
         return [projection.noise(noise, self._dtype) for projection in projections]
-
-    def _keep(self, key: tuple[Any, ...], bank: NoiseBank, bound: Any) -> None:
-        self._kept[key] = (bank, bound)  # the reference keeps id(bank) from being reused
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)

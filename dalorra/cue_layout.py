@@ -8,14 +8,13 @@ The part of a prompt whose keys and values are known already has keys, but no ro
 Prefixes and prompt rows are padded on the right, where no row looks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dalorra.packing import right_padded
-from dalorra.prompts import Prompt
+from dalorra.staging import StagedPrompts
 
 Rotary = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Position ids `[B, rows]` → cos and sin, `[B, 1, rows, head_dim]` each."""
@@ -29,6 +28,7 @@ class CueLayout:
         input_ids: `[B, P + M·k]`.
         visible: `[B, 1, M·k, C + P + M·k]` bool, which keys a cue row sees.
         visible_to_prompt: `[B, 1, P, C + P]` bool; None when C is 0: plain causal attention.
+        prompt_ends: `[B]`, the last row of each prompt.
         cos, sin: rotary embedding, `[B, 1, P + M·k, head_dim]`.
         prefix_keys: C, keys without rows.
         prompt_rows: P.
@@ -38,6 +38,7 @@ class CueLayout:
     input_ids: Tensor
     visible: Tensor
     visible_to_prompt: Tensor | None
+    prompt_ends: Tensor
     cos: Tensor
     sin: Tensor
     prefix_keys: int
@@ -70,39 +71,28 @@ class CueLayout:
         return torch.cat([x[:, :start], x[:, start:].repeat(1, copies, 1)], dim=1)
 
 
-def lay_out_cues(
-    prompts: Sequence[Prompt],
-    copies: int,
-    rotary: Rotary,
-    device: torch.device,
-    known: Sequence[int] | None = None,
-) -> CueLayout:
-    """Lays out B prompts with the same cue, and `copies` copies of it after each.
+def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotary) -> CueLayout:
+    """Lays out B prompts, and `copies` copies of their cue after each, on the prompts' device.
 
     Args:
-        prompts: B prompts.
+        prompts: without what has keys already.
         copies: M.
+        prefix: C, the most keys that one of them has.
         rotary: of the base model.
-        device: where the rows are wanted.
-        known: how many tokens of each prompt have keys already; None: none.
     """
-    cue = torch.tensor(prompts[0].cue_ids)
-    k, batch = len(cue), len(prompts)
-    starts = torch.tensor(known if known is not None else [0] * batch)[:, None]  # [B, 1]
-    prefix = int(starts.max())  # C
-    rest = [p.prompt_ids[start:] for p, start in zip(prompts, starts[:, 0].tolist(), strict=True)]
-    prompt_ids, lengths = right_padded(rest)
-    longest = prompt_ids.shape[1]  # P
-    positions = torch.arange(longest)
-    offsets = torch.arange(k).repeat(copies)
-    position_ids = torch.cat([starts + positions, starts + lengths[:, None] + offsets], dim=1)
-    input_ids = torch.cat([prompt_ids, cue.repeat(copies).expand(batch, -1)], dim=1)
+    device = prompts.ids.device
+    k, (batch, longest) = len(prompts.cue_ids), prompts.ids.shape  # P
+    starts, lengths = prompts.known[:, None], prompts.lengths[:, None]  # [B, 1]
+    positions = torch.arange(longest, device=device)
+    offsets = torch.arange(k, device=device).repeat(copies)
+    position_ids = torch.cat([starts + positions, starts + lengths + offsets], dim=1)
+    input_ids = torch.cat([prompts.ids, prompts.cue_ids.repeat(copies).expand(batch, -1)], dim=1)
 
     # A cue row sees the known prefix, the real rows of its prompt, and its own copy so far.
-    copy = torch.arange(copies).repeat_interleave(k)
+    copy = torch.arange(copies * k, device=device) // k
     own = (copy[:, None] == copy) & (offsets[:, None] >= offsets)  # [M·k, M·k]
-    in_prefix = torch.arange(prefix) < starts  # [B, C]
-    in_prompt = torch.cat([in_prefix, positions < lengths[:, None]], dim=1)  # [B, C + P]
+    in_prefix = torch.arange(prefix, device=device) < starts  # [B, C]
+    in_prompt = torch.cat([in_prefix, positions < lengths], dim=1)  # [B, C + P]
     visible = torch.cat(
         [in_prompt[:, None].expand(-1, copies * k, -1), own.expand(batch, -1, -1)], dim=-1
     )
@@ -110,12 +100,13 @@ def lay_out_cues(
     if prefix:
         causal = (positions[:, None] >= positions).expand(batch, -1, -1)
         before = in_prefix[:, None].expand(-1, longest, -1)
-        visible_to_prompt = torch.cat([before, causal], dim=-1)[:, None].to(device)
-    cos, sin = rotary(position_ids.to(device))
+        visible_to_prompt = torch.cat([before, causal], dim=-1)[:, None]
+    cos, sin = rotary(position_ids)
     return CueLayout(
-        input_ids.to(device),
-        visible[:, None].to(device),
+        input_ids,
+        visible[:, None],
         visible_to_prompt,
+        prompts.lengths.clamp_min(1) - 1,
         cos,
         sin,
         prefix,

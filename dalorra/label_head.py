@@ -7,6 +7,7 @@ over the head is integrated exactly (Rao–Blackwell) instead of sampled once:
     p(y | h) = Σ_z q(z) softmax(W₀ h + (α/r) B diag(z) A h)
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -15,10 +16,23 @@ from torch import Tensor
 
 from dalorra.bank import NoiseBank
 from dalorra.low_rank import LowRankUpdate
-from dalorra.stochastic_lora import RankNoise
+from dalorra.stochastic_lora import RankNoise, base_only
 
 MAX_INTEGRATED_RANK: Final = 10
 """2^10 masks; beyond that the head is sampled."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadNoise:
+    """The head's masks for some members of a bank.
+
+    Attributes:
+        noise: maps A·x `[B, M, S, r]`.
+        weights: of the S masks of each pass, `[S]`, sums to 1.
+    """
+
+    noise: RankNoise
+    weights: Tensor
 
 
 class LabelHead:
@@ -45,34 +59,47 @@ class LabelHead:
     @torch.inference_mode()
     def logits(self, answers: Tensor, members: range, bank: NoiseBank) -> Tensor:
         """`[B, M, d]` → `[B, M, K]` float32, the head under the same sample as the rest."""
-        if self._update is None:
-            return F.linear(answers.float(), self._weight)
-        index = torch.tensor([list(members)], device=answers.device)
-        return self._adapted(answers, self._update, bank.noise(index)[-1])
+        head_noise = self.bind(bank, members, integrate=False)
+        return self._adapted(answers[:, :, None], head_noise)[:, :, 0]
 
     @torch.inference_mode()
-    def probabilities(
-        self, answers: Tensor, members: range, bank: NoiseBank
-    ) -> tuple[Tensor, Tensor]:
-        """Distributions over the labels under the head's masks, and the masks' weights.
+    def probabilities(self, answers: Tensor, head_noise: HeadNoise) -> Tensor:
+        """Distributions over the labels under the head's masks, `[B, M, d]` → `[B, M, S, K]`."""
+        return self._adapted(answers[:, :, None], head_noise).softmax(dim=-1)
 
-        Returns:
-            `[B, M, S, K]` float32 and `[S]`, which sums to 1; S is 1 where the head is sampled.
+    def bind(self, bank: NoiseBank, members: range, *, integrate: bool = True) -> HeadNoise:
+        """The head's noise for these members.
+
+        Args:
+            bank: of the adapter.
+            members: of the bank, M of them.
+            integrate: whether all masks of the head are tried where the bank says so.
         """
+        integrated = self._integrated(bank) if integrate else None
+        return integrated or self._sampled(bank, members)
+
+    def _sampled(self, bank: NoiseBank, members: range) -> HeadNoise:
+        device = self._weight.device
+        one = torch.ones(1, device=device)
+        if self._update is None:
+            return HeadNoise(base_only, one)
+        noise = bank.noise(torch.tensor([list(members)], device=device))[-1]
+        return HeadNoise(lambda a, x: noise(a[:, :, 0], x[:, :, 0])[:, :, None], one)
+
+    def _integrated(self, bank: NoiseBank) -> HeadNoise | None:
         on = bank.head_probabilities
         if on is None or self._update is None or len(on) > MAX_INTEGRATED_RANK:
-            logits = self.logits(answers, members, bank)[:, :, None]
-            return logits.softmax(dim=-1), answers.new_ones(1, dtype=torch.float32)
-        masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=answers.device)] * len(on))
+            return None
+        masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=on.device)] * len(on))
         masks = masks.view(-1, len(on))  # [2^r, r]
         weights = torch.where(masks > 0, on, 1.0 - on).prod(dim=-1)  # [2^r]
-        logits = self._adapted(
-            answers[:, :, None], self._update, lambda activations, _: activations * masks
-        )  # [B, M, 2^r, K]
-        return logits.softmax(dim=-1), weights
+        return HeadNoise(lambda activations, _: activations * masks, weights)
 
-    def _adapted(self, x: Tensor, update: LowRankUpdate, noise: RankNoise) -> Tensor:
-        """`[…, d]` → `[…, K]`: W₀x + (α/r) · B · noise(A x)."""
-        x = x.float()
-        activations = noise(F.linear(x, update.down), x)
-        return F.linear(x, self._weight) + F.linear(activations, update.up) * update.scale
+    def _adapted(self, x: Tensor, head_noise: HeadNoise) -> Tensor:
+        """`[B, M, 1, d]` → `[B, M, S, K]`: W₀x + (α/r) · B · noise(A x)."""
+        x, update = x.float(), self._update
+        base = F.linear(x, self._weight)
+        if update is None:
+            return base
+        activations = head_noise.noise(F.linear(x, update.down), x)
+        return base + F.linear(activations, update.up) * update.scale

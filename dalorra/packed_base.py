@@ -6,7 +6,7 @@ alone; an adapter adds its own A and B (`FusedProjection`) and nothing else.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from dalorra.prefix_cache import PrefixCache
 from dalorra.projection import BaseProjection, can_prepack
 from dalorra.stochastic_lora import StochasticLoraLinear
+
+if TYPE_CHECKING:
+    from dalorra.recorded_network import Recorder
 
 P = TypeVar("P")
 Q = TypeVar("Q")
@@ -61,12 +64,19 @@ class PackedBase:
         causal_lm: LlamaForCausalLM in evaluation mode; an adapter that is attached to it is left
             out. Its projections become views of fused weights; their values stay.
         prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
+        record: of short forwards, for `RecordedNetwork`; None: none is recorded.
     """
 
-    def __init__(self, causal_lm: nn.Module, prefix_cache: PrefixCache | None = None) -> None:
+    def __init__(
+        self,
+        causal_lm: nn.Module,
+        prefix_cache: PrefixCache | None = None,
+        record: "Recorder | None" = None,
+    ) -> None:
         model = cast(Any, causal_lm)
         config, trunk = model.config, model.model
         self.prefix_cache = prefix_cache
+        self.record = record
         self.embed = trunk.embed_tokens
         self.head_weight = _base(model.lm_head).weight.detach()  # [vocabulary, d]
         self.final_norm = trunk.norm.weight

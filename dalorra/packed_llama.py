@@ -20,16 +20,17 @@ from torch import Tensor
 
 from dalorra.attention import causal_attention, masked_attention
 from dalorra.bank import NoiseBank
-from dalorra.bound_noise import BoundNoise, Noise
+from dalorra.bound_noise import BoundNoise, ForwardNoise, Noise
 from dalorra.cue_layout import CueLayout, lay_out_cues
 from dalorra.label_head import LabelHead
 from dalorra.low_rank import HEAD, Updates, low_rank_updates
 from dalorra.network import Answers
 from dalorra.packed_base import Layer, PackedBase
-from dalorra.packing import Scope, right_padded
+from dalorra.packing import Scope
 from dalorra.prefix_cache import PrefixCache
 from dalorra.projection import FusedProjection
 from dalorra.prompts import Prompt
+from dalorra.staging import StagedPrompts
 from dalorra.stochastic_lora import StochasticPeftModel
 
 _Layer = Layer[FusedProjection]
@@ -65,7 +66,8 @@ class PackedLlama:
             layer.map(lambda projection: FusedProjection(projection, updates))
             for layer in base.layers
         ]
-        self._noise = BoundNoise([layer.projections for layer in self._layers], base.head_weight)
+        layers = [layer.projections for layer in self._layers]
+        self._noise = BoundNoise(layers, self.head, base.head_weight)
 
     @classmethod
     def of(
@@ -89,9 +91,9 @@ class PackedLlama:
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> Answers:
         """See `Network`; the features are the hidden states at the end of the cue."""
-        states = self.hidden_states(prompts, members, bank, scope).answers
-        probabilities, weights = self.head.probabilities(states, members, bank)
-        return Answers(probabilities, weights, states.float())
+        states = self.hidden_states(prompts, members, bank, scope)
+        noise = self.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
+        return self._answers(states, noise)
 
     @torch.inference_mode()
     def label_logits(
@@ -106,40 +108,76 @@ class PackedLlama:
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> HiddenStates:
         """Runs the network up to its output projection."""
-        run = self._answer_tokens if scope == "answer_tokens" else self._all_tokens
-        answers, prompt_end = run(prompts, members, bank)
+        noise = self.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
+        device, cache = self._base.device, self._base.prefix_cache
+        if scope == "all_tokens":
+            staged = StagedPrompts.of(prompts, scope).to(device)
+            return self._normed(*self._all_tokens(staged, noise))
+        prompt_ids = [prompt.prompt_ids for prompt in prompts]
+        prefix = cache.find(prompt_ids) if cache else None
+        known = prefix.lengths if prefix else [0] * len(prompts)
+        staged = StagedPrompts.of(prompts, scope, known).to(device)
+        past = prefix.keys_values if prefix else None
+        seen: list[Tensor] = []  # keys and values of the prompt rows
+        states = self._answer_tokens(staged, noise, past, seen if cache else None)
+        if cache:
+            cache.add(prompt_ids, known, torch.stack(seen))
+        return self._normed(*states)
+
+    def bind(
+        self, bank: NoiseBank, members: range, scope: Scope, batch: int, cue_tokens: int
+    ) -> ForwardNoise:
+        """What `staged_answers` needs of a bank, see `BoundNoise`."""
+        return self._noise.bind(bank, members, scope, batch, cue_tokens)
+
+    @torch.inference_mode()
+    def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
+        """`answers` to prompts on the device, the prefix cache left alone.
+
+        Nothing in it depends on a value that only the device knows, so it can be recorded.
+        """
+        run = self._answer_tokens if noise.scope == "answer_tokens" else self._all_tokens
+        return self._answers(self._normed(*run(prompts, noise)), noise)
+
+    def _answers(self, states: HiddenStates, noise: ForwardNoise) -> Answers:
+        probabilities = self.head.probabilities(states.answers, noise.head)
+        return Answers(probabilities, noise.head.weights, states.answers.float())
+
+    def _normed(self, answers: Tensor, prompt_end: Tensor) -> HiddenStates:
         return HiddenStates(self._base.norm(answers, self._base.final_norm), prompt_end)
 
     def _answer_tokens(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank
+        self,
+        prompts: StagedPrompts,
+        noise: ForwardNoise,
+        past: Tensor | None = None,
+        seen: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`, `[B, d]`."""
-        copies, k = len(members), len(prompts[0].cue_ids)
-        rows, answers = self._noise.for_cues(bank, members, k)
-        first = _first_stochastic([*rows, answers])
-        cache, prompt_ids = self._base.prefix_cache, [p.prompt_ids for p in prompts]
-        prefix = cache.find(prompt_ids) if cache else None
-        known = prefix.lengths if prefix else [0] * len(prompts)
-        layout = lay_out_cues(prompts, copies, self._base.rotary, self._base.device, known)
+        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`, `[B, d]`.
+
+        Args:
+            prompts: on the device.
+            noise: of the cue rows.
+            past: keys and values of known prefixes, `[layers, 2, B, kv_heads, C, head_dim]`.
+            seen: gets those of the prompt rows, layer by layer.
+        """
+        copies, first = noise.copies, noise.first
+        known = [None] * len(self._layers) if past is None else past.unbind()
+        prefix = 0 if past is None else past.shape[-2]
+        layout = lay_out_cues(prompts, copies, prefix, self._base.rotary)
         below = layout.one_copy()  # the copies are equal below the first stochastic product
-        past = prefix.keys_values.unbind() if prefix else [None] * len(self._layers)
-        seen: list[Tensor] = []  # keys and values of the prompt rows, for the cache
         x = self._base.embed(below.input_ids)  # [B, P + k, d]
-        for i, (layer, noise) in enumerate(zip(self._layers[:-1], rows, strict=True)):
+        for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
             if i == first:
                 x = layout.branch(x)
             at = layout if i >= first else below
-            x = self._packed_layer(layer, x, at, noise, past[i], seen)
-        if first == len(rows):
+            x = self._packed_layer(layer, x, at, each, known[i], seen)
+        last = len(self._layers) - 1
+        if first == last:
             x = layout.branch(x)
-        at = layout if first <= len(rows) else below
-        ends = torch.tensor(
-            [max(len(p.prompt_ids) - c, 1) - 1 for p, c in zip(prompts, known, strict=True)]
-        )
-        prompt_end = x[torch.arange(len(prompts)), ends]
-        x = self._packed_end(x, at, answers, past[-1], seen)
-        if cache:
-            cache.add(prompt_ids, known, torch.stack(seen))
+        at = layout if first <= last else below
+        prompt_end = x[torch.arange(len(x), device=x.device), layout.prompt_ends]
+        x = self._packed_end(x, at, noise.layers[-1], known[-1], seen)
         return x.expand(-1, copies, -1), prompt_end
 
     def _packed_layer(
@@ -149,14 +187,14 @@ class PackedLlama:
         layout: CueLayout,
         noise: Noise,
         past: Tensor | None,
-        seen: list[Tensor],
+        seen: list[Tensor] | None,
     ) -> Tensor:
         """One layer for prompt rows and cue rows; `past` is `[2, B, kv_heads, C, head_dim]`."""
         start = layout.prompt_rows
         h = self._base.norm(x, layer.input_norm)
         qkv = layer.attention[0](h, noise[0], start)
         query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
-        self._record(seen, key, value, start)
+        _record(seen, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query[:, :, start:], key, value, layout.visible)
         if start:
@@ -178,7 +216,7 @@ class PackedLlama:
         layout: CueLayout,
         noise: Noise,
         past: Tensor | None,
-        seen: list[Tensor],
+        seen: list[Tensor] | None,
     ) -> Tensor:
         """The last layer, for the rows that end a cue alone: `[B, copies, d]`."""
         layer, start = self._layers[-1], layout.prompt_rows
@@ -191,60 +229,52 @@ class PackedLlama:
         )
         kv = layer.attention[1](h, noise[1], start)
         key, value = self._base.key_value(kv, layout.cos, layout.sin)
-        self._record(seen, key, value, start)
+        _record(seen, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.visible[:, :, ends - start])
         return self._finish(layer, x[:, ends], attended, noise[2:])
 
-    def _record(self, seen: list[Tensor], key: Tensor, value: Tensor, prompt_rows: int) -> None:
-        if self._base.prefix_cache:
-            seen.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
-
-    def _all_tokens(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank
-    ) -> tuple[Tensor, Tensor]:
+    def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> tuple[Tensor, Tensor]:
         """M sequences per prompt above the first stochastic product, one below.
 
         Returns:
             `[B, M, d]` and `[B, d]`.
         """
-        device, copies = self._base.device, len(members)
-        input_ids, lengths = right_padded([(*p.prompt_ids, *p.cue_ids) for p in prompts])
-        batch, longest = input_ids.shape  # T
-        x = self._base.embed(input_ids.to(device))  # [B, T, d]
+        device, copies = prompts.ids.device, noise.copies
+        batch, longest = prompts.ids.shape  # T
+        x = self._base.embed(prompts.ids)  # [B, T, d]
         cos, sin = self._base.rotary(torch.arange(longest, device=device)[None])
-        rows = self._noise.for_sequences(bank, members, batch)
-        first = _first_stochastic(rows)
-        for i, (layer, noise) in enumerate(zip(self._layers[:-1], rows, strict=False)):
+        first = noise.first
+        for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
             h = self._base.norm(x, layer.input_norm)
             if i == first:
                 # W₀x and A·x are the same under every sample, the update is not.
                 out = _for_each(layer.attention[0].base(h), copies)
-                if noise[0] is not None:
-                    out += layer.attention[0].update_for_each(h, noise[0], copies)
+                if each[0] is not None:
+                    out += layer.attention[0].update_for_each(h, each[0], copies)
                 x = _for_each(x, copies)
             else:
-                out = layer.attention[0](h, noise[0])
+                out = layer.attention[0](h, each[0])
             query, key, value = self._base.query_key_value(out, cos, sin)
-            x = self._finish(layer, x, causal_attention(query, key, value), noise[1:])
+            x = self._finish(layer, x, causal_attention(query, key, value), each[1:])
         if first >= len(self._layers) - 1:
             x = _for_each(x, copies)
 
-        layer, noise = self._layers[-1], rows[-1]
-        ends = (lengths - 1).to(device).repeat_interleave(copies)  # [B·M]
+        layer, last = self._layers[-1], noise.layers[-1]
+        ends = (prompts.lengths - 1).repeat_interleave(copies)  # [B·M]
         sequence = torch.arange(batch * copies, device=device)
-        prompt_ends = (ends - len(prompts[0].cue_ids)).clamp_min(0)
+        prompt_ends = (ends - len(prompts.cue_ids)).clamp_min(0)
         prompt_end = x[sequence, prompt_ends].view(batch, copies, -1).mean(dim=1)
         h = self._base.norm(x, layer.input_norm)
         query = self._base.query(
-            layer.attention[0](h[sequence, ends][:, None], noise[0]),
+            layer.attention[0](h[sequence, ends][:, None], last[0]),
             cos[0, 0, ends][:, None, None],
             sin[0, 0, ends][:, None, None],
         )
-        key, value = self._base.key_value(layer.attention[1](h, noise[1]), cos, sin)
+        key, value = self._base.key_value(layer.attention[1](h, last[1]), cos, sin)
         real = torch.arange(longest, device=device) <= ends[:, None]  # [B·M, T]
         attended = masked_attention(query, key, value, real[:, None, None])
-        out = self._finish(layer, x[sequence, ends][:, None], attended, noise[2:])
+        out = self._finish(layer, x[sequence, ends][:, None], attended, last[2:])
         return out.view(batch, copies, -1), prompt_end
 
     def _finish(
@@ -258,17 +288,16 @@ class PackedLlama:
         return x + layer.down(F.silu(gate).mul_(up), noise[2], first)
 
 
+def _record(seen: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
+    if seen is not None:
+        seen.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
+
+
 def _after(past: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a known prefix `[2, B, kv_heads, C, head_dim]` and of the rows."""
     if past is None:
         return key, value
     return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-
-
-def _first_stochastic(rows: Sequence[Noise]) -> int:
-    """The first layer with a stochastic product; the number of layers when there is none."""
-    noisy = (i for i, noise in enumerate(rows) if any(n is not None for n in noise))
-    return next(noisy, len(rows))
 
 
 def _for_each(x: Tensor, copies: int) -> Tensor:

@@ -23,6 +23,7 @@ from dalorra.policy import Policy
 from dalorra.posteriors import Posterior
 from dalorra.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
+from dalorra.recorded_network import RecordedNetwork, recorded_shapes
 from dalorra.stochastic_lora import StochasticPeftModel, detach, module_tensors
 
 DEFAULT_ROW_BUDGET = 4096
@@ -271,33 +272,39 @@ class Predictor:
     ) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""
         chosen = range(bank.samples) if members is None else members
-        parts, weights = [], torch.ones(1)
-        features = [torch.empty(0, self._hidden_size)]
+        if not prompts:
+            nothing = torch.empty(0, len(chosen), 1, len(self.labels))
+            return PosteriorSamples(nothing, torch.ones(1)), torch.empty(0, self._hidden_size)
+        parts, features, weights = [], [], torch.ones(1)
         order: list[int] = []
         for indices, member_groups in self._plan(prompts, chosen):
             group = [prompts[i] for i in indices]
-            by_members, end = [], torch.zeros(())
+            by_members, ends = [], []
             for part_of_bank in member_groups:
                 found = self._network.answers(group, part_of_bank, bank, self.scope)
                 weights = found.weights
                 by_members.append(found.probabilities)
-                end = end + found.features.sum(dim=1).cpu() / len(chosen)
+                ends.append(found.features.sum(dim=1))
             parts.append(torch.cat(by_members, dim=1))
-            features.append(end)
+            features.append(torch.stack(ends).sum(dim=0) / len(chosen))
             order += indices
-        if not parts:
-            parts.append(torch.empty(0, len(chosen), 1, len(self.labels)))
-        back = torch.tensor(order, dtype=torch.long).argsort()
+        back = torch.tensor(order).argsort()  # on the host, and only now a GPU is waited for
         samples = PosteriorSamples(torch.cat(parts).cpu()[back], weights.cpu())
-        return samples.tempered(self.policy.temperature), torch.cat(features)[back]
+        return samples.tempered(self.policy.temperature), torch.cat(features).cpu()[back]
 
     def warm_up(self) -> None:
-        """Runs the smallest and the largest input once, so that the first request is not slow."""
+        """Runs the smallest and the largest input, and each shape that is recorded, once.
+
+        So that the first request is not slow.
+        """
         cue = self.encoder.cue_ids
         filler = self.encoder.encode(dict.fromkeys(self.fields, "warm up")).prompt_ids
-        longest = (filler * self.max_tokens)[: self.max_tokens - len(cue)]
-        for prompt_ids in (filler, longest):
-            self.predict([Prompt(prompt_ids, cue)])
+        most = self.max_tokens - len(cue)
+        shapes = [(1, len(filler)), (1, most)]
+        if isinstance(self._network, RecordedNetwork):
+            shapes += recorded_shapes(most, len(cue), self.samples, self.scope)
+        for batch, tokens in shapes:
+            self.predict([Prompt((filler * tokens)[:tokens], cue)] * batch)
 
     def _plan(
         self, prompts: Sequence[Prompt], members: range

@@ -5,10 +5,12 @@ from pathlib import Path
 from dalorra.adapter import Adapter, read_adapter
 from dalorra.arranged import arrange
 from dalorra.base_model import BaseModel, load_base_model
+from dalorra.errors import ConfigError
 from dalorra.openmp import without_team
 from dalorra.predictor import DEFAULT_ROW_BUDGET, Predictor, bundled_adapter
 from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import Overflow
+from dalorra.recorded_network import CudaGraphs
 
 
 class SharedBase:
@@ -19,6 +21,10 @@ class SharedBase:
         on_overflow, row_budget: see `Predictor`; the same for every adapter.
         prefix_cache_bytes: memory for the keys and values of prompt prefixes, which all adapters
             under `answer_tokens` share; 0 turns it off.
+        cuda_graphs: whether to record short forwards, see `RecordedNetwork`.
+
+    Raises:
+        ConfigError: graphs are wanted, but the base is not on a GPU.
     """
 
     def __init__(
@@ -28,10 +34,15 @@ class SharedBase:
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
+        cuda_graphs: bool = False,
     ) -> None:
+        if cuda_graphs and base.device.type != "cuda":
+            raise ConfigError(f"cuda_graphs needs a GPU, but the device is {base.device}")
         self._base = base
         self._packed = arrange(
-            base.model, PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None
+            base.model,
+            PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None,
+            CudaGraphs() if cuda_graphs else None,
         )
         self._on_overflow: Overflow = on_overflow
         self._row_budget = row_budget
@@ -47,12 +58,14 @@ class SharedBase:
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
+        cuda_graphs: bool = False,
     ) -> "SharedBase":
         """Loads a base model: the named one, or that of an adapter (the bundled one by default).
 
         Raises:
             AdapterError: the adapter's directory is damaged.
             BaseModelError: the base model cannot be had.
+            ConfigError: see the class.
         """
         name = base_model or read_adapter(adapter_dir or bundled_adapter()).manifest.base_model.name
         return cls(
@@ -60,6 +73,7 @@ class SharedBase:
             on_overflow=on_overflow,
             row_budget=row_budget,
             prefix_cache_bytes=prefix_cache_bytes,
+            cuda_graphs=cuda_graphs,
         )
 
     @property

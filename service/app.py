@@ -141,6 +141,7 @@ def load_shared_base(settings: Settings) -> Base:
         on_overflow=settings.on_overflow,
         row_budget=settings.batch_rows,
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
+        cuda_graphs=settings.cuda_graphs,
     )
 
 

@@ -108,6 +108,13 @@ def test_the_work_of_a_plan_is_what_it_runs(plan: str, batch: int) -> None:
     assert 0 < counted.attention <= total - counted.products
 
 
+def test_the_work_of_a_recorded_forward_is_that_of_its_padded_shape() -> None:
+    shape, sizes = roofline.SHAPES["default"], {"cue_tokens": 4, "samples": 10}
+    recorded = roofline.work("recorded", shape, batch=3, tokens=70, **sizes)
+    padded = roofline.work("answer_tokens", shape, batch=4, tokens=132, **sizes)
+    assert recorded == padded
+
+
 def test_the_share_of_the_roofline_is_of_the_slower_of_computing_and_reading() -> None:
     line = {"plan": "lora", "batch": 1, "tokens": 40, "cue_tokens": 4, "samples": 10}
     shape = roofline.SHAPES["default"]

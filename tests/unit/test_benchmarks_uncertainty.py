@@ -9,11 +9,17 @@ import torch
 
 from benchmarks import novelty_scores, promise
 from benchmarks.promise import Half, halves, summary
+from benchmarks.rank_activations import RecordingBank
 from benchmarks.shifts import DEVELOPMENT, FAR, NEAR, shifted
 from benchmarks.uncertainty import section
+from dalorra.bank import BankSpec, MaskBank
 from dalorra.novelty import Novelty
+from dalorra.packed_llama import PackedLlama
 from dalorra.policy import Policy
+from dalorra.posteriors import RankMasks
 from dalorra.predictive import Prediction
+from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
+from tests.tiny import SENTENCES, tiny_base, tiny_llama, tiny_prompts
 from training.calibrate import Answered
 from training.promise import Promise
 from training.tasks import Example
@@ -82,7 +88,8 @@ def part(n: int, seed: int, shift: float = 0.0) -> novelty_scores.Part:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((n, 40), generator=generator) + shift
     doubts = {name: torch.rand(n, generator=generator) / 5 for name in novelty_scores.DOUBTS}
-    return {"answer": x, "prompt": x.flip(1), "label": (x[:, 0] > shift).long(), **doubts}
+    features = {"answer": x, "prompt": x.flip(1), "ranks": x[:, 1:]}
+    return {**features, "label": (x[:, 0] > shift).long(), **doubts}
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +195,26 @@ def test_shifts_leave_out_what_is_known_in_another_spelling(tmp_path):
     assert found["shuffled"] != usual
     assert min(len(t.split()) for t in found["random"]) >= 5
     assert found == shifted(tmp_path, usual, ["it 's text 3"], Tokenizer(), n=20, seed=0)
+
+
+def test_rank_activations_are_those_that_the_noise_acts_on():
+    """Of the first layer's query: A · norm(embedding of the cue's last token), by hand."""
+    model = attach(tiny_llama(), lora_config(4, 8.0, ["q_proj", "v_proj"], "tiny"), RankMasks())
+    bank = MaskBank.draw(mask_logits(model).detach(), BankSpec(samples=6))
+    network, prompts = (
+        PackedLlama.of(model.eval(), torch.tensor([260, 270])),
+        tiny_prompts(tiny_base(), SENTENCES),
+    )
+    recording = RecordingBank(bank)
+    states = network.hidden_states(prompts, range(6), recording, "answer_tokens")
+    torch.testing.assert_close(
+        states.answers, network.hidden_states(prompts, range(6), bank, "answer_tokens").answers
+    )
+    modules = stochastic_layers(model)
+    assert recording.activations.shape == (len(prompts), 4 * len(modules))
+    trunk = model.get_base_model().model
+    end = trunk.embed_tokens(torch.tensor([prompts[0].cue_ids[-1]]))
+    expected = next(iter(modules.values())).down @ trunk.layers[0].input_layernorm(end)[0]
+    torch.testing.assert_close(recording.activations[0, :4], expected.detach())
+    later = recording.activations[:, -4:]
+    assert later.std(dim=0).min() > 0, "above the first layer they depend on the prompt"

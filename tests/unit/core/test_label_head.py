@@ -19,7 +19,8 @@ def test_integrated_head_is_the_mean_over_every_mask_of_the_head() -> None:
     members = range(sampled.samples)
     answers = network.hidden_states(inputs, members, sampled, "answer_tokens").answers
     integrated = MaskBank(sampled.masks, head_probabilities=on)
-    probabilities, weights = network.head.probabilities(answers, members, integrated)
+    head = network.head.bind(integrated, members)
+    probabilities, weights = network.head.probabilities(answers, head), head.weights
     assert probabilities.shape == (2, sampled.samples, 2**4, 3)
     assert weights.sum() == pytest.approx(1.0)
 
@@ -47,9 +48,9 @@ def test_variance_is_that_of_the_whole_posterior() -> None:
             logits, BankSpec.model_validate({"samples": many, "sampler": "iid", "head": head})
         )
         answers = network.hidden_states(inputs, range(many), bank, "all_tokens").answers
-        found = summarise(
-            PosteriorSamples(*network.head.probabilities(answers, range(many), bank)), NAMES
-        )
+        head = network.head.bind(bank, range(many))
+        probabilities = network.head.probabilities(answers, head)
+        found = summarise(PosteriorSamples(probabilities, head.weights), NAMES)
         return [(p.probability, p.variance, p.mutual_information) for p in found]
 
     for sampled, integrated in zip(moments("sampled"), moments("integrated"), strict=True):
@@ -77,6 +78,7 @@ def test_a_head_that_is_not_adapted_is_not_integrated() -> None:
     integrated = MaskBank(bank.masks, head_probabilities=torch.full((4,), 0.5))
     network, inputs = PackedLlama.of(model, LABELS), prompts((5,), 2)
     answers = network.hidden_states(inputs, range(2), integrated, "answer_tokens").answers
-    probabilities, weights = network.head.probabilities(answers, range(2), integrated)
+    head = network.head.bind(integrated, range(2))
+    probabilities, weights = network.head.probabilities(answers, head), head.weights
     assert probabilities.shape == (1, 2, 1, 3)
     assert weights.tolist() == [1.0]

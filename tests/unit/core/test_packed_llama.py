@@ -121,6 +121,7 @@ def test_noise_may_read_the_layer_input(scope: Scope) -> None:
 
     class InputNoise:
         samples = SAMPLES
+        head_probabilities = None
 
         def __init__(self, model: StochasticPeftModel) -> None:
             self.modules = len(mask_logits(model))

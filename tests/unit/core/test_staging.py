@@ -1,0 +1,123 @@
+"""What crosses between host and device: the prompts, once, and nothing that would be waited for.
+
+The device is `meta`, which has no values: whoever asks it for one fails.
+"""
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from dalorra.packed_llama import PackedLlama
+from dalorra.packing import Scope
+from dalorra.prefix_cache import PrefixCache
+from dalorra.staging import StagedPrompts
+from dalorra.stochastic_lora import module_tensors
+from tests.tiny import tiny_base, tiny_prompts
+from tests.unit.core.test_packed_llama import prompts
+from tests.unit.core.test_posteriors import EXAMPLES, SPEC, adapted
+
+META = torch.device("meta")
+PARTS = 4  # ids, lengths, known, cue
+
+
+class Crossings(TorchDispatchMode):
+    """Counts operations with tensors of both, and tensors made there from the host's lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+        self._tensor = torch.tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        if {tensor.device.type for tensor in tensors} == {"cpu", "meta"}:
+            self.seen[str(func)] += 1
+        return out
+
+    def tensor(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """In the place of `torch.tensor`, which copies where no dispatch sees it."""
+        made = self._tensor(*args, **kwargs)
+        self.seen["torch.tensor"] += made.device == META
+        return made
+
+
+@pytest.fixture
+def crossings(monkeypatch):
+    mode = Crossings()
+    monkeypatch.setattr(torch, "tensor", mode.tensor)
+    return mode
+
+
+def on_meta(bank: Any) -> Any:
+    """A bank with its tensors on the device."""
+    moved = {
+        field.name: tree_map_only(torch.Tensor, lambda t: t.to(META), getattr(bank, field.name))
+        for field in fields(bank)
+    }
+    return type(bank)(**moved)
+
+
+def network_and_bank(name: str, cache: PrefixCache | None = None):
+    posterior = EXAMPLES[name][1]
+    model = adapted(posterior)
+    bank = on_meta(posterior.bank(module_tensors(model), SPEC))
+    model.to(META)
+    return PackedLlama.of(model, torch.tensor([20, 33], device=META), cache), bank
+
+
+@pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_only_the_prompts_cross_and_nothing_is_read_back(
+    name: str, scope: Scope, crossings, monkeypatch
+):
+    def members_in_use(index: torch.Tensor, **_: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(SPEC.samples, device=META), index
+
+    monkeypatch.setattr(torch.Tensor, "unique", members_in_use)  # asked when noise is arranged
+    network, bank = network_and_bank(name)
+    inputs, members = tiny_prompts(tiny_base()), range(bank.samples)
+    network.answers(inputs, members, bank, scope)  # the noise is arranged once
+    crossings.seen.clear()
+    with crossings:
+        found = network.answers(inputs, members, bank, scope)
+    assert found.probabilities.device == found.features.device == META
+    assert sum(crossings.seen.values()) == PARTS, crossings.seen
+
+
+def test_a_known_prefix_brings_nothing_more(crossings):
+    network, bank = network_and_bank("dalorra", PrefixCache(1 << 20))
+    inputs = prompts((20, 20), 2)
+    network.answers(inputs, range(3), bank, "answer_tokens")
+    crossings.seen.clear()
+    with crossings:
+        network.answers(inputs, range(3), bank, "answer_tokens")
+    assert sum(crossings.seen.values()) == PARTS, crossings.seen
+
+
+def test_crossings_are_seen(crossings):
+    there = torch.ones(3, device=META)
+    with crossings:
+        torch.tensor([1.0, 2.0], device=META)
+        there[torch.tensor([0])]
+        torch.ones(2).to(META)
+        torch.arange(3, device=META)
+    assert sum(crossings.seen.values()) == 3
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        there.sum().item()
+
+
+def test_padding_keeps_the_prompts_and_repeats_the_last():
+    staged = StagedPrompts.of(prompts((3, 5), 2), "answer_tokens", [0, 1])
+    wide = staged.padded(4, 8)
+    assert wide.ids.shape == (4, 8)
+    assert torch.equal(wide.ids[:2, :4], staged.ids)
+    assert wide.lengths.tolist() == [3, 4, 4, 4]
+    assert wide.known.tolist() == [0, 1, 1, 1]
+    assert wide.ids[:, 4:].eq(0).all()
+    assert torch.equal(wide.ids[3], wide.ids[1])
