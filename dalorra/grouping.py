@@ -4,10 +4,13 @@ Prompts of a forward are padded to the longest of them, and every forward has a 
 all weights are read once. So a batch is split where the padding saved is worth another forward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
+
+from dalorra.packing import Scope, packed_row_count
+from dalorra.prompts import Prompt
 
 _FORWARD_ROWS: Final = {"cpu": 40, "cuda": 256}
 
@@ -20,6 +23,30 @@ def forward_rows(device: torch.device) -> int:
     model, about 800 TFLOP/s over 3.35 TB/s by the data sheet of an H100; not measured here.
     """
     return _FORWARD_ROWS.get(device.type, _FORWARD_ROWS["cuda"])
+
+
+def forwards(
+    prompts: Sequence[Prompt], members: range, scope: Scope, budget: int, price: int
+) -> Iterator[tuple[list[int], list[range]]]:
+    """Which prompts share a forward, and which members; one too long for the budget splits along M.
+
+    Args:
+        prompts: B prompts.
+        members: of the bank.
+        scope: of the adapter.
+        budget: most rows of a forward, padding included.
+        price: of a forward, in rows.
+    """
+    rows = [packed_row_count(prompt, len(members), scope) for prompt in prompts]
+    for indices in cheapest_groups(rows, budget, price):
+        if rows[indices[0]] <= budget:
+            yield indices, [members]
+            continue
+        prompt = prompts[indices[0]]  # alone
+        shared = packed_row_count(prompt, 0, scope)
+        per_sample = packed_row_count(prompt, 1, scope) - shared
+        step = max((budget - shared) // max(per_sample, 1), 1)
+        yield indices, [members[m : m + step] for m in range(0, len(members), step)]
 
 
 def cheapest_groups(rows: Sequence[int], budget: int, price: int) -> list[list[int]]:

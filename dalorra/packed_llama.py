@@ -57,6 +57,9 @@ class PackedLlama:
         base: shared with other adapters.
         updates: the adapter's, copied in the base's precision.
         label_ids: `[K]` token ids of the labels.
+
+    Attributes:
+        noise: arranged for the forwards.
     """
 
     def __init__(self, base: PackedBase, updates: Updates, label_ids: Tensor) -> None:
@@ -67,7 +70,7 @@ class PackedLlama:
             for layer in base.layers
         ]
         layers = [layer.projections for layer in self._layers]
-        self._noise = BoundNoise(layers, self.head, base.head_weight)
+        self.noise = BoundNoise(layers, self.head, base.head_weight)
 
     @classmethod
     def of(
@@ -92,7 +95,7 @@ class PackedLlama:
     ) -> Answers:
         """See `Network`; the features are the hidden states at the end of the cue."""
         states = self.hidden_states(prompts, members, bank, scope)
-        noise = self.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
+        noise = self.noise.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
         return self._answers(states, noise)
 
     @torch.inference_mode()
@@ -108,7 +111,7 @@ class PackedLlama:
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> HiddenStates:
         """Runs the network up to its output projection."""
-        noise = self.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
+        noise = self.noise.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
         device, cache = self._base.device, self._base.prefix_cache
         if scope == "all_tokens":
             staged = StagedPrompts.of(prompts, scope).to(device)
@@ -123,12 +126,6 @@ class PackedLlama:
         if cache:
             cache.add(prompt_ids, known, torch.stack(seen))
         return self._normed(*states)
-
-    def bind(
-        self, bank: NoiseBank, members: range, scope: Scope, batch: int, cue_tokens: int
-    ) -> ForwardNoise:
-        """What `staged_answers` needs of a bank, see `BoundNoise`."""
-        return self._noise.bind(bank, members, scope, batch, cue_tokens)
 
     @torch.inference_mode()
     def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:

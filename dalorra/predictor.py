@@ -1,6 +1,6 @@
 """An adapter on its base model, ready to answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,7 @@ from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
-from dalorra.grouping import cheapest_groups, forward_rows
+from dalorra.grouping import forward_rows, forwards
 from dalorra.manifest import check_tokens
 from dalorra.novelty import Novelty
 from dalorra.packing import Scope, packed_row_count
@@ -277,7 +277,9 @@ class Predictor:
             return PosteriorSamples(nothing, torch.ones(1)), torch.empty(0, self._hidden_size)
         parts, features, weights = [], [], torch.ones(1)
         order: list[int] = []
-        for indices, member_groups in self._plan(prompts, chosen):
+        for indices, member_groups in forwards(
+            prompts, chosen, self.scope, self.row_budget, self.forward_rows
+        ):
             group = [prompts[i] for i in indices]
             by_members, ends = [], []
             for part_of_bank in member_groups:
@@ -305,23 +307,6 @@ class Predictor:
             shapes += recorded_shapes(most, len(cue), self.samples, self.scope)
         for batch, tokens in shapes:
             self.predict([Prompt((filler * tokens)[:tokens], cue)] * batch)
-
-    def _plan(
-        self, prompts: Sequence[Prompt], members: range
-    ) -> Iterator[tuple[list[int], list[range]]]:
-        """Which prompts share a forward; one too long for the row budget splits along M."""
-        rows = [packed_row_count(prompt, len(members), self.scope) for prompt in prompts]
-        for indices in cheapest_groups(rows, self.row_budget, self.forward_rows):
-            first = prompts[indices[0]]
-            yield indices, self._member_groups(first, members, alone=len(indices) == 1)
-
-    def _member_groups(self, prompt: Prompt, members: range, *, alone: bool) -> list[range]:
-        if not alone or packed_row_count(prompt, len(members), self.scope) <= self.row_budget:
-            return [members]
-        shared = packed_row_count(prompt, 0, self.scope)
-        per_sample = packed_row_count(prompt, 1, self.scope) - shared
-        step = max((self.row_budget - shared) // max(per_sample, 1), 1)
-        return [members[m : m + step] for m in range(0, len(members), step)]
 
 
 def bundled_adapter() -> Path:

@@ -96,7 +96,7 @@ class RecordedNetwork:
         staged = staged.padded(*shape).to(self._device)
         key = (id(bank), members, scope, shape, cue_tokens)
         if key not in self._recorded:
-            noise = self._network.bind(bank, members, scope, shape[0], cue_tokens)
+            noise = self._network.noise.bind(bank, members, scope, shape[0], cue_tokens)
             forward = self._record(lambda some: self._network.staged_answers(some, noise), staged)
             self._recorded[key] = (bank, forward)  # the reference keeps id(bank) from being reused
             if len(self._recorded) > _KEPT:
