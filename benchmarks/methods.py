@@ -5,12 +5,14 @@
 The form of DALorRA's Tables 2 and 6. One training step is forward, backward and AdamW update of a
 mini-batch, its prompts' keys and values in memory (`answer_tokens`) or recomputed with the rest
 (`all_tokens`); memory is what the step keeps for its backward; one evaluation is the packed forward
-of a batch under the method's bank. Contenders take turns.
+of a batch under the method's bank, for Laplace the differentiated pass of its linearisation. What a
+method fits after training, TFB's scale and Laplace's curvature, is there when it is evaluated, and
+is no part of the step. Contenders take turns.
 """
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,20 @@ from dalorra.low_rank import low_rank_updates
 from dalorra.packed_base import PackedBase
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope
-from dalorra.posteriors import POSTERIORS
+from dalorra.posteriors import POSTERIORS, ColumnSpaceNoise
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import attach, lora_config, module_tensors
+from training.laplace import LabelGradients, fit_curvature
+from training.laplace.curvature import contrasts
 from training.methods import METHODS, Method
+from training.methods.laplace import Laplace
 from training.objective import Objective
 from training.prompt_cache import PromptCache
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
 LABELS = torch.tensor([5, 9])
 UNIT = "mle"
+_TFB_SCALE = 0.005  # any but 0 takes the same time
 
 
 def main() -> None:
@@ -51,43 +57,29 @@ def main() -> None:
     base = load_base_model().model
     packed = PackedBase(base)
     prompts, labels = _examples(options.tokens, options.batch)
-    kinds = [kind for kind in METHODS if kind.key() in POSTERIORS]
-    kinds.sort(key=lambda kind: kind.key() != UNIT)
     results = []
     for scope in options.scopes:
         contenders = {
             kind.key(): Contender(kind(), base, packed, prompts, labels, scope, options)
-            for kind in kinds
+            for kind in kinds()
         }
         steps = interleaved({n: c.step for n, c in contenders.items()}, options.repeats)
         answers = interleaved({n: c.answer for n, c in contenders.items()}, options.repeats)
-        unit = contenders[UNIT]
         for name, contender in contenders.items():
-            results.append(
-                {
-                    "method": name,
-                    "scope": scope,
-                    "tokens": options.tokens,
-                    "batch": options.batch,
-                    "samples": contender.bank.samples,
-                    "rank": options.rank,
-                    "repeats": options.repeats,
-                    "trainable": contender.trainable,
-                    "extra": contender.trainable - unit.trainable,
-                    "step_ms": steps[name]["median_ms"],
-                    "step_ratio": steps[name]["ratio_to_single"],
-                    "kept_mib": contender.kept_mib(),
-                    "kept_ratio": contender.kept_mib() / unit.kept_mib(),
-                    "evaluation_ms": answers[name]["median_ms"],
-                    "evaluation_ratio": answers[name]["ratio_to_single"],
-                }
-            )
+            cost = contender.cost(contenders[UNIT], steps[name], answers[name])
+            results.append({"method": name, "scope": scope, "repeats": options.repeats, **cost})
     print_table(
         "Cost of each method",
         results,
         ("method", "scope", "trainable", "extra", "step_ratio", "kept_ratio", "evaluation_ratio"),
     )
     write_json(options.json, results)
+
+
+def kinds() -> list[type[Method]]:
+    """Methods that are trained by gradient steps, plain LoRA first."""
+    found = [kind for kind in METHODS if kind.key() in POSTERIORS]
+    return sorted(found, key=lambda kind: kind.key() != UNIT)
 
 
 class Contender:
@@ -103,6 +95,7 @@ class Contender:
         scope: Scope,
         options: argparse.Namespace,
     ) -> None:
+        self._prompts, self._rank = prompts, options.rank
         rank = options.rank * method.copies
         weights: dict[int, Any] = {id(p): p for p in base.parameters()}
         model = copy.deepcopy(base, weights)  # its own modules, everybody's weights
@@ -125,11 +118,59 @@ class Contender:
             optimizer.step()
 
         self.step = step
-        modules = module_tensors(self.model)
-        self.bank = method.posterior().bank(modules, BankSpec(samples=options.samples))
+        self.fitted = 0  # numbers that are kept beside A and B, but not trained
+        posterior = method.posterior()
+        if isinstance(posterior, ColumnSpaceNoise):
+            posterior = ColumnSpaceNoise(scale=_TFB_SCALE)
+        self.bank = posterior.bank(module_tensors(self.model), BankSpec(samples=options.samples))
         network = PackedLlama(packed, low_rank_updates(self.model), LABELS)
         members = range(self.bank.samples)
-        self.answer = lambda: network.label_logits(prompts, members, self.bank, scope)
+        self.answer: Callable[[], object] = lambda: network.label_logits(
+            prompts, members, self.bank, scope
+        )
+        if isinstance(method, Laplace):
+            self._linearise(prompts, scope)
+
+    def _linearise(self, prompts: list[Prompt], scope: Scope) -> None:
+        """Answers as `LaplacePredictor` does: Jacobian of the logits, and their covariance."""
+        gradients = LabelGradients(self.model.eval(), LABELS, scope, PromptCache(0))
+        curvature, _ = fit_curvature(gradients, prompts)
+        blocks = curvature.blocks.values()
+        self.fitted = sum(b.out_vectors.numel() + b.in_vectors.numel() for b in blocks)
+        columns = contrasts(len(LABELS)).T[:, None]  # [K − 1, 1, K]
+
+        def answer() -> Tensor:
+            _, weights = gradients(
+                prompts, lambda logits: columns.to(logits.dtype).expand(-1, len(logits), -1)
+            )
+            return curvature.covariance(weights, precision=1.0)
+
+        self.answer = answer
+
+    def cost(
+        self, unit: "Contender", steps: Mapping[str, float], answers: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """What it takes, beside plain LoRA.
+
+        Args:
+            unit: plain LoRA.
+            steps: times of its training step, see `interleaved`.
+            answers: times of its evaluation.
+        """
+        return {
+            "tokens": self._prompts[0].tokens,
+            "batch": len(self._prompts),
+            "samples": self.bank.samples,
+            "rank": self._rank,
+            "trainable": self.trainable,
+            "extra": self.trainable - unit.trainable + self.fitted,
+            "step_ms": steps["median_ms"],
+            "step_ratio": steps["ratio_to_single"],
+            "kept_mib": self.kept_mib(),
+            "kept_ratio": self.kept_mib() / unit.kept_mib(),
+            "evaluation_ms": answers["median_ms"],
+            "evaluation_ratio": answers["ratio_to_single"],
+        }
 
     def kept_mib(self) -> float:
         """Memory of the tensors that a step keeps for its backward, weights left out."""

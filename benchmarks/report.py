@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from training.environment import hardware, versions
+
+Line = Mapping[str, Any]
+"""A measurement as its JSON has it."""
 
 
 def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -31,6 +34,12 @@ def read_json(path: Path) -> list[dict[str, Any]]:
     """What `write_json` wrote."""
     lines: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return lines
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Of cells that are Markdown already."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def print_table(title: str, results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -8,14 +8,13 @@ Reads what `benchmarks.novelty` and `benchmarks.promise` wrote, and measures not
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.report import Line, markdown_table
 from benchmarks.shifts import FAR, NEAR
-
-Line = Mapping[str, Any]
 
 _SCORES = {
     "variance": "variance",
@@ -67,14 +66,14 @@ def _far_away(lines: Sequence[Line]) -> str:
     by = {(line["shift"], line["score"]): line for line in lines}
     shifts = [shift for shift in (*FAR, *NEAR) if (shift, "novelty") in by]
     usual = by[shifts[0], "combined"]
-    auroc = _table(
+    auroc = markdown_table(
         ("inputs", *_SCORES.values()),
         (
             (_SHIFTS[s], *(_best(by, s, score, "auroc", max, ".3f") for score in _SCORES))
             for s in shifts
         ),
     )
-    lead = _table(
+    lead = markdown_table(
         ("inputs", "combined − variance", "95 % interval"),
         (
             (
@@ -85,7 +84,7 @@ def _far_away(lines: Sequence[Line]) -> str:
             for s in shifts
         ),
     )
-    false_alarms = _table(
+    false_alarms = markdown_table(
         ("inputs", *_SCORES.values()),
         (
             (_SHIFTS[s], *(_best(by, s, score, "fpr_at_95", min, ".0%") for score in _SCORES))
@@ -93,7 +92,7 @@ def _far_away(lines: Sequence[Line]) -> str:
         ),
     )
     accepting = ("variance", "max_probability", "combined")
-    accepted = _table(
+    accepted = markdown_table(
         ("accepted of", "variance alone", "without novelty", "as shipped"),
         [
             (
@@ -167,12 +166,12 @@ def _choice(lines: Sequence[Line]) -> str:
     }
     shifts = ", ".join(dict.fromkeys(line["shift"] for line in scored))
     ranked = sorted(names, key=lambda name: -means[name][0])
-    table = _table(
+    table = markdown_table(
         ("feature, score, components", "AUROC", "detected at 2 % false alarms"),
         ((name, f"{means[name][0]:.3f}", f"{means[name][1]:.0%}") for name in ranked),
     )
     spelt = [line for line in lines if "escalated" in line]
-    spelling = _table(
+    spelling = markdown_table(
         ("fitted with", "as written", "as sentences"),
         (
             (
@@ -205,7 +204,7 @@ reviews as they are written:
 
 
 def _promise(lines: Sequence[Line]) -> str:
-    table = _table(
+    table = markdown_table(
         (
             "target",
             "novelty level",
@@ -254,11 +253,6 @@ def _best(
     text = format(value, form)
     top = best(by[shift, other][key] for other in _SCORES)
     return f"**{text}**" if value == top else text
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

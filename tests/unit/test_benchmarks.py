@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import forward, report, roofline
+from benchmarks import costs, forward, methods, report, roofline
 from benchmarks.report import interleaved, write_json
 from benchmarks.serving_load import looping
 from benchmarks.serving_load.client import Cell, Outcome, load, numbered
@@ -23,6 +23,7 @@ from benchmarks.serving_load.overhead import overhead
 from benchmarks.serving_load.summary import percentiles, ratio, summarise, throughput
 from dalorra.errors import ConfigError
 from dalorra.export import export_bank
+from dalorra.packed_base import PackedBase
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt, PromptEncoder
 from tests.tiny import FORMAT, SENTENCES, save_tiny_adapter, tiny_base, tiny_base_model
@@ -309,3 +310,32 @@ def test_overhead_is_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None
     assert added["overhead_ms"] == 3
     assert (added["bare_ms"], added["served_ms"]) == (20, 24)
     assert (added["inference_ms"], added["tokenize_ms"], added["rest_ms"]) == (8, 1, 15)
+
+
+def test_every_method_is_timed_as_it_answers_once_it_is_trained() -> None:
+    base, times = tiny_base(layers=3).model, {"median_ms": 2.0, "ratio_to_single": 1.5}
+    packed, options = PackedBase(base), Namespace(rank=4, samples=3)
+    prompts, labels = [Prompt(tuple(range(9)), (1, 2, 3))] * 2, torch.tensor([0, 1])
+    lines: list[dict[str, Any]] = []
+    for scope in ("answer_tokens", "all_tokens"):
+        contenders = {
+            kind.key(): methods.Contender(kind(), base, packed, prompts, labels, scope, options)
+            for kind in methods.kinds()
+        }
+        for name, contender in contenders.items():
+            contender.step()
+            assert contender.answer() is not None
+            cost = contender.cost(contenders["mle"], times, times)
+            lines.append({"method": name, "scope": scope, "repeats": 5, **cost})
+    by = {line["method"]: line for line in lines}
+    assert lines[0]["method"] == "mle"
+    assert by["mle"]["extra"] == 0
+    assert by["dalorra"]["extra"] == 7 * 4
+    assert by["laplace"]["extra"] > 0
+    # A TFB that is not fitted would answer by its mean, in one pass.
+    assert by["tfb"]["samples"] == by["dalorra"]["samples"] == 3
+
+    machine = {"processor": "a processor", "threads": 2}
+    text = costs.section([{**line, "hardware": machine} for line in lines])
+    assert f"| dalorra | {by['dalorra']['trainable']:,} | 28 | 1.50 |" in text
+    assert "M = 3 passes" in text
