@@ -5,7 +5,8 @@ Training is that of plain LoRA. Afterwards, without another step of training:
 1. The exact Fisher information F of A and B over the training set, Kronecker-factored
    (`training.laplace.curvature`).
 2. The precision λ of a Gaussian prior N(0, 1/λ) by Laplace's marginal likelihood
-   (`training.laplace.evidence`); the posterior is N(θ, Σ), Σ = (F + λ I)⁻¹.
+   (`training.laplace.evidence`), or, as in the paper's experiments with a validation set, by the
+   negative log-likelihood of the hold-out; the posterior is N(θ, Σ), Σ = (F + λ I)⁻¹.
 3. The predictive of the linearised network: logits f ~ N(f_θ(x), J Σ Jᵀ), J = ∂f / ∂θ, and the mean
    of their softmax (`training.laplace.predictor`).
 
@@ -28,11 +29,11 @@ Where the authors' code does otherwise, and why we do not:
 - Under `answer_tokens` the adapter acts on the cue rows alone: only these enter F and J.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from dalorra.adapter import round_adapter
@@ -50,6 +51,8 @@ from training.prompt_cache import PromptCache
 if TYPE_CHECKING:
     from training.run import Run
 
+_PRECISIONS: Final = tuple(10.0 ** (power / 2) for power in range(-6, 13))
+
 
 class Laplace(Method):
     """Plain LoRA, then a Gaussian around what it found.
@@ -57,7 +60,9 @@ class Laplace(Method):
     Attributes:
         training_precision: of a Gaussian prior on A and B in training, as in `map`; 0 is maximum
             likelihood, what the paper's weight decay comes to.
-        prior_precision: λ of the posterior; None: the one of largest marginal likelihood.
+        prior_precision: λ of the posterior; None: the one of largest marginal likelihood;
+            `holdout`: the power of √10 from 0.001 to 10⁶ of least negative log-likelihood on the
+            hold-out, which the other methods do not look at.
         kfac: how the rows of an example enter the curvature, see `Kfac`.
         factor_rank: eigenvectors kept of a Kronecker factor; None: all. For bases with tens of
             thousands of features, where d × d numbers per module are too many.
@@ -69,7 +74,7 @@ class Laplace(Method):
     name: Literal["laplace"] = "laplace"
     noise_per: Literal["batch"] = "batch"
     training_precision: float = Field(default=0.0, ge=0.0)
-    prior_precision: float | None = Field(default=None, gt=0.0)
+    prior_precision: PositiveFloat | Literal["holdout"] | None = None
     kfac: Kfac = "examples"
     factor_rank: int | None = Field(default=None, ge=1)
     draws: int = Field(default=1024, ge=2)
@@ -98,13 +103,31 @@ class Laplace(Method):
         )
         prompts = [run.encoder.encode(example.input) for example in run.data.train]
         curvature, _ = fit_curvature(fitted, prompts, kfac=self.kfac, limit=self.factor_rank)
-        precision = self.prior_precision
-        if precision is None:
-            try:
-                precision = best_precision(curvature.eigenvalues, squared_norm(fitted.weights))
-            except ValueError as error:
-                raise ConfigError(f"method.prior_precision: {error}; give one") from error
-        posterior = LaplacePosterior(
-            prior_precision=precision, draws=self.draws, factors=curvature.digest
-        )
-        return LaplaceFit(posterior, asked, curvature, run.config.bank.seed)
+
+        def fit(precision: float) -> LaplaceFit:
+            posterior = LaplacePosterior(
+                prior_precision=precision, draws=self.draws, factors=curvature.digest
+            )
+            return LaplaceFit(posterior, asked, curvature, run.config.bank.seed)
+
+        if self.prior_precision == "holdout":
+            return min(map(fit, _PRECISIONS), key=_holdout_nll(run))
+        if self.prior_precision is not None:
+            return fit(self.prior_precision)
+        try:
+            return fit(best_precision(curvature.eigenvalues, squared_norm(fitted.weights)))
+        except ValueError as error:
+            raise ConfigError(f"method.prior_precision: {error}; give one") from error
+
+
+def _holdout_nll(run: "Run") -> Callable[[LaplaceFit], float]:
+    """The mean negative log-likelihood of the hold-out, nats, as the fit answers it."""
+    mode = run.predictor()
+    prompts = [mode.encode(example.input) for example in run.data.holdout]
+    labels = torch.tensor([[mode.labels.index(example.label)] for example in run.data.holdout])
+
+    def nll(fit: LaplaceFit) -> float:
+        probabilities = fit.predictor(mode).posterior_samples(prompts).by_member[:, 0]  # [N, K]
+        return float(-probabilities.gather(1, labels).log().mean())
+
+    return nll

@@ -134,6 +134,19 @@ def test_its_settings_reach_the_posterior(trained, configure, no_figures, settin
         assert sizes[1] < sizes[0] / 2
 
 
+def test_a_precision_chosen_on_the_hold_out_explains_it_better_than_any_other_tried(
+    configure, files, tmp_path, no_figures
+):
+    def holdout_nll(prior_precision: object) -> tuple[float, float]:
+        method = {"name": "laplace", "prior_precision": prior_precision}
+        adapter = read_adapter(run(configure(str(prior_precision), method=method)))
+        return adapter.posterior.prior_precision, adapter.manifest.training["holdout"]["nll"]
+
+    chosen, least = holdout_nll("holdout")
+    for other in (max(chosen / 10**0.5, 1e-3), chosen * 10**0.5, 1.0, 1e6):
+        assert holdout_nll(other)[1] >= least - 1e-6
+
+
 def test_an_integrated_head_is_refused(configure):
     with pytest.raises(ConfigError, match=r"bank\.head"):
         run(configure(**METHOD, bank={"head": "integrated"}))
