@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.report import interleaved, print_table, write_json
+from dalorra.adapter import bundled_adapter
 from dalorra.grouping import cheapest_groups
 from dalorra.predictive import Prediction
-from dalorra.predictor import Predictor, bundled_adapter
+from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample
 

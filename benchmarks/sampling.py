@@ -16,10 +16,10 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.report import legend_below, print_table, read_json, save_figure, write_json
-from dalorra.adapter import read_adapter
+from dalorra.adapter import bundled_adapter, read_adapter
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.predictive import Prediction, summarise
-from dalorra.predictor import Predictor, bundled_adapter
+from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample
 

@@ -47,8 +47,9 @@ from benchmarks.serving_load.contenders import (
 from benchmarks.serving_load.inputs import texts_of_length
 from benchmarks.serving_load.overhead import overhead
 from benchmarks.serving_load.summary import summarise
+from dalorra.adapter import bundled_adapter
 from dalorra.export import export_bank
-from dalorra.predictor import Predictor, bundled_adapter
+from dalorra.predictor import Predictor
 from training.tasks import load_examples
 
 LONG_TEXTS = 100

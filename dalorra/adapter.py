@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
 
@@ -128,8 +129,17 @@ def read_adapter(path: Path) -> Adapter:
     return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty)
 
 
+def bundled_adapter() -> Path:
+    """The default adapter that ships with the package."""
+    return Path(str(files("dalorra") / "adapters" / "sentiment"))
+
+
 def check_base(adapter: Adapter, base: LoadedBaseModel) -> None:
-    """Refuses, with `AdapterError`, a base model that the adapter was not trained on."""
+    """Refuses a base model that the adapter was not made for.
+
+    Raises:
+        AdapterError: it was trained on another, or its novelty features are of another width.
+    """
     reference = adapter.manifest.base_model
     if base.digest != reference.digest:
         raise AdapterError(
@@ -140,6 +150,12 @@ def check_base(adapter: Adapter, base: LoadedBaseModel) -> None:
         raise AdapterError(
             f"{adapter.path / MANIFEST_FILE} calls its base model of kind {reference.kind!r}, but "
             f"{base.name} is of kind {base.kind!r}"
+        )
+    width = base.model.config.hidden_size
+    if adapter.novelty and adapter.novelty.width != width:
+        raise AdapterError(
+            f"{adapter.path}: its novelty features have {adapter.novelty.width} numbers, but the "
+            f"hidden states of {base.name} have {width}; fit them with `dalorra novelty`"
         )
 
 

@@ -1,7 +1,6 @@
 """A Llama arranged for packed rows: the network of transformers in fewer, larger operations.
 
-`label_logits` returns what `forward.answer_logits`, its reference, returns; nothing is
-approximated. What differs is the order of the work:
+`label_logits` returns what its reference `forward.answer_logits` does, in another order of work:
 
 - projections that read the same input are one product, and so are their down-projections A;
 - A·x and B act on the rows that carry a sample, never on the frozen prompt;
@@ -129,10 +128,7 @@ class PackedLlama:
 
     @torch.inference_mode()
     def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
-        """`answers` to prompts on the device, the prefix cache left alone.
-
-        Nothing in it depends on a value that only the device knows, so it can be recorded.
-        """
+        """`answers` to prompts on the device, in a form that can be recorded: no prefix cache."""
         run = self._answer_tokens if noise.scope == "answer_tokens" else self._all_tokens
         return self._answers(self._normed(*run(prompts, noise)), noise)
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dalorra.adapter import Adapter, check_base, load_adapter, read_adapter
+from dalorra.adapter import Adapter, bundled_adapter, check_base, load_adapter, read_adapter
 from dalorra.arranged import ArrangedBase, arrange, network_on
 from dalorra.bank import BankSpec, NoiseBank
 from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
@@ -134,18 +133,11 @@ class Predictor:
             row_budget: see the class.
 
         Raises:
-            AdapterError: see `load_adapter` and `check_golden`; or its novelty features are of
-                another width.
+            AdapterError: see `check_base`, `load_adapter` and `check_golden`.
         """
         check_base(adapter, base)
         manifest = adapter.manifest
         adapter.posterior.check_servable()
-        width = base.model.config.hidden_size
-        if adapter.novelty and adapter.novelty.width != width:
-            raise AdapterError(
-                f"{adapter.path}: its novelty features have {adapter.novelty.width} numbers, but "
-                f"the hidden states of {base.name} have {width}; fit them with `dalorra novelty`"
-            )
         encoder = PromptEncoder(base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow)
         check_tokens(manifest, encoder)
         model = load_adapter(adapter, base)
@@ -295,10 +287,7 @@ class Predictor:
         return samples.tempered(self.policy.temperature), torch.cat(features).cpu()[back]
 
     def warm_up(self) -> None:
-        """Runs the smallest and the largest input, and each shape that is recorded, once.
-
-        So that the first request is not slow.
-        """
+        """Runs the smallest and the largest input, and each shape that is recorded, once."""
         cue = self.encoder.cue_ids
         filler = self.encoder.encode(dict.fromkeys(self.fields, "warm up")).prompt_ids
         most = self.max_tokens - len(cue)
@@ -307,8 +296,3 @@ class Predictor:
             shapes += recorded_shapes(most, len(cue), self.samples, self.scope)
         for batch, tokens in shapes:
             self.predict([Prompt((filler * tokens)[:tokens], cue)] * batch)
-
-
-def bundled_adapter() -> Path:
-    """The default adapter that ships with the package."""
-    return Path(str(files("dalorra") / "adapters" / "sentiment"))
