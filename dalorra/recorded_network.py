@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dalorra.bank import NoiseBank
+from dalorra.bound_noise import ForwardNoise
 from dalorra.network import Answers
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope
@@ -76,7 +77,9 @@ class RecordedNetwork:
         self._network = network
         self._record = record
         self._device = device
-        self._recorded: OrderedDict[tuple[Any, ...], tuple[NoiseBank, Forward]] = OrderedDict()
+        self._recorded: OrderedDict[tuple[Any, ...], tuple[Forward, ForwardNoise, NoiseBank]] = (
+            OrderedDict()
+        )
 
     @property
     def nbytes(self) -> int:
@@ -98,11 +101,12 @@ class RecordedNetwork:
         if key not in self._recorded:
             noise = self._network.noise.bind(bank, members, scope, shape[0], cue_tokens)
             forward = self._record(lambda some: self._network.staged_answers(some, noise), staged)
-            self._recorded[key] = (bank, forward)  # the reference keeps id(bank) from being reused
+            # A recording reads the noise where it lies; id(bank) must not be another's.
+            self._recorded[key] = (forward, noise, bank)
             if len(self._recorded) > _KEPT:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(key)
-        found = self._recorded[key][1](staged)
+        found = self._recorded[key][0](staged)
         return Answers(found.probabilities[:batch], found.weights, found.features[:batch])
 
     def label_logits(
