@@ -1,5 +1,7 @@
 """Figures of an experiment, each as SVG and PNG."""
 
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -234,19 +236,37 @@ def _mask_maps(found: Results) -> Figure | None:
             chosen.setdefault(run["task"], run)
     if not chosen:
         return None
-    kinds = ("q_proj", "v_proj")
-    figure = Figure(figsize=(2.6 * len(chosen), 5.6), layout="constrained")
-    panels = figure.subplots(len(kinds), len(chosen), squeeze=False)
+    maps = {
+        task: _by_layer(run["parameters"]["mask_probabilities"]) for task, run in chosen.items()
+    }
+    kinds = list(dict.fromkeys(kind for grids in maps.values() for kind in grids))
+    shown = [(task, kind) for kind in kinds for task in maps]
+    layers = max(len(grid) for grids in maps.values() for grid in grids.values())
+    columns = len(maps) if len(maps) > 1 else min(len(kinds), 3)
+    lines = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(2.6 * columns, lines * (1.4 + 0.05 * layers)), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     image = None
-    for column, (task, run) in enumerate(chosen.items()):
-        masks = run["parameters"]["mask_probabilities"]
-        for axes, kind in zip(panels[:, column], kinds, strict=True):
-            grid = np.array([row for name, row in masks.items() if name.endswith(kind)])
-            image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-            axes.set(title=f"{task}: {kind}", xlabel="component", ylabel="layer")
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (task, kind) in zip(panels, shown, strict=False):
+        if kind in maps[task]:
+            axes.set_axis_on()
+            image = axes.imshow(maps[task][kind], aspect="auto", cmap="viridis", vmin=0, vmax=1)
+            axes.set(xlabel="component", ylabel="layer")
+            axes.set_title(f"{task}\n{kind}", fontsize="small")
     if image is not None:
-        figure.colorbar(image, ax=list(panels.flat), label="σ(φ)", shrink=0.6)
+        figure.colorbar(image, ax=panels, label="σ(φ)", shrink=0.6)
     return figure
+
+
+def _by_layer(masks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    """Module within its layer → `[layers, r]`; modules outside the layers are left out."""
+    rows: dict[str, list[Sequence[float]]] = defaultdict(list)
+    for name, row in masks.items():
+        if found := re.search(r"\.layers?\.\d+\.(.+)", name):
+            rows[found[1]].append(row)
+    return {kind.removeprefix("self_attn."): np.array(grid) for kind, grid in rows.items()}
 
 
 def _mean(runs: list[Result], where: str, score: Score) -> float | None:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from training.experiments import Runner
-from training.experiments.figures import _deciles, _undominated
+from training.experiments.figures import _by_layer, _deciles, _undominated
 from training.experiments.report import write_report
 from training.experiments.results import Results, Score, Summary, ranked, relative_work
 
@@ -88,3 +88,18 @@ def test_figures_show_every_variant_however_many():
     axes = _deciles(Results("toy", runs)).axes[0]
     assert [line.get_label() for line in axes.lines] == [f"v{i}" for i in range(12)]
     assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 12
+
+
+def test_masks_are_mapped_by_module_and_layer_of_a_llama_and_of_an_encoder():
+    maps = _by_layer(
+        {
+            "model.layers.0.self_attn.q_proj": [0.1, 0.2],
+            "model.layers.1.self_attn.q_proj": [0.3, 0.4],
+            "bert.encoder.layer.0.output.dense": [0.5, 0.6],
+            "lm_head": [0.7, 0.8],
+        }
+    )
+    assert {kind: grid.tolist() for kind, grid in maps.items()} == {
+        "q_proj": [[0.1, 0.2], [0.3, 0.4]],
+        "output.dense": [[0.5, 0.6]],
+    }
