@@ -30,7 +30,7 @@ from dalorra.posteriors import POSTERIORS, ColumnSpaceNoise
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import attach, lora_config, module_tensors
 from training.laplace import LabelGradients, fit_curvature
-from training.laplace.curvature import contrasts
+from training.laplace.curvature import along_contrasts
 from training.methods import METHODS, Method
 from training.methods.laplace import Laplace
 from training.objective import Objective
@@ -137,12 +137,9 @@ class Contender:
         curvature, _ = fit_curvature(gradients, prompts)
         blocks = curvature.blocks.values()
         self.fitted = sum(b.out_vectors.numel() + b.in_vectors.numel() for b in blocks)
-        columns = contrasts(len(LABELS)).T[:, None]  # [K − 1, 1, K]
 
         def answer() -> Tensor:
-            _, weights = gradients(
-                prompts, lambda logits: columns.to(logits.dtype).expand(-1, len(logits), -1)
-            )
+            _, weights = gradients(prompts, along_contrasts)
             return curvature.covariance(weights, precision=1.0)
 
         self.answer = answer

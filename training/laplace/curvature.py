@@ -270,6 +270,12 @@ def contrasts(labels: int) -> Tensor:
     return basis / (index * (index + 1)).sqrt()
 
 
+def along_contrasts(logits: Tensor) -> Tensor:
+    """The directions in which all that a softmax sees changes: `[B, K]` → `[K − 1, B, K]`."""
+    columns = contrasts(logits.shape[-1]).T.to(logits.device, logits.dtype)
+    return columns[:, None].expand(-1, len(logits), -1)
+
+
 def _inner(jacobian: Tensor) -> Tensor:
     """J Jᵀ of each example: `[C, B, …]` → `[B, C, C]`."""
     flat = jacobian.flatten(2).transpose(0, 1)  # [B, C, d_out · d_in]

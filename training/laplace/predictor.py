@@ -18,7 +18,7 @@ from dalorra.posteriors import Deterministic, Laplace
 from dalorra.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.predictor import Predictor
 from dalorra.prompts import InputFields, Prompt
-from training.laplace.curvature import Curvature, contrasts, in_batches
+from training.laplace.curvature import Curvature, along_contrasts, contrasts, in_batches
 from training.laplace.gradients import LabelGradients
 from training.prompt_cache import PromptCache
 
@@ -147,15 +147,11 @@ class LaplacePredictor:
         mean = torch.empty(len(prompts), count, dtype=torch.float64)
         covariance = torch.empty(len(prompts), count - 1, count - 1, dtype=torch.float64)
         for batch in in_batches(self._gradients, prompts):
-            logits, weights = self._gradients([prompts[i] for i in batch], self._along_contrasts)
+            logits, weights = self._gradients([prompts[i] for i in batch], along_contrasts)
             mean[batch] = logits.double().cpu()
             found = self._curvature.covariance(weights, self._precision)
             covariance[batch] = found.double().cpu()
         return mean, covariance
-
-    def _along_contrasts(self, logits: Tensor) -> Tensor:
-        columns = self._basis.T.to(logits.device, logits.dtype)  # [K − 1, K]
-        return columns[:, None].expand(-1, len(logits), -1)
 
 
 @dataclass(frozen=True, slots=True)

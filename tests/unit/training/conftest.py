@@ -61,12 +61,7 @@ def experiment(files) -> Experiment:
             "name": "toy",
             "question": "Which of two?",
             "config": {
-                "task": str(files / "task.yaml"),
-                "base_model": str(files / "base"),
-                "device": "cpu",
-                "dtype": "float32",
-                "data": {"source": str(files / "data"), "holdout": 0.25},
-                "adapter": {"rank": 2, "alpha": 4.0, "max_tokens": 64},
+                **_tiny(files),
                 "optimizer": {"steps": 2, "batch_size": 4, "learning_rate": 0.01},
                 "evaluation": {"every": 2, "keep_best": False},
                 "bank": {"samples": 3},
@@ -89,6 +84,18 @@ def experiment(files) -> Experiment:
     )
 
 
+def _tiny(files: Path) -> dict[str, Any]:
+    """What every configuration here says alike."""
+    return {
+        "task": str(files / "task.yaml"),
+        "base_model": str(files / "base"),
+        "device": "cpu",
+        "dtype": "float32",
+        "data": {"source": str(files / "data"), "holdout": 0.25},
+        "adapter": {"rank": 2, "alpha": 4.0, "max_tokens": 64},
+    }
+
+
 @pytest.fixture
 def configure(files, tmp_path) -> Callable[..., Path]:
     """Writes a configuration: `configure("run", optimizer={"steps": 3})` → its path."""
@@ -97,12 +104,7 @@ def configure(files, tmp_path) -> Callable[..., Path]:
         content: dict[str, Any] = {
             "name": "tiny",
             "output_dir": str(tmp_path / name),
-            "task": str(files / "task.yaml"),
-            "base_model": str(files / "base"),
-            "device": "cpu",
-            "dtype": "float32",
-            "data": {"source": str(files / "data"), "holdout": 0.25},
-            "adapter": {"rank": 2, "alpha": 4.0, "max_tokens": 64},
+            **_tiny(files),
             "optimizer": {"steps": 6, "batch_size": 4, "learning_rate": 0.01},
             "evaluation": {"every": 2},
             "bank": {"samples": 3},
