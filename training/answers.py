@@ -10,13 +10,13 @@ from rich.progress import Progress
 
 from dalorra.errors import InputError
 from dalorra.policy import Policy
-from dalorra.predictive import Prediction
+from dalorra.predictive import PosteriorSamples, Prediction
 from dalorra.prompts import InputFields, Prompt
 from training.tasks import Example
 
 
 class Evaluable(Protocol):
-    """What is scored: the part of `dalorra.predictor.Predictor` that evaluation needs."""
+    """What is scored: the part of `dalorra.predictor.Predictor` that it takes."""
 
     model_name: str
     adapter_name: str
@@ -54,6 +54,10 @@ class Evaluable(Protocol):
 
     def predict_mean(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
         """Answers by the mean mask, order kept."""
+        ...
+
+    def posterior_samples(self, prompts: Sequence[Prompt], /) -> PosteriorSamples:
+        """Distributions over the labels under every sample."""
         ...
 
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from scipy import optimize
 from dalorra.errors import ConfigError
 from dalorra.policy import NEVER, CalibratedPoint, Decision, Policy
 from dalorra.predictive import PosteriorSamples
-from dalorra.prompts import Prompt
 from training.answers import Evaluable, answer, encode_example
 from training.evaluate import check_labels
 from training.promise import Answer, Promise, cost_matrix, scored_examples
@@ -48,16 +46,8 @@ class Answered:
     examples: Sequence[Example]
 
 
-class Calibratable(Evaluable, Protocol):
-    """What is calibrated: the part of `dalorra.predictor.Predictor` that calibration needs."""
-
-    def posterior_samples(self, prompts: Sequence[Prompt], /) -> PosteriorSamples:
-        """Distributions over the labels under every sample."""
-        ...
-
-
 def calibrate(
-    predictor: Calibratable,
+    predictor: Evaluable,
     examples: Sequence[Example],
     promise: Promise,
     *,
@@ -108,7 +98,7 @@ def calibrate(
     tested, pilot = split_off(examples, float(pilot_fraction), SPLIT_SEED)
     predictor.policy = Policy.never(predictor.adapter_digest)
     if temperature:
-        fitted = _fit_on(predictor, pilot)
+        fitted = temperature_on(predictor, pilot)
         predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
     frame = predictor.policy.model_copy(
         update={
@@ -284,7 +274,8 @@ def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
     return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
-def _fit_on(predictor: Calibratable, pilot: Sequence[Example]) -> float:
+def temperature_on(predictor: Evaluable, pilot: Sequence[Example]) -> float:
+    """`fit_temperature` on labelled examples; the policy's own temperature has to be 1."""
     prompts = [encode_example(predictor, example, n) for n, example in enumerate(pilot, start=1)]
     order = sorted(range(len(pilot)), key=lambda i: -prompts[i].tokens)
     samples = predictor.posterior_samples([prompts[i] for i in order])

@@ -6,13 +6,13 @@ from dalorra.adapter import read_adapter
 from dalorra.base_model import load_base_model
 from dalorra.posteriors import Laplace
 from dalorra.predictor import Predictor
-from training.calibrate import Calibratable
+from training.answers import Evaluable
 from training.laplace import LaplacePredictor
 
 
 def load_evaluable(
     adapter_dir: Path, base_model: str | None = None, *, device: str = "auto", dtype: str = "auto"
-) -> Calibratable:
+) -> Evaluable:
     """Loads an adapter of any method, and the base model it was trained on.
 
     Raises:

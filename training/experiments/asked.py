@@ -6,6 +6,7 @@ from typing import Any
 from dalorra.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import Evaluable, answer, encode_example
+from training.calibrate import temperature_on
 from training.evaluate import score
 from training.experiments.earlier import PREDICTIONS_FILE
 from training.experiments.plane import INPUTS, plane
@@ -50,7 +51,18 @@ def asked(spec: RunSpec, run: Run) -> dict[str, Any]:
         result["inputs"] = _free_answers(spec.task.inputs, free)
     if spec.task.plane and isinstance(predictor, Predictor):
         result["plane"] = plane(predictor, _shown(spec.task, kept, predictor.fields[0], free))
+    if spec.task.tempered:
+        result["tempered"] = _tempered(predictor, run)
     return result
+
+
+def _tempered(predictor: Evaluable, run: Run) -> dict[str, Any]:
+    """Scores on the test set once the temperature is fitted to the hold-out; `policy` gets it."""
+    temperature = temperature_on(predictor, run.data.holdout)
+    predictor.policy = predictor.policy.model_copy(update={"temperature": temperature})
+    answers = answer(predictor, run.data.test, mean_mask=False).sampled
+    truth = [example.label for example in run.data.test]
+    return {"temperature": temperature, **score(answers, truth)}
 
 
 def _shifted(shift: Shift, run: Run) -> list[Example]:

@@ -51,6 +51,8 @@ def adopted(
             result.pop("inputs", None)
         if not spec.task.plane:
             result.pop("plane", None)
+        if not spec.task.tempered:
+            result.pop("tempered", None)
         return result
     return None
 
@@ -72,4 +74,5 @@ def _answers(found: Mapping[str, Any], spec: RunSpec) -> bool:
         )
         and (not spec.task.inputs or list(spec.task.inputs) == asked)
         and (not spec.task.plane or "plane" in found)
+        and (not spec.task.tempered or "tempered" in found)
     )

@@ -32,6 +32,7 @@ SCORES = (
     Score("ρ variance", "spearman_variance", low=False),
 )
 HOLDOUT_SCORES = SCORES[:4]
+TEMPERED_SCORES = (Score("temperature", "temperature", low=None), *SCORES[1:])
 SHIFT_SCORES = tuple(
     Score(name, f"auroc_shift.{key}", low=False)
     for name, key in (
@@ -72,6 +73,8 @@ def write_report(results: Path, out: Path) -> Path:
 
 _ORDER = (
     "comparison",
+    "tuned",
+    "strengths",
     "scopes",
     "sensitivity",
     "random_masking",
@@ -130,6 +133,10 @@ def _task(found: Results, task: str) -> list[str]:
     )
     lines = [f"### {task} ({sizes}; {scored})", ""]
     lines += _table(variants, where, scores)
+    if "tempered" in first:
+        n = first["examples"]["holdout"]
+        lines += ["", f"At the temperature that fits the {n} hold-out examples best:", ""]
+        lines += _table(variants, "tempered", TEMPERED_SCORES)
     for shift in first.get("shifts", {}):
         n = first["shifts"][shift]["n"]
         lines += ["", f"AUROC for telling {n} examples of {shift} from the test set:", ""]

@@ -42,13 +42,13 @@ class Score:
         name: its heading.
         key: in a result's scores; `a.b` is b inside a.
         percent: whether it is shown as a percentage.
-        low: whether a lower value is better.
+        low: whether a lower value is better; None: neither is.
     """
 
     name: str
     key: str
     percent: bool = False
-    low: bool = True
+    low: bool | None = True
 
     def of(self, scores: Mapping[str, Any]) -> float | None:
         """The value, None where there is none."""
@@ -140,7 +140,9 @@ def relative_work(run: Result, size: Mapping[str, float]) -> float:
     return float(((layers - above) * one + above * every) / (layers * one))
 
 
-def ranked(scores: Sequence[float | None], *, low: bool) -> list[int | None]:
-    """Place of each score among the distinct ones, 0 for the best; None for None."""
+def ranked(scores: Sequence[float | None], *, low: bool | None) -> list[int | None]:
+    """Place of each score among the distinct ones, 0 for the best; None where there is none."""
+    if low is None:
+        return [None] * len(scores)
     distinct = sorted({s for s in scores if s is not None}, reverse=not low)
     return [None if s is None else distinct.index(s) for s in scores]

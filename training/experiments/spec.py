@@ -46,6 +46,7 @@ class TaskSetting(_Section):
         plane: keep where so many test examples, the shifts and the inputs lie in two dimensions;
             0: not at all. For methods that answer from one network, which excludes `laplace`.
         score_test: whether to look at the test set at all; a study that chooses settings must not.
+        tempered: score the test set once more, at the temperature that fits the hold-out best.
     """
 
     name: str
@@ -55,6 +56,7 @@ class TaskSetting(_Section):
     inputs: tuple[str, ...] = ()
     plane: int = Field(default=0, ge=0)
     score_test: bool = True
+    tempered: bool = False
 
 
 class Variant(_Section):

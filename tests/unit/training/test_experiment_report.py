@@ -63,6 +63,20 @@ def test_the_report_shows_every_score_and_marks_the_best(experiment, tmp_path):
     assert all((out.parent / name).with_suffix(".svg").is_file() for name in linked)
 
 
+def test_the_temperature_is_shown_and_not_ranked(experiment, tmp_path):
+    (task,) = experiment.tasks
+    tempered = task.model_copy(update={"tempered": True, "seeds": (1,)})
+    plain = experiment.model_copy(update={"tasks": (tempered,)})
+    for path, value in zip(Runner(plain, tmp_path / "results", {}).run(), (2.5, 1.5), strict=True):
+        result = json.loads(path.read_text())
+        result["tempered"]["temperature"] = value
+        path.write_text(json.dumps(result))
+    text = write_report(tmp_path / "results", tmp_path / "docs" / "results.md").read_text()
+    _, shown = text.split("At the temperature that fits the ")
+    assert "| MLE | 1 | 2.500 |" in shown
+    assert "| DALorRA 0.3 | 1 | 1.500 |" in shown
+
+
 def test_variants_that_adapt_different_rows_have_a_frontier(experiment, tmp_path):
     (task,) = experiment.tasks
     mle = experiment.variants[0]

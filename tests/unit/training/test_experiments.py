@@ -123,6 +123,21 @@ def test_a_study_that_chooses_settings_looks_at_the_hold_out_alone(experiment, t
     assert result["holdout"]["nll"] > 0
 
 
+def test_the_test_set_is_scored_again_at_the_temperature_of_the_hold_out(experiment, tmp_path):
+    (task,) = experiment.tasks
+    plain = Runner(experiment, tmp_path, {}).run(["MLE"])
+    asked = {"name": "guo", "tasks": (task.model_copy(update={"tempered": True}),)}
+    (path,) = Runner(experiment.model_copy(update=asked), tmp_path, {}).run(["MLE"])
+    before, after = (json.loads(p.read_text()) for p in (*plain, path))
+    assert "made_in" not in after  # nobody has tempered it yet
+    assert after["test"]["nll"] == before["test"]["nll"]
+    tempered = after["tempered"]
+    assert tempered["temperature"] != pytest.approx(1.0, abs=1e-3)
+    # One network's logits by T: the order of the labels stays, how sure it is does not.
+    assert tempered["accuracy"] == after["test"]["accuracy"]
+    assert tempered["nll"] != after["test"]["nll"]
+
+
 def test_a_part_of_an_experiment_can_be_run_alone(experiment, tmp_path, monkeypatch):
     (task,) = experiment.tasks
     both = experiment.model_copy(
