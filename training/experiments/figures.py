@@ -56,6 +56,9 @@ def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple
             yield "Error by variance decile", _save(_deciles(found), folder, f"{name}_variance")
     else:
         yield "NLL and ECE on the hold-out", _save(_dots(found, "holdout"), folder, name)
+    if all("tempered" in run for run in found.runs):
+        dots = _dots(found, "tempered")
+        yield "NLL and ECE at the hold-out's temperature", _save(dots, folder, f"{name}_tempered")
     if frontier := _frontier(found):
         yield "Calibration by work per answer", _save(frontier, folder, f"{name}_frontier")
     if planes := _planes(found):

@@ -75,6 +75,7 @@ def test_the_temperature_is_shown_and_not_ranked(experiment, tmp_path):
     _, shown = text.split("At the temperature that fits the ")
     assert "| MLE | 1 | 2.500 |" in shown
     assert "| DALorRA 0.3 | 1 | 1.500 |" in shown
+    assert "![NLL and ECE at the hold-out's temperature](images/results/toy_tempered.png)" in shown
 
 
 def test_variants_that_adapt_different_rows_have_a_frontier(experiment, tmp_path):
