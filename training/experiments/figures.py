@@ -143,33 +143,42 @@ def _frontier(found: Results) -> Figure | None:
     if len({_adapted(run) for run in found.runs}) < 2:
         return None
     tasks, scores = found.tasks, (_CURVES[2], _CURVES[1])
+    names = dict.fromkeys(run["variant"] for run in found.runs)  # a task need not have all of them
+    styles = {name: _style(i) for i, name in enumerate(names)}
     figure = Figure(figsize=(9.0, 3.2 * len(tasks) + 0.8), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False)
     for row, task in zip(panels, tasks, strict=True):
         runs = [run for some in found.variants(task).values() for run in some]
         size = next(run["test"]["size"] for run in runs if "size" in run["test"])
         for axes, score in zip(row, scores, strict=True):
-            _work_and_loss(axes, found.variants(task), size, score)
+            _work_and_loss(axes, found.variants(task), size, score, styles)
             axes.set_title(f"{task}: {score.name}{' (%)' if score.percent else ''}", fontsize=9)
-    handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    pairs = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels.flat)
+    shown = {name: handle for panel in pairs for handle, name in panel}
+    figure.legend(
+        shown.values(), shown, loc="outside lower center", ncols=2, frameon=False, fontsize=8
+    )
     return figure
 
 
 def _work_and_loss(
-    axes: Axes, variants: Mapping[str, list[Result]], size: Mapping[str, float], score: Score
+    axes: Axes,
+    variants: Mapping[str, list[Result]],
+    size: Mapping[str, float],
+    score: Score,
+    styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
     factor = 100.0 if score.percent else 1.0
     means: list[tuple[float, float]] = []
-    for i, (name, runs) in enumerate(variants.items()):
+    for name, runs in variants.items():
         work = relative_work(runs[0], size)
         losses = [factor * v for v in (_value(run, "test", score) for run in runs) if v is not None]
         if not losses:
             continue
         means.append((work, fmean(losses)))
-        one_by_one = {**_style(i), "linestyle": "", "alpha": 0.5}
+        one_by_one = {**styles[name], "linestyle": "", "alpha": 0.5}
         axes.plot([work] * len(losses), losses, **one_by_one, markersize=3)
-        axes.plot(*means[-1], **_style(i), linestyle="", markersize=7, label=name)
+        axes.plot(*means[-1], **styles[name], linestyle="", markersize=7, label=name)
     work_of, loss_of = zip(*_undominated(means), strict=True)
     axes.step(work_of, loss_of, where="post", color="#999999", zorder=0)
     axes.set(xscale="log", xlabel="rows of layers per answer, one plain pass = 1")

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from training.experiments import Runner
-from training.experiments.figures import _by_layer, _deciles, _undominated
+from training.experiments.figures import _by_layer, _deciles, _frontier, _undominated
 from training.experiments.report import write_report
 from training.experiments.results import Results, Score, Summary, ranked, relative_work
 
@@ -92,6 +92,23 @@ def test_variants_that_adapt_different_rows_have_a_frontier(experiment, tmp_path
         (1.0, 0.6),
         (2.0, 0.5),
     ]
+
+
+def test_the_frontier_names_variants_that_one_task_alone_has():
+    def run(task, variant, layers):
+        adapter = {"scope": "all_tokens", "last_layers": layers}
+        size = {"prompt": 36, "cue": 4, "layers": 30}
+        scores = {"nll": 0.5, "ece": 0.1, "size": size}
+        config = {"adapter": adapter}
+        return {"task": task, "variant": variant, "config": config, "samples": 10, "test": scores}
+
+    runs = [run("a", "all", None), run("a", "4", 4), run("b", "15", 15), run("b", "all", None)]
+    figure = _frontier(Results("toy", runs))
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {"all", "4", "15"}
+    of_all = [line for axes in figure.axes for line in axes.lines if line.get_label() == "all"]
+    assert len(of_all) == 4
+    assert len({(line.get_color(), line.get_marker()) for line in of_all}) == 1
 
 
 def test_figures_show_every_variant_however_many():
