@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from training.experiments.panels import legend, style, styles_of
 from training.experiments.plane import INPUTS
 from training.experiments.results import (
     Result,
@@ -29,16 +30,6 @@ _CURVES = (
     Score("ECE", "ece", percent=True),
     Score("NLL (nats)", "nll"),
 )
-
-_MARKERS = "osD^vP*X"
-
-
-def _style(number: int) -> dict[str, Any]:
-    """Colour and marker of the n-th series; no two of dozens are alike."""
-    return {
-        "color": PALETTE[number % len(PALETTE)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-    }
 
 
 def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -86,7 +77,7 @@ def _curves(experiment: Experiment, found: Results) -> Figure:
                     series[variant.series].append((variant.at, mean))
             for i, (name, points) in enumerate(series.items()):
                 x, y = zip(*points, strict=True)
-                axes.plot(x, y, **_style(i), markersize=4, label=name)
+                axes.plot(x, y, **style(i), markersize=4, label=name)
             axes.set(title=f"{task}: {score.name}", xlabel=experiment.axis)
             clean_axes(axes)
     panels[0, 0].legend(frameon=False, fontsize=8)
@@ -120,21 +111,20 @@ def _dots(found: Results, where: str) -> Figure:
 
 def _deciles(found: Results) -> Figure:
     """Error rate in groups of equal size by variance (BayesLoRA, Figure 3)."""
-    tasks = found.tasks
+    tasks, styles = found.tasks, styles_of(found)
     figure = Figure(figsize=(3.6 * len(tasks), 3.3), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        for i, (name, runs) in enumerate(found.variants(task).items()):
+        for name, runs in found.variants(task).items():
             groups = [run["test"].get("error_by_variance") or [] for run in runs]
             if not groups[0] or is_deterministic(runs[0]):
                 continue  # no variance, no order
             error = np.mean([[g["error"] for g in group] for group in groups], axis=0)
             deciles = np.arange(1, len(error) + 1)
-            axes.plot(deciles, 100 * error, **_style(i), markersize=4, label=name)
+            axes.plot(deciles, 100 * error, **styles[name], markersize=4, label=name)
         axes.set(title=task, xlabel="decile of the variance", ylabel="error (%)")
         clean_axes(axes)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2 * len(tasks), frameon=False)
+    legend(figure, panels, columns=2 * len(tasks))
     return figure
 
 
@@ -143,8 +133,7 @@ def _frontier(found: Results) -> Figure | None:
     if len({_adapted(run) for run in found.runs}) < 2:
         return None
     tasks, scores = found.tasks, (_CURVES[2], _CURVES[1])
-    names = dict.fromkeys(run["variant"] for run in found.runs)  # a task need not have all of them
-    styles = {name: _style(i) for i, name in enumerate(names)}
+    styles = styles_of(found)
     figure = Figure(figsize=(9.0, 3.2 * len(tasks) + 0.8), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False)
     for row, task in zip(panels, tasks, strict=True):
@@ -153,11 +142,7 @@ def _frontier(found: Results) -> Figure | None:
         for axes, score in zip(row, scores, strict=True):
             _work_and_loss(axes, found.variants(task), size, score, styles)
             axes.set_title(f"{task}: {score.name}{' (%)' if score.percent else ''}", fontsize=9)
-    pairs = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels.flat)
-    shown = {name: handle for panel in pairs for handle, name in panel}
-    figure.legend(
-        shown.values(), shown, loc="outside lower center", ncols=2, frameon=False, fontsize=8
-    )
+    legend(figure, panels.flat, columns=2, size=8)
     return figure
 
 
@@ -213,8 +198,7 @@ def _planes(found: Results) -> Figure | None:
         _sized_by_variance(axes, run["plane"])
         largest = max(point["variance"] for point in run["plane"])
         axes.set(title=f"{name}, variance up to {largest:.2g}", xticks=[], yticks=[])
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    legend(figure, panels)
     return figure
 
 
@@ -224,7 +208,7 @@ def _sized_by_variance(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
     for point in points:
         by_data[point["data"]].append(point)
     for i, (data, some) in enumerate(by_data.items()):
-        colour, alone = _style(i)["color"], data == INPUTS
+        colour, alone = style(i)["color"], data == INPUTS
         axes.scatter([], [], s=30, color=colour, label=data)  # the legend's, of one size
         axes.scatter(
             [point["x"] for point in some],
