@@ -42,7 +42,10 @@ def check_golden(predictor: "Predictor", model: StochasticPeftModel) -> None:
         raise AdapterError("the golden check failed: its answers are not finite numbers")
     if abs(sum(answers[0].probabilities.values()) - 1.0) > 1e-4:
         raise AdapterError("the golden check failed: its probabilities do not sum to 1")
-    if answers[0] != answers[1]:
+    tolerance = _TOLERANCE.get(predictor.dtype, _ROUGH_TOLERANCE)
+    again = [*answers[1].probabilities.values(), answers[1].variance]
+    # The second time the prefix cache may leave fewer rows, which some libraries round otherwise.
+    if not max(abs(a - b) for a, b in zip(values, again, strict=True)) <= tolerance:
         raise AdapterError("the golden check failed: it answers one input in two ways")
 
     members = range(predictor.bank.samples)
@@ -50,7 +53,7 @@ def check_golden(predictor: "Predictor", model: StochasticPeftModel) -> None:
     expected = reference_logits(model, prompts, members, predictor.bank, predictor.scope, label_ids)
     found = predictor.label_logits(prompts)
     gap = (found.softmax(-1).mean(1) - expected.softmax(-1).mean(1)).abs().max().item()
-    if not gap <= _TOLERANCE.get(predictor.dtype, _ROUGH_TOLERANCE):
+    if not gap <= tolerance:
         raise AdapterError(
             f"the golden check failed: its probabilities are {gap:.2g} away from those of the "
             "unmodified model, so this machine or its libraries compute something else"

@@ -45,8 +45,9 @@ BATCH = [
 ]
 # Largest difference of probability and of variance. Measured with a trained sentiment adapter on 96
 # sentences, M = 10: 2.6e-3 and 5.4e-4 alone against a batch of 32, 2.9e-2 and 2.6e-3 against
-# float32; no label changed. In float32, alone against a batch: 4.9e-7 and 1.3e-7.
-BFLOAT16_BETWEEN_BATCHES = (0.01, 0.002)
+# float32; no label changed. In float32, alone against a batch: 4.9e-7 and 1.3e-7. That was an AMD
+# EPYC; an Intel Xeon with AMX has 1.4e-2 and 1.4e-3 alone against a batch in the test below.
+BFLOAT16_BETWEEN_BATCHES = (0.02, 0.002)
 BFLOAT16_FROM_FLOAT32 = (0.05, 0.01)
 
 

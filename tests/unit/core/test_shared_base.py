@@ -1,8 +1,10 @@
 """Several adapters on one base: each answers as if it were alone, and costs little."""
 
+import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from dalorra.adapter import read_adapter
 from dalorra.bank import BankSpec
 from dalorra.errors import AdapterError
 from dalorra.packed_base import PackedBase
+from dalorra.predictive import Prediction
 from dalorra.predictor import Predictor
 from dalorra.prefix_cache import BLOCK
-from dalorra.prompts import PromptFormat
+from dalorra.prompts import Prompt, PromptFormat
 from dalorra.shared_base import SharedBase
 from dalorra.stochastic_lora import stochastic_layers
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
@@ -187,4 +190,23 @@ def test_the_golden_check_sees_answers_that_are_none(
     )
     shared = SharedBase(tiny_base(layers=3))
     with pytest.raises(AdapterError, match=sentence):
+        shared.bind(shared.read(folders / "plain"))
+
+
+@pytest.mark.parametrize(("drift", "refused"), [(1e-6, False), (5e-3, True)])
+def test_the_golden_check_sees_answers_that_change_by_more_than_rounding(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, drift: float, refused: bool
+) -> None:
+    predict, calls = Predictor.predict, itertools.count()
+
+    def drifting(self: Predictor, prompts: Sequence[Prompt]) -> list[Prediction]:
+        moved = drift * next(calls)
+        return [replace(p, variance=p.variance + moved) for p in predict(self, prompts)]
+
+    monkeypatch.setattr(Predictor, "predict", drifting)
+    shared = SharedBase(tiny_base(layers=3))
+    if not refused:
+        assert shared.bind(shared.read(folders / "plain"))
+        return
+    with pytest.raises(AdapterError, match="one input in two ways"):
         shared.bind(shared.read(folders / "plain"))
