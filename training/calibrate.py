@@ -256,19 +256,25 @@ def _point(
 def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
     """The temperature of all label logits that makes the true labels most likely.
 
-    Minimises the NLL of the mean over the samples, each softened or sharpened before it is
-    averaged, which is how it is served (Guo et al., 2017, with a posterior).
+    Minimises the cross-entropy of the mean over the samples, each softened or sharpened before it
+    is averaged, which is how it is served (Guo et al., 2017, with a posterior). The targets are
+    Platt's (1999, "Probabilistic outputs for support vector machines", sec. 2.2): the true label
+    has (n + 1) / (n + 2), as if one more example were right and one wrong; the other labels share
+    the rest. Without these two, few examples can ask for a temperature near 0: where every one has
+    a sample that is right, ten votes look better than ten probabilities, until all ten are wrong.
 
     Args:
         samples: of n inputs.
         targets: `[n]` index of the true label.
     """
-    chosen = torch.tensor(targets)[:, None]
+    n, labels = len(targets), samples.probabilities.shape[-1]
+    smoothed = torch.full((n, labels), 1 / (n + 2) / (labels - 1), dtype=torch.float64)
+    smoothed[torch.arange(n), torch.tensor(targets)] = (n + 1) / (n + 2)
 
     def loss(log_temperature: float) -> float:
         mean = samples.tempered(float(np.exp(log_temperature))).by_member.double().mean(dim=1)
         tiny = torch.finfo(torch.float64).tiny
-        return float(-mean.gather(1, chosen).clamp_min(tiny).log().mean())
+        return float(-(smoothed * mean.clamp_min(tiny).log()).sum(dim=1).mean())
 
     bounds = tuple(np.log(_TEMPERATURES))
     return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
