@@ -1,11 +1,12 @@
 """The packed forward through the unmodified transformers model."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaModel
 
 from dalorra.bank import NoiseBank
 from dalorra.encoder import is_encoder
@@ -17,6 +18,13 @@ from dalorra.stochastic_lora import (
     rank_noise,
     stochastic_layers,
 )
+
+CACHE_ARGUMENT = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(LlamaModel.forward).parameters
+)
+"""The model's argument for keys and values, which transformers 5.24 gave another name."""
 
 
 def answer_logits(
@@ -47,8 +55,8 @@ def answer_logits(
             rows.input_ids,
             position_ids=rows.position_ids,
             attention_mask=rows.attention_mask,
-            past_key_values=past,
             use_cache=past is not None,
+            **{CACHE_ARGUMENT: past},
         ).last_hidden_state  # [batch, rows, d]
     samples = rows.members.shape[1]
     answers = hidden[:, rows.answer_rows].reshape(-1, samples, hidden.shape[-1])  # [B, M, d]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from dalorra.forward import CACHE_ARGUMENT
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import (
     StochasticPeftModel,
@@ -116,7 +117,8 @@ def _compute(model: StochasticPeftModel, prompts: Sequence[PromptIds]) -> list[T
     ids = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
     input_ids = torch.tensor(ids, device=model.device)
     with rank_noise(layers, [base_only] * len(layers)), differentiable_attention(base):
-        past = cast(Any, base).model(input_ids, use_cache=True).past_key_values
+        past: Any = DynamicCache()
+        cast(Any, base).model(input_ids, use_cache=True, **{CACHE_ARGUMENT: past})
     every = torch.stack([torch.stack([layer.keys, layer.values]) for layer in past.layers])
     # [layers, 2, B, kv_heads, P, head_dim]; copies, so that the padding's memory can go
     return [every[:, :, b, :, : len(prompt)].clone() for b, prompt in enumerate(prompts)]

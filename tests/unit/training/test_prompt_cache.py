@@ -1,6 +1,10 @@
+import warnings
+
 import pytest
 import torch
+from transformers import DynamicCache
 
+from dalorra.forward import CACHE_ARGUMENT
 from dalorra.prompts import Prompt, PromptEncoder
 from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts
@@ -74,12 +78,19 @@ def test_keys_and_values_are_those_of_the_base_alone_padded_on_the_left(model):
         assert past.get_seq_length() == longest
         for b, prompt in enumerate(PROMPTS):
             ids = torch.tensor([prompt.prompt_ids])
-            alone = BASE.model(input_ids=ids, use_cache=True).past_key_values
+            alone = DynamicCache()
+            BASE.model(input_ids=ids, use_cache=True, **{CACHE_ARGUMENT: alone})
             for layer, expected in zip(past.layers, alone.layers, strict=True):
                 real = slice(longest - len(prompt.prompt_ids), None)
                 torch.testing.assert_close(layer.keys[b, :, real], expected.keys[0])
                 torch.testing.assert_close(layer.values[b, :, real], expected.values[0])
                 assert not layer.keys.requires_grad
+
+
+def test_no_deprecated_name_is_used_for_the_keys_and_values(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        loss_and_gradients(model, PROMPTS, planned(model))
 
 
 def test_extending_what_was_returned_does_not_change_what_is_kept(model):
