@@ -243,6 +243,8 @@ def attach(
     with warnings.catch_warnings():
         # A tied head shares its base weight, which is neither merged nor saved.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
+        # PEFT 0.21 reads it under a name that transformers 5.24 deprecates.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         peft_model = model_class(model, config, adapter_name=ADAPTER_NAME)
     for layer in stochastic_layers(peft_model).values():
         layer.add_posterior(posterior.tensors(layer.down))
