@@ -39,6 +39,7 @@ from dalorra.encoder import HEADS, BaseKind, head_modules, is_encoder
 from dalorra.errors import BaseModelError
 from dalorra.fetch import DEFAULT_BASE_MODEL, PINNED, fetch, from_gguf, pinned_folder
 from dalorra.model_cache import is_complete
+from dalorra.processor import multiplies_bfloat16
 
 __all__ = ["DEFAULT_BASE_MODEL", "BaseModel", "fetch", "load_base_model", "weight_digest"]
 
@@ -147,20 +148,11 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     if dtype == "auto":
         on_cuda = device.type == "cuda"
-        fast = torch.cuda.is_bf16_supported() if on_cuda else cpu_multiplies_bfloat16()
+        fast = torch.cuda.is_bf16_supported() if on_cuda else multiplies_bfloat16()
         return torch.bfloat16 if fast else torch.float32
     if dtype not in _DTYPES:
         raise BaseModelError(f"dtype {dtype!r} is unknown; use auto, float32 or bfloat16")
     return _DTYPES[dtype]
-
-
-def cpu_multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this CPU has AMX or AVX512-BF16; elsewhere bfloat16 is emulated and slower."""
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
-    except OSError:  # not Linux
-        return False
-    return flags is not None and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags[1].split())
 
 
 def require_known(config: PretrainedConfig, reference: str, *, encoders: bool = True) -> None:

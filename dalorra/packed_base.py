@@ -4,7 +4,7 @@ Fused and prepacked weights, and the keys and values of known prompts, belong to
 alone; an adapter adds its own A and B (`FusedProjection`) and nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalorra.prefix_cache import PrefixCache
-from dalorra.projection import BaseProjection, can_prepack
-from dalorra.stochastic_lora import StochasticLoraLinear
+from dalorra.projection import BaseProjection, FusedProjection, can_prepack
+from dalorra.stochastic_lora import RankNoise, StochasticLoraLinear
 
 if TYPE_CHECKING:
     from dalorra.recorded_network import Recorder
@@ -30,20 +30,21 @@ class Layer(Generic[P]):
     Attributes:
         input_norm, mlp_norm: weights `[d]`.
         attention: query, key and value: one projection, or two in the last layer.
-        output, gate_up, down: the other projections.
+        output, gate, up, down: the other projections.
     """
 
     input_norm: Tensor
     attention: tuple[P, ...]
     output: P
     mlp_norm: Tensor
-    gate_up: P
+    gate: P
+    up: P
     down: P
 
     @property
     def projections(self) -> tuple[P, ...]:
         """In order of use."""
-        return (*self.attention, self.output, self.gate_up, self.down)
+        return (*self.attention, self.output, self.gate, self.up, self.down)
 
     def map(self, change: Callable[[P], Q]) -> "Layer[Q]":
         """The same layer with every projection changed."""
@@ -52,7 +53,8 @@ class Layer(Generic[P]):
             attention=tuple(change(projection) for projection in self.attention),
             output=change(self.output),
             mlp_norm=self.mlp_norm,
-            gate_up=change(self.gate_up),
+            gate=change(self.gate),
+            up=change(self.up),
             down=change(self.down),
         )
 
@@ -138,6 +140,33 @@ class PackedBase:
             heads[:, self._heads + self._kv_heads :],
         )
 
+    def after_attention(
+        self,
+        layer: Layer[FusedProjection],
+        x: Tensor,
+        attended: Sequence[Tensor],
+        noise: Sequence[RankNoise | None],
+        first: int = 0,
+    ) -> Tensor:
+        """Output projection and MLP with their residuals, `[B, rows, d]`.
+
+        Args:
+            layer: of an adapter's forward.
+            x: `[B, rows, d]`, what went into the layer.
+            attended: `[B, heads, some rows, head_dim]` each, together all rows.
+            noise: of output, gate, up and down.
+            first: row that the noise starts at.
+        """
+        by_row = [part.transpose(1, 2) for part in attended]
+        joined = torch.cat(by_row, dim=1) if len(by_row) > 1 else by_row[0]
+        x = layer.output(joined.flatten(2), noise[0], first, plus=x)
+        h = self.norm(x, layer.mlp_norm)
+        if noise[1] is None and noise[2] is None:
+            h = layer.up.base.times(h, layer.gate.base.silu(h))
+        else:
+            h = F.silu(layer.gate(h, noise[1], first)) * layer.up(h, noise[2], first)
+        return layer.down(h, noise[3], first, plus=x)
+
     def _heads_of(self, x: Tensor) -> Tensor:
         """`[B, rows, n · head_dim]` → `[B, n, rows, head_dim]`."""
         heads: Tensor = x.unflatten(-1, (-1, self._width))
@@ -157,7 +186,8 @@ def _arrange(
         attention=(fused(q), fused(k, v)) if separate_query else (fused(q, k, v),),
         output=fused("self_attn.o_proj"),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=fused("mlp.gate_proj", "mlp.up_proj"),
+        gate=fused("mlp.gate_proj"),
+        up=fused("mlp.up_proj"),
         down=fused("mlp.down_proj"),
     )
 
@@ -172,4 +202,9 @@ def _base(linear: nn.Module) -> nn.Linear:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of `[B, n, rows, head_dim]`."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    sin_first, sin_second = sin.chunk(2, dim=-1)
+    rotated = x * cos
+    rotated_first, rotated_second = rotated.chunk(2, dim=-1)
+    rotated_first.addcmul_(second, sin_first, value=-1)
+    rotated_second.addcmul_(first, sin_second)
+    return rotated

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dalorra.attention import causal_attention, masked_attention
@@ -189,7 +188,7 @@ class PackedLlama:
         query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
         _record(seen, key, value, start)
         key, value = _after(past, key, value)
-        attended = masked_attention(query[:, :, start:], key, value, layout.visible)
+        attended = [masked_attention(query[:, :, start:], key, value, layout.visible)]
         if start:
             before = query[:, :, :start]
             keys = layout.prefix_keys + start
@@ -200,8 +199,8 @@ class PackedLlama:
                 if visible is None
                 else masked_attention(before, key, value, visible)
             )
-            attended = torch.cat([prompt, attended], dim=2)
-        return self._finish(layer, x, attended, noise[1:], start)
+            attended.insert(0, prompt)
+        return self._base.after_attention(layer, x, attended, noise[1:], start)
 
     def _packed_end(
         self,
@@ -225,7 +224,7 @@ class PackedLlama:
         _record(seen, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.visible[:, :, ends - start])
-        return self._finish(layer, x[:, ends], attended, noise[2:])
+        return self._base.after_attention(layer, x[:, ends], [attended], noise[2:])
 
     def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> tuple[Tensor, Tensor]:
         """M sequences per prompt above the first stochastic product, one below.
@@ -249,7 +248,9 @@ class PackedLlama:
             else:
                 out = layer.attention[0](h, each[0])
             query, key, value = self._base.query_key_value(out, cos, sin)
-            x = self._finish(layer, x, causal_attention(query, key, value), each[1:])
+            x = self._base.after_attention(
+                layer, x, [causal_attention(query, key, value)], each[1:]
+            )
         if first >= len(self._layers) - 1:
             x = _for_each(x, copies)
 
@@ -267,18 +268,8 @@ class PackedLlama:
         key, value = self._base.key_value(layer.attention[1](h, last[1]), cos, sin)
         real = torch.arange(longest, device=device) <= ends[:, None]  # [B·M, T]
         attended = masked_attention(query, key, value, real[:, None, None])
-        out = self._finish(layer, x[sequence, ends][:, None], attended, last[2:])
+        out = self._base.after_attention(layer, x[sequence, ends][:, None], [attended], last[2:])
         return out.view(batch, copies, -1), prompt_end
-
-    def _finish(
-        self, layer: _Layer, x: Tensor, attended: Tensor, noise: Noise, first: int = 0
-    ) -> Tensor:
-        """Output projection and MLP with their residuals; `attended` is `[B, heads, rows, w]`."""
-        attended = attended.transpose(1, 2).flatten(2)  # [B, rows, heads · head_dim]
-        x = x + layer.output(attended, noise[0], first)
-        h = self._base.norm(x, layer.mlp_norm)
-        gate, up = layer.gate_up(h, noise[1], first).chunk(2, dim=-1)
-        return x + layer.down(F.silu(gate).mul_(up), noise[2], first)
 
 
 def _record(seen: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:

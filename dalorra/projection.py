@@ -1,8 +1,8 @@
 """Matrix products of the packed forward: fused, and prepacked for the processor."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,21 @@ from torch import Tensor, nn
 from dalorra.low_rank import Updates
 from dalorra.stochastic_lora import RankNoise, RowMask
 
-Product = Callable[[Tensor], Tensor]
+
+class Product(Protocol):
+    """Wx + b of `[B, rows, d_in]`, `[B, rows, d_out]`, and what is done with it in one pass."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Wx + b."""
+
+    def silu(self, x: Tensor) -> Tensor:
+        """The SiLU of Wx + b."""
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        """(Wx + b) · factor, `[B, rows, d_out]`."""
+
+    def plus(self, x: Tensor, term: Tensor) -> Tensor:
+        """Wx + b + term, `[B, rows, d_out]`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +54,7 @@ class BaseProjection:
         weight = _fuse_weights(members)
         biases = [cast(Tensor | None, linear.bias) for linear in members]
         bias = torch.cat(cast(list[Tensor], biases)) if biases[0] is not None else None
-        product = _prepacked(weight, bias) if prepack else lambda x: F.linear(x, weight, bias)
+        product = _Prepacked(weight, bias) if prepack else _Plain(weight, bias)
         widths = {name: linear.out_features for name, linear in linears.items()}
         return cls(product, widths, weight.dtype)
 
@@ -100,9 +114,15 @@ class FusedProjection:
         inputs = x.repeat_interleave(copies, dim=0)
         return F.linear(noise(activations, inputs), self._up)
 
-    def __call__(self, x: Tensor, noise: RankNoise | None = None, first: int = 0) -> Tensor:
-        """Base product of all rows, with the update on the rows from `first` on."""
-        out = self.base(x)
+    def __call__(
+        self,
+        x: Tensor,
+        noise: RankNoise | None = None,
+        first: int = 0,
+        plus: Tensor | None = None,
+    ) -> Tensor:
+        """Base product of all rows, with the update on those from `first` on, and a term."""
+        out = self.base(x) if plus is None else self.base.plus(x, plus)
         if noise is not None:
             out[:, first:] += self.update(x[:, first:], noise)
         return out
@@ -128,13 +148,42 @@ def can_prepack(weight: Tensor) -> bool:
     )
 
 
-def _prepacked(weight: Tensor, bias: Tensor | None) -> Product:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001 - no public name
+class _Plain:
+    """A `Product` by PyTorch's own operations."""
 
-    def product(x: Tensor) -> Tensor:
-        return cast(
-            Tensor,
-            torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], ""),  # noqa: SLF001
-        )
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
 
-    return product
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight, self._bias)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return F.silu(self(x), inplace=True)
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return self(x).mul_(factor)
+
+    def plus(self, x: Tensor, term: Tensor) -> Tensor:
+        return self(x).add_(term)
+
+
+class _Prepacked:
+    """A `Product` by oneDNN, which does the rest while a block of the product is in the cache."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001 - no other
+        self._bias = bias
+        self._unary = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
+        self._binary = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self._unary(x, self._weight, self._bias, "none", [], ""))
+
+    def silu(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self._unary(x, self._weight, self._bias, "swish", [], ""))
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return cast(Tensor, self._binary(x, factor, self._weight, self._bias, "mul"))
+
+    def plus(self, x: Tensor, term: Tensor) -> Tensor:
+        return cast(Tensor, self._binary(x, term, self._weight, self._bias, "add"))

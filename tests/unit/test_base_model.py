@@ -17,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from dalorra import base_model as module
 from dalorra.base_model import (
     choose_dtype,
-    cpu_multiplies_bfloat16,
     load_base_model,
     weight_digest,
 )
 from dalorra.errors import BaseModelError
+from dalorra.processor import has_amx, multiplies_bfloat16
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -245,13 +245,14 @@ def test_refuses_cuda_where_there_is_none(checkpoint):
 def test_bfloat16_is_used_where_the_cpu_multiplies_it(tmp_path, monkeypatch, flags, fast):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nmodel name\t: X\nflags\t\t: {flags}\nbugs\t\t: none\n")
-    assert cpu_multiplies_bfloat16(cpuinfo) is fast
-    monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda: fast)
+    assert multiplies_bfloat16(cpuinfo) is fast
+    assert has_amx(cpuinfo) is ("amx_bf16" in flags)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: fast)
     chosen = choose_dtype("auto", torch.device("cpu"))
     assert chosen is (torch.bfloat16 if fast else torch.float32)
 
 
 def test_a_cpu_that_says_nothing_gets_float32(tmp_path):
-    assert not cpu_multiplies_bfloat16(tmp_path / "absent")
+    assert not multiplies_bfloat16(tmp_path / "absent")
     (tmp_path / "arm").write_text("processor : 0\nFeatures : fp asimd bf16\n")
-    assert not cpu_multiplies_bfloat16(tmp_path / "arm")
+    assert not multiplies_bfloat16(tmp_path / "arm")

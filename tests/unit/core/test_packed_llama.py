@@ -110,8 +110,9 @@ def test_shares_weights_with_the_model_and_keeps_their_values() -> None:
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    mlp = cast(Any, model.get_base_model()).model.layers[0].mlp
-    storages = {p.weight.untyped_storage().data_ptr() for p in (mlp.gate_proj, mlp.up_proj)}
+    attention = cast(Any, model.get_base_model()).model.layers[0].self_attn
+    weights = (attention.k_proj.weight, attention.v_proj.base_layer.weight)
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
     assert len(storages) == 1
 
 
