@@ -3,9 +3,10 @@
     python -m benchmarks.forward --tokens 40 100 200 300 --samples 10 --batch 1 8 --json OUT
 
 Contenders, in turn on the same prompts: one pass of a plain PEFT LoRA with
-`logits_to_keep=1` (the unit); ours, packed, for `answer_tokens` and `all_tokens`; the same
-packed rows through the unmodified model; PEFT in a loop of M, as published implementations do it;
-and M rows of the batch through PEFT; on a GPU ours recorded as a CUDA graph, too.
+`logits_to_keep=1` (the unit); ours, packed, for `answer_tokens` and `all_tokens`, in forwards of
+at most as many rows as the server puts into one; the `answer_tokens` rows through the unmodified
+model; PEFT in a loop of M, as published implementations do it; and M rows of the batch through
+PEFT; on a GPU ours recorded as a CUDA graph, too.
 `--shape llama-3.1-8b` builds that shape with random weights, for a GPU.
 """
 
@@ -33,6 +34,7 @@ from benchmarks.roofline import COLUMNS, SHAPES, Machine, Shape, with_roofline
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.base_model import load_base_model
 from dalorra.forward import answer_logits
+from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_rows, forwards
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, pack
 from dalorra.posteriors import RankMasks
@@ -81,8 +83,13 @@ class Contenders:
         members = range(self.samples)
 
         def ours(scope: Scope) -> Callable[[], object]:
+            price = forward_rows(self.device)
             return self._synchronised(
-                lambda: self.network.label_logits(prompts, members, self.bank, scope)
+                lambda: [
+                    self.network.label_logits([prompts[i] for i in group], part, self.bank, scope)
+                    for group, parts in forwards(prompts, members, scope, DEFAULT_ROW_BUDGET, price)
+                    for part in parts
+                ]
             )
 
         def unmodified() -> Tensor:

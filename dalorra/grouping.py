@@ -12,6 +12,9 @@ import torch
 from dalorra.packing import Scope, packed_row_count
 from dalorra.prompts import Prompt
 
+DEFAULT_ROW_BUDGET: Final = 2048
+"""Most rows of a forward where nothing else is asked for, as the server's `batch_rows`."""
+
 _FORWARD_ROWS: Final = {"cpu": 40, "cuda": 256}
 
 

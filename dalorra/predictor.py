@@ -14,7 +14,7 @@ from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
-from dalorra.grouping import forward_rows, forwards
+from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_rows, forwards
 from dalorra.manifest import check_tokens
 from dalorra.novelty import Novelty
 from dalorra.packing import Scope, packed_row_count
@@ -24,8 +24,6 @@ from dalorra.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
 from dalorra.recorded_network import RecordedNetwork, recorded_shapes
 from dalorra.stochastic_lora import StochasticPeftModel, detach, module_tensors
-
-DEFAULT_ROW_BUDGET = 4096
 
 
 class Predictor:

@@ -6,8 +6,9 @@ from dalorra.adapter import Adapter, bundled_adapter, read_adapter
 from dalorra.arranged import arrange
 from dalorra.base_model import BaseModel, load_base_model
 from dalorra.errors import ConfigError
+from dalorra.grouping import DEFAULT_ROW_BUDGET
 from dalorra.openmp import without_team
-from dalorra.predictor import DEFAULT_ROW_BUDGET, Predictor
+from dalorra.predictor import Predictor
 from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import Overflow
 from dalorra.recorded_network import CudaGraphs

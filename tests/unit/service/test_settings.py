@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dalorra.errors import ConfigError
+from dalorra.grouping import DEFAULT_ROW_BUDGET
 from service.keys import digest, hash_key
 from service.settings import Settings, load_settings
 
@@ -31,7 +32,7 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(
     settings = load_settings(config, port=3, device=None)
 
     assert (settings.port, settings.host, settings.device) == (3, "environment", "cpu")
-    assert settings.batch_rows == Settings().batch_rows
+    assert settings.batch_rows == Settings().batch_rows == DEFAULT_ROW_BUDGET
 
 
 @pytest.mark.parametrize(
