@@ -10,22 +10,26 @@ from typing import Final
 import torch
 
 from dalorra.packing import Scope, packed_row_count
+from dalorra.processor import has_amx
 from dalorra.prompts import Prompt
 
 DEFAULT_ROW_BUDGET: Final = 2048
 """Most rows of a forward where nothing else is asked for, as the server's `batch_rows`."""
 
-_FORWARD_ROWS: Final = {"cpu": 40, "cuda": 256}
+_CPU, _AMX, _GPU = 40, 100, 256
 
 
 def forward_rows(device: torch.device) -> int:
     """The price of a forward, in rows that could be computed in the time that it costs beside them.
 
     On a CPU, what `benchmarks.ragged` measures with two cores: prompts alone against the same
-    prompts padded. On a GPU, the rows that are computed while the weights are read, whatever the
-    model, about 800 TFLOP/s over 3.35 TB/s by the data sheet of an H100; not measured here.
+    prompts padded; with AMX rows are cheaper beside it. On a GPU, the rows that are computed while
+    the weights are read, whatever the model, about 800 TFLOP/s over 3.35 TB/s by the data sheet of
+    an H100; not measured here.
     """
-    return _FORWARD_ROWS.get(device.type, _FORWARD_ROWS["cuda"])
+    if device.type != "cpu":
+        return _GPU
+    return _AMX if has_amx() else _CPU
 
 
 def forwards(
