@@ -107,6 +107,8 @@ def work(
     if plan == "recorded":
         batch, rows = padded_shape(batch, tokens - cue_tokens)
         plan, tokens = "answer_tokens", rows + cue_tokens
+    if plan == "one sample":
+        plan, samples = "answer_tokens", 1
     prompt, cues = tokens - cue_tokens, samples * cue_tokens
     causal = _triangle(tokens)
     packed = _triangle(prompt) + cues * prompt + samples * _triangle(cue_tokens)
