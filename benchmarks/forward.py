@@ -7,7 +7,8 @@ Contenders, in turn on the same prompts: one pass of a plain PEFT LoRA with
 at most as many rows as the server puts into one; one sample of it, which is what a plain pass
 would cost in our arrangement of the model; the `answer_tokens` rows through the unmodified model;
 PEFT in a loop of M, as published implementations do it; and M rows of the batch through PEFT; on a
-GPU ours recorded as a CUDA graph, too.
+GPU ours recorded as a CUDA graph, too. `--plans` adds a plain pass compiled by TorchInductor for
+each shape, which takes a C++ compiler and about a minute a shape.
 `--shape llama-3.1-8b` builds that shape with random weights, for a GPU.
 """
 
@@ -55,6 +56,18 @@ PLANS = {
     "rows": "PEFT, M rows",
 }
 ON_GPU = {"recorded": "ours, answer_tokens, CUDA graph"}
+ON_REQUEST = {"compiled": "one plain LoRA pass, compiled"}
+COLOURS = {
+    "lora": "#666666",
+    "answer_tokens": "#D55E00",
+    "one sample": "#CC79A7",
+    "all_tokens": "#0072B2",
+    "unmodified packed": "#E69F00",
+    "loop": "#999999",
+    "rows": "#56B4E9",
+    "recorded": "#009E73",
+    "compiled": "#000000",
+}
 
 
 class Contenders:
@@ -110,12 +123,26 @@ class Contenders:
                 lambda: self.recorded.answers(prompts, members, self.bank, "answer_tokens")
             ),
         }
+        if "compiled" in plans:
+            every["compiled"] = self._synchronised(self._compiled(ids))
         return {name: every[name] for name in plans}
 
     @torch.inference_mode()
     def _plain_pass(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.plain(input_ids=ids, logits_to_keep=1, use_cache=False).logits
         return logits
+
+    def _compiled(self, ids: Tensor) -> Callable[[], object]:
+        """A plain pass of this shape, its weights frozen into the code."""
+        plain = torch.compile(self.plain, dynamic=False, options={"freezing": True})
+
+        @torch.no_grad()  # frozen weights exclude inference mode
+        def run() -> Tensor:
+            logits: Tensor = plain(input_ids=ids, logits_to_keep=1, use_cache=False).logits
+            return logits
+
+        run()
+        return run
 
     def _synchronised(self, run: Callable[[], object]) -> Callable[[], object]:
         def timed() -> object:
@@ -136,7 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=9)
     known = PLANS | ON_GPU if torch.cuda.is_available() else PLANS
-    parser.add_argument("--plans", nargs="+", choices=known, default=list(known))
+    parser.add_argument("--plans", nargs="+", choices=known | ON_REQUEST, default=list(known))
     parser.add_argument("--shape", choices=["default", "llama-3.1-8b"], default="default")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/forward.json"))
     parser.add_argument(
@@ -235,18 +262,17 @@ def _llama_8b() -> PreTrainedModel:
 def _figure(results: list[dict[str, Any]], path: Path) -> None:
     batches = sorted({r["batch"] for r in results})
     figure = Figure(figsize=(4.4 * len(batches), 3.6), layout="constrained")
-    colours = "#666666 #D55E00 #CC79A7 #0072B2 #E69F00 #999999 #56B4E9 #009E73".split()
-    names = PLANS | ON_GPU
+    names = PLANS | ON_GPU | ON_REQUEST
     for axes, batch in zip(
         figure.subplots(1, len(batches), squeeze=False)[0], batches, strict=True
     ):
-        for (plan, name), colour in zip(names.items(), colours, strict=True):
+        for plan, name in names.items():
             own = [r for r in results if r["plan"] == plan and r["batch"] == batch]
             if own:
                 axes.plot(
                     [r["tokens"] for r in own],
                     [r["ratio_to_single"] for r in own],
-                    color=colour,
+                    color=COLOURS[plan],
                     marker="o",
                     markersize=4,
                     label=name,

@@ -112,9 +112,9 @@ def work(
     prompt, cues = tokens - cue_tokens, samples * cue_tokens
     causal = _triangle(tokens)
     packed = _triangle(prompt) + cues * prompt + samples * _triangle(cue_tokens)
-    if plan in ("lora", "loop"):
+    if plan in ("lora", "compiled", "loop"):
         once = _unmodified(shape, batch * tokens, batch * causal, batch, shape.vocabulary)
-        return once if plan == "lora" else once.times(samples)
+        return once.times(samples) if plan == "loop" else once
     if plan == "rows":
         batch *= samples
         return _unmodified(shape, batch * tokens, batch * causal, batch, shape.vocabulary)
