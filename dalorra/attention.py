@@ -1,9 +1,9 @@
 """Attention of packed rows, by a fused kernel or by plain matrix products.
 
-On a CPU PyTorch's fused kernel is 1.2 to 4 times faster than plain products where there is AMX, and
-slower in bfloat16 where there is none; its backward is slower on both. Plain products go over
-blocks of query rows, see no key that they must hide, and take all query heads that share a key head
-as one.
+On a CPU PyTorch's fused kernel is faster than plain products where there is AMX
+(`benchmarks.attention`) and slower in bfloat16 where there is none; its backward is mostly slower
+in bfloat16 on both. Plain products go over blocks of query rows, see no key that they must hide,
+and take all query heads that share a key head as one.
 """
 
 from typing import Final
@@ -30,6 +30,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     if _fused(query):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    return causal_by_products(query, key, value)
+
+
+def causal_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`causal_attention` by plain products, one block of query rows after the other."""
     rows = query.shape[2]
     mask = torch.ones((_BLOCK, _BLOCK), dtype=torch.bool).tril()
     blocks = []

@@ -241,10 +241,9 @@ def attach(
     # PEFT documents this name as its extension point, underscore and all.
     config._register_custom_module({nn.Linear: StochasticLoraLinear})  # noqa: SLF001
     with warnings.catch_warnings():
-        # A tied head shares its base weight, which is neither merged nor saved.
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
-        # PEFT 0.21 reads it under a name that transformers 5.24 deprecates.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        # A tied head is neither merged nor saved; transformers deprecates what PEFT 0.21 reads.
+        for message in (".*tie_word_embeddings=True.*", ".*is_gradient_checkpointing.*"):
+            warnings.filterwarnings("ignore", message=message)
         peft_model = model_class(model, config, adapter_name=ADAPTER_NAME)
     for layer in stochastic_layers(peft_model).values():
         layer.add_posterior(posterior.tensors(layer.down))
@@ -258,9 +257,7 @@ def _require_modules(model: PreTrainedModel, config: LoraConfig) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in names):
             raise ValueError(f"the base model has no linear module {target!r}")
         if target in (config.modules_to_save or ()):
-            raise ValueError(
-                f"{target!r} is part of the head, which is trained whole: leave it out"
-            )
+            raise ValueError(f"{target!r} is part of the head, which is trained: leave it out")
 
 
 def detach(peft_model: PeftModel) -> PreTrainedModel:
