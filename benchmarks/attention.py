@@ -52,9 +52,8 @@ def contenders(
         for rows in (tokens, tokens + CUES)
         for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
-    visible = torch.ones((1, 1, CUES, tokens + CUES), dtype=torch.bool).tril(tokens)
-
     cue_query = cue_query[:, :, tokens:]
+    visible = torch.ones((1, 1, CUES, tokens + CUES), dtype=torch.bool).tril(tokens)
     fused = F.scaled_dot_product_attention
     plans: dict[str, dict[str, Callable[[], Tensor]]] = {
         "causal": {

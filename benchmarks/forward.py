@@ -129,8 +129,7 @@ class Contenders:
 
     @torch.inference_mode()
     def _plain_pass(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.plain(input_ids=ids, logits_to_keep=1, use_cache=False).logits
-        return logits
+        return _last_logits(self.plain, ids)
 
     def _compiled(self, ids: Tensor) -> Callable[[], object]:
         """A plain pass of this shape, its weights frozen into the code."""
@@ -138,8 +137,7 @@ class Contenders:
 
         @torch.no_grad()  # frozen weights exclude inference mode
         def run() -> Tensor:
-            logits: Tensor = plain(input_ids=ids, logits_to_keep=1, use_cache=False).logits
-            return logits
+            return _last_logits(plain, ids)
 
         run()
         return run
@@ -152,6 +150,11 @@ class Contenders:
             return result
 
         return timed
+
+
+def _last_logits(model: Any, ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids, logits_to_keep=1, use_cache=False).logits
+    return logits
 
 
 def main() -> None:

@@ -24,10 +24,9 @@ from torch import Tensor
 
 from benchmarks.report import print_table, write_json
 from dalorra.predictive import PosteriorSamples
-from training.calibrate import fit_temperature
+from training.calibrate import TEMPERATURES, fit_temperature
 from training.experiments.earlier import PREDICTIONS_FILE
 
-BOUNDS = (0.05, 20.0)  # of `fit_temperature`
 FITS = ("none", "labels", "platt")
 COLUMNS = ("method", *(f"nll_{f}" for f in FITS), *(f"nll_{f}_worst" for f in FITS))
 
@@ -100,7 +99,7 @@ def _fitted(fit: str, pilot: PosteriorSamples) -> float:
         return 1.0
     if fit == "platt":
         return fit_temperature(pilot, [0] * len(pilot.probabilities))
-    bounds = tuple(np.log(BOUNDS))
+    bounds = tuple(np.log(TEMPERATURES))
     found = optimize.minimize_scalar(
         lambda log_t: _nll(pilot, float(np.exp(log_t))), bounds=bounds, method="bounded"
     )

@@ -35,7 +35,8 @@ STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Stricter targets to calibrate too, as fractions of the one that is asked for."""
 
 SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
-_TEMPERATURES = (0.05, 20.0)
+TEMPERATURES = (0.05, 20.0)
+"""Least and most that `fit_temperature` looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +277,7 @@ def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
         tiny = torch.finfo(torch.float64).tiny
         return float(-(smoothed * mean.clamp_min(tiny).log()).sum(dim=1).mean())
 
-    bounds = tuple(np.log(_TEMPERATURES))
+    bounds = tuple(np.log(TEMPERATURES))
     return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
