@@ -7,23 +7,20 @@ Contenders, in turn on the same prompts: one pass of a plain PEFT LoRA with
 at most as many rows as the server puts into one; one sample of it, which is what a plain pass
 would cost in our arrangement of the model; the `answer_tokens` rows through the unmodified model;
 PEFT in a loop of M, as published implementations do it; and M rows of the batch through PEFT; on a
-GPU ours recorded as a CUDA graph, too. `--plans` adds a plain pass compiled by TorchInductor for
-each shape, which takes a C++ compiler and about a minute a shape.
+GPU ours and the plain pass as CUDA graphs, too. `--plans` adds a plain pass compiled by
+TorchInductor for each shape, which takes a C++ compiler and about a minute a shape.
 `--shape llama-3.1-8b` builds that shape with random weights, for a GPU.
 """
 
 import argparse
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.plans import ON_GPU, ON_REQUEST, PLANS, Contenders, llama_8b
 from benchmarks.report import (
     interleaved,
     legend_below,
@@ -32,31 +29,11 @@ from benchmarks.report import (
     save_figure,
     write_json,
 )
-from benchmarks.roofline import COLUMNS, SHAPES, Machine, Shape, with_roofline
-from dalorra.bank import BankSpec, MaskBank
+from benchmarks.roofline import COLUMNS, Machine, Shape, with_roofline
 from dalorra.base_model import load_base_model
-from dalorra.forward import answer_logits
-from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_rows, forwards
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope, pack
-from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt
-from dalorra.recorded_network import CudaGraphs, RecordedNetwork
-from dalorra.stochastic_lora import StochasticPeftModel, attach, lora_config, mask_logits
 
-MODULES = ["q_proj", "v_proj", "lm_head"]
 SLOW_ABOVE = 400  # tokens · batch: the loop over M is then timed fewer times
-PLANS = {
-    "lora": "one plain LoRA pass",
-    "answer_tokens": "ours, answer_tokens",
-    "one sample": "ours, one sample alone",
-    "all_tokens": "ours, all_tokens",
-    "unmodified packed": "answer_tokens rows, unmodified model",
-    "loop": "PEFT, loop of M",
-    "rows": "PEFT, M rows",
-}
-ON_GPU = {"recorded": "ours, answer_tokens, CUDA graph"}
-ON_REQUEST = {"compiled": "one plain LoRA pass, compiled"}
 COLOURS = {
     "lora": "#666666",
     "answer_tokens": "#D55E00",
@@ -66,95 +43,10 @@ COLOURS = {
     "loop": "#999999",
     "rows": "#56B4E9",
     "recorded": "#009E73",
+    "one sample recorded": "#F0E442",
+    "lora recorded": "#333333",
     "compiled": "#000000",
 }
-
-
-class Contenders:
-    """Every plan on one base model and one set of adapter values."""
-
-    def __init__(self, base: PreTrainedModel, samples: int) -> None:
-        self.samples = samples
-        self.device = base.device
-        plain = get_peft_model(
-            copy.deepcopy(base),
-            LoraConfig(r=8, lora_alpha=16, target_modules=MODULES),
-            autocast_adapter_dtype=False,
-        ).eval()
-        self.plain: Any = plain
-        self.model: StochasticPeftModel = attach(
-            base, lora_config(8, 16, MODULES, "benchmark"), RankMasks()
-        )
-        _same_values(self.plain, self.model)
-        self.model.eval()
-        self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
-        self.labels = torch.tensor([5, 9], device=self.device)
-        self.network = PackedLlama.of(self.model, self.labels)
-        self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device)
-
-    def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
-        """The chosen plans as functions without arguments, the unit first."""
-        ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts], device=self.device)
-        members = range(self.samples)
-
-        def ours(scope: Scope, members: range) -> Callable[[], object]:
-            price = forward_rows(self.device)
-            return self._synchronised(
-                lambda: [
-                    self.network.label_logits([prompts[i] for i in group], part, self.bank, scope)
-                    for group, parts in forwards(prompts, members, scope, DEFAULT_ROW_BUDGET, price)
-                    for part in parts
-                ]
-            )
-
-        def unmodified() -> Tensor:
-            rows = pack(prompts, members, "answer_tokens").to(self.device)
-            return answer_logits(self.model, rows, self.bank, self.labels)
-
-        every: dict[str, Callable[[], object]] = {
-            "lora": self._synchronised(lambda: self._plain_pass(ids)),
-            "answer_tokens": ours("answer_tokens", members),
-            "one sample": ours("answer_tokens", range(1)),
-            "all_tokens": ours("all_tokens", members),
-            "unmodified packed": self._synchronised(torch.inference_mode()(unmodified)),
-            "loop": self._synchronised(lambda: [self._plain_pass(ids) for _ in members]),
-            "rows": self._synchronised(lambda: self._plain_pass(ids.repeat(self.samples, 1))),
-            "recorded": self._synchronised(
-                lambda: self.recorded.answers(prompts, members, self.bank, "answer_tokens")
-            ),
-        }
-        if "compiled" in plans:
-            every["compiled"] = self._synchronised(self._compiled(ids))
-        return {name: every[name] for name in plans}
-
-    @torch.inference_mode()
-    def _plain_pass(self, ids: Tensor) -> Tensor:
-        return _last_logits(self.plain, ids)
-
-    def _compiled(self, ids: Tensor) -> Callable[[], object]:
-        """A plain pass of this shape, its weights frozen into the code."""
-        plain = torch.compile(self.plain, dynamic=False, options={"freezing": True})
-
-        @torch.no_grad()  # frozen weights exclude inference mode
-        def run() -> Tensor:
-            return _last_logits(plain, ids)
-
-        run()
-        return run
-
-    def _synchronised(self, run: Callable[[], object]) -> Callable[[], object]:
-        def timed() -> object:
-            result = run()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            return result
-
-        return timed
-
-
-def _last_logits(model: Any, ids: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=ids, logits_to_keep=1, use_cache=False).logits
-    return logits
 
 
 def main() -> None:
@@ -177,7 +69,7 @@ def main() -> None:
         _figure(read_json(options.json), options.json.with_suffix(".png"))
         return
 
-    base = load_base_model().model if options.shape == "default" else _llama_8b()
+    base = load_base_model().model if options.shape == "default" else llama_8b()
     contenders = Contenders(base, options.samples)
     plans = ["lora", *(plan for plan in options.plans if plan != "lora")]
     machine = Machine.measure(contenders.device)
@@ -225,41 +117,6 @@ def _measure(
                     "dtype": str(contenders.model.get_base_model().dtype),
                     **numbers,
                 }
-
-
-def _same_values(plain: nn.Module, ours: nn.Module) -> None:
-    """Random B in both, A copied."""
-    generator = torch.Generator().manual_seed(1)
-    target = dict(plain.named_parameters())
-    with torch.no_grad():
-        for name, parameter in ours.named_parameters():
-            if "lora_B" in name:
-                values = 0.02 * torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(values.to(torch.bfloat16))
-            if "lora_A" in name or "lora_B" in name:
-                target[name].copy_(parameter)
-
-
-def _llama_8b() -> PreTrainedModel:
-    shape = SHAPES["llama-3.1-8b"]
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-        dtype=torch.bfloat16,
-    )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with device:
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    model.eval().requires_grad_(requires_grad=False)
-    return cast(PreTrainedModel, model)
 
 
 def _figure(results: list[dict[str, Any]], path: Path) -> None:

@@ -1,39 +1,48 @@
-"""Prompts that differ in length: padded together, split by length, or each alone.
+"""Prompts that differ in length: padded together, split by length, joined, or each alone.
 
     python -m benchmarks.ragged --data FOLDER --json OUT
 
-Batches of sst2 validation sentences under the adapter's own scope: padded to the longest; as two
-forwards, the shorter half and the longer half; as `dalorra.grouping` splits them; each alone.
+Batches of sst2 validation sentences: padded to the longest; as two forwards, the shorter half and
+the longer half; as `dalorra.grouping` splits them; joined to one sequence without padding, as
+`dalorra.slots` lays it out; each alone. With the bundled adapter, or, for a GPU, with
+`--shape llama-3.1-8b`: random weights of that shape.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from benchmarks.plans import MODULES, llama_8b
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.adapter import bundled_adapter
-from dalorra.grouping import cheapest_groups
-from dalorra.predictive import Prediction
+from dalorra.adapter import bundled_adapter, read_adapter
+from dalorra.bank import BankSpec
+from dalorra.base_model import load_base_model
+from dalorra.grouping import cheapest_groups, forward_rows
+from dalorra.packed_base import PackedBase
+from dalorra.policy import Policy
+from dalorra.posteriors import RankMasks
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
+from dalorra.stochastic_lora import attach, lora_config
 from training.tasks import load_examples, subsample
 
-PLANS = ("padded", "two buckets", "grouped", "alone")
+NEVER = 10**6  # a price at which no batch is split
 
 
 def main() -> None:
     """Runs the comparison and writes its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--adapter", type=Path, default=bundled_adapter())
     parser.add_argument("--data", type=Path, help="folder with sst2/validation.jsonl; the hub")
+    parser.add_argument("--shape", choices=["default", "llama-3.1-8b"], default="default")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--batches", type=int, default=3, help="different ones of each size")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/ragged.json"))
     options = parser.parse_args()
 
-    predictor = Predictor.load(options.adapter)
-    price = predictor.forward_rows  # what the plans differ in
+    predictor, packed = _of_shape(options.shape)
+    price = forward_rows(packed.device)
     examples = load_examples("sst2", "validation", options.data)
     results = []
     for batch in options.batch:
@@ -42,40 +51,64 @@ def main() -> None:
             prompts = [predictor.encode(dict(example.input)) for example in chosen]
             rows = [predictor.packed_rows(prompt) for prompt in prompts]
             about = {
+                "shape": options.shape,
                 "batch": batch,
                 "number": number,
                 "repeats": options.repeats,
                 "padding": 1 - sum(rows) / (batch * max(rows)),
                 "groups": len(cheapest_groups(rows, predictor.row_budget, price)),
             }
-            timed = interleaved(_plans(predictor, prompts, price), options.repeats)
+            timed = interleaved(_plans(predictor, packed, prompts, price), options.repeats)
             results += [{"plan": plan, **about, **numbers} for plan, numbers in timed.items()]
     columns = ("plan", "batch", "padding", "groups", "median_ms", "ratio_to_single")
     print_table("Ragged prompts", results, columns)
     write_json(options.json, results)
 
 
+def _of_shape(shape: str) -> tuple[Predictor, PackedBase]:
+    """A predictor, and its base."""
+    adapter, base = read_adapter(bundled_adapter()), load_base_model()
+    if shape == "default":
+        packed = PackedBase(base.model)
+        return Predictor.from_adapter(adapter, base, packed=packed), packed
+    own = Predictor.from_adapter(adapter, base)
+    model = attach(llama_8b(), lora_config(8, 16, MODULES, "benchmark"), RankMasks()).eval()
+    packed = PackedBase(model.get_base_model())
+    predictor = Predictor(
+        model,
+        own.encoder,
+        RankMasks(),
+        BankSpec(),
+        "answer_tokens",
+        policy=Policy.never(),
+        model_name=shape,
+        adapter_name="benchmark",
+        adapter_digest="",
+        method="dalorra",
+        packed=packed,
+    )
+    return predictor, packed
+
+
 def _plans(
-    predictor: Predictor, prompts: Sequence[Prompt], price: int
-) -> dict[str, Callable[[], list[Prediction]]]:
-    """Each answers the prompts in order of length; `price` is the predictor's own of a forward."""
+    predictor: Predictor, packed: PackedBase, prompts: Sequence[Prompt], price: int
+) -> dict[str, Callable[[], None]]:
+    """Each answers the prompts in order of length; `price` is that of a forward."""
     ordered = sorted(prompts, key=lambda prompt: prompt.tokens)
     middle = len(ordered) // 2
-    never = 10**6  # a price at which no batch is split
 
-    def split(*parts: Sequence[Prompt], price: int = never) -> Callable[[], list[Prediction]]:
-        def answer() -> list[Prediction]:
-            predictor.forward_rows = price
-            return [prediction for part in parts for prediction in predictor.predict(part)]
+    def answer(*parts: Sequence[Prompt], price: int | None = NEVER) -> None:
+        packed.joins_prompts = price is None
+        predictor.forward_rows = price
+        for part in parts:
+            predictor.predict(part)
 
-        return answer
-
-    padded, buckets, grouped, alone = PLANS
     return {
-        padded: split(ordered),
-        buckets: split(ordered[:middle], ordered[middle:]),
-        grouped: split(ordered, price=price),
-        alone: split(*([prompt] for prompt in ordered)),
+        "padded": partial(answer, ordered),
+        "two buckets": partial(answer, ordered[:middle], ordered[middle:]),
+        "grouped": partial(answer, ordered, price=price),
+        "joined": partial(answer, ordered, price=None),
+        "alone": partial(answer, *([prompt] for prompt in ordered)),
     }
 
 

@@ -5,8 +5,9 @@
 measures the machine's rate of bfloat16 products and its copy bandwidth, and adds to every line of
 the JSON the work of its plan, the least time for it and the share of that in the time taken.
 
-The work is that of the rows which a plan really runs, multiplications and additions counted as
-two, attention by the pairs of query and key that see each other. No plan can take less than
+The work is that of the rows which a plan needs, padding left out, multiplications and additions
+counted as two, attention by the pairs of query and key that see each other. No plan can take less
+than
 
     max(work / rate, bytes of the weights it reads / bandwidth)
 """
@@ -22,7 +23,6 @@ from typing import Any, Self
 import torch
 
 from benchmarks.report import print_table, read_json, write_json
-from dalorra.recorded_network import padded_shape
 
 RANK = 8
 LABELS = 2
@@ -104,9 +104,7 @@ def work(
     plan: str, shape: Shape, *, batch: int, tokens: int, cue_tokens: int, samples: int
 ) -> Work:
     """What a plan of `benchmarks.forward` runs for B prompts of T tokens."""
-    if plan == "recorded":
-        batch, rows = padded_shape(batch, tokens - cue_tokens)
-        plan, tokens = "answer_tokens", rows + cue_tokens
+    plan = {"recorded": "answer_tokens"}.get(plan, plan.removesuffix(" recorded"))
     if plan == "one sample":
         plan, samples = "answer_tokens", 1
     prompt, cues = tokens - cue_tokens, samples * cue_tokens

@@ -59,7 +59,8 @@ def main() -> None:
             for _ in range(options.batch)
         ]
         labels = torch.randint(0, 2, (options.batch,), generator=generator)
-        ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts])
+        ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts], device=base.device)
+        labels = labels.to(base.device)
         cache = PromptCache(1 << 30)
         cache.plan(ours, prompts, draws=1 << 30)
         contenders = {
@@ -99,7 +100,8 @@ def _plain_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Te
 def _objective(
     model: Any, scope: Scope, prompts: list[Prompt], labels: torch.Tensor, cache: PromptCache | None
 ) -> Callable[[], torch.Tensor]:
-    objective = Objective(Dalorra(), torch.tensor(LABELS), scope, 1000, cache)
+    label_ids = torch.tensor(LABELS, device=model.device)
+    objective = Objective(Dalorra(), label_ids, scope, 1000, cache)
     generator = torch.Generator().manual_seed(0)
     return lambda: objective(model, prompts, labels, generator).total
 
@@ -111,6 +113,8 @@ def _step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], ob
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     return step
 

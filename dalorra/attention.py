@@ -49,11 +49,25 @@ def causal_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
-    """Each row attends to the keys that `visible` `[B or 1, 1, rows, keys]` shows it."""
+def layer_mask(visible: Tensor, like: Tensor) -> Tensor:
+    """What `masked_attention` takes for `visible`, made once for all layers.
+
+    The fused kernel wants numbers to add to the scores, and would make them in every layer.
+
+    Args:
+        visible: `[B or 1, 1, rows, keys]` bool.
+        like: of the queries' device and precision.
+    """
+    if not _fused(like):
+        return visible
+    return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, -torch.inf)
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Each row attends to the keys that the mask, from `layer_mask`, shows it."""
     if _fused(query):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=True)
-    return grouped_attention(query, key, value, visible)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    return grouped_attention(query, key, value, mask)
 
 
 def grouped_attention(
@@ -79,6 +93,11 @@ def grouped_attention(
     scores = scores.masked_fill(~visible[:, :, None], -torch.inf)
     weights = scores.softmax(dim=-1).to(value.dtype).view(batch, kv_heads, -1, keys)
     return (weights @ value).view(batch, heads, rows, width)
+
+
+def by_row(attended: Tensor) -> Tensor:
+    """`[B, heads, rows, head_dim]` → `[B, rows, heads · head_dim]`."""
+    return attended.transpose(1, 2).flatten(2)
 
 
 def _fused(query: Tensor) -> bool:

@@ -17,7 +17,7 @@ from dalorra.stochastic_lora import RankNoise
 Noise = Sequence[RankNoise | None]
 """One per projection of a layer, None where nothing is adapted."""
 
-_KEPT: Final = 64  # arrangements: one for each bank, split of M, and batch size of `all_tokens`
+_KEPT: Final = 64  # arrangements: one for each bank and split of M
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,26 +60,21 @@ class BoundNoise:
         self._device, self._dtype = like.device, like.dtype
         self._kept: OrderedDict[tuple[Any, ...], tuple[NoiseBank, ForwardNoise]] = OrderedDict()
 
-    def bind(
-        self, bank: NoiseBank, members: range, scope: Scope, batch: int, cue_tokens: int
-    ) -> ForwardNoise:
-        """For forwards of `batch` prompts under each of these members.
+    def bind(self, bank: NoiseBank, members: range, scope: Scope, cue_tokens: int) -> ForwardNoise:
+        """For forwards of any number of prompts under each of these members.
 
         Args:
             bank: of the adapter.
             members: M of them.
             scope: which rows the noise acts on.
-            batch: B; under `answer_tokens` the noise is the same for all.
             cue_tokens: k; without meaning under `all_tokens`.
         """
         cues = scope == "answer_tokens"
-        key = (id(bank), members, scope, cue_tokens if cues else batch)
+        key = (id(bank), members, scope, cue_tokens if cues else 0)
         if key not in self._kept:
             each = torch.tensor(list(members), device=self._device)
             layers = (
-                self._on_cues(bank, each, cue_tokens)
-                if cues
-                else self._on_sequences(bank, each, batch)
+                self._on_cues(bank, each, cue_tokens) if cues else self._on_sequences(bank, each)
             )
             bound = ForwardNoise(scope, len(members), layers, self._head.bind(bank, members))
             self._kept[key] = (bank, bound)  # the reference keeps id(bank) from being reused
@@ -99,9 +94,9 @@ class BoundNoise:
         ]
         return [*(self._of(projections, on_rows) for projections in self._layers[:-1]), last]
 
-    def _on_sequences(self, bank: NoiseBank, members: Tensor, batch: int) -> list[Noise]:
-        """B · M sequences that each run under one member, members inner."""
-        noise = bank.noise(members.repeat(batch)[:, None])
+    def _on_sequences(self, bank: NoiseBank, members: Tensor) -> list[Noise]:
+        """All rows of all prompts under each member, `[M, rows, …]`."""
+        noise = bank.noise(members[:, None])
         return [self._of(projections, noise) for projections in self._layers]
 
     def _of(

@@ -2,22 +2,26 @@
 
 The part of a prompt whose keys and values are known already has keys, but no rows:
 
-    keys  [known prefix | prompt rows | cue under z_1 | … | cue under z_M]
-    rows                [prompt rows | cue under z_1 | … | cue under z_M]
+    keys   [known prefix | prompt | cue under z_1 | … | cue under z_M]
+    slots                [prompt | cue under z_1 | … | cue under z_M]
 
-Prefixes and prompt rows are padded on the right, where no row looks.
+Prefixes and prompts are padded on the right, where no row looks. Rows are slots; those of joined
+prompts have no padding and lie as `dalorra.slots` says.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dalorra.attention import layer_mask
+from dalorra.projection import AdaptedRows
+from dalorra.slots import Slots
 from dalorra.staging import StagedPrompts
 
 Rotary = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Position ids `[B, rows]` → cos and sin, `[B, 1, rows, head_dim]` each."""
+"""Position ids `[B, slots]` → cos and sin, `[B, 1, slots, head_dim]` each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +29,16 @@ class CueLayout:
     """Rows of B packed prompts.
 
     Attributes:
-        input_ids: `[B, P + M·k]`.
-        visible: `[B, 1, M·k, C + P + M·k]` bool, which keys a cue row sees.
-        visible_to_prompt: `[B, 1, P, C + P]` bool; None when C is 0: plain causal attention.
-        prompt_ends: `[B]`, the last row of each prompt.
+        input_ids: `[B, P + M·k]`; joined `[1, N + B·M·k]`.
+        visible: `[B, 1, M·k, C + P + M·k]`, which keys a cue row sees, as `layer_mask` has it.
+        visible_to_prompt: `[B, 1, P, C + P]`; None when C is 0: plain causal attention.
+        prompt_ends: `[B]`, the last row of each prompt, in the flattened rows.
+        cue_ends: `[B, M]`, the last row of each copy, in the flattened rows.
         cos, sin: rotary embedding, `[B, 1, P + M·k, head_dim]`.
+        slots: of joined rows.
+        cues: P or N, where the cue rows start, and how many each prompt has.
         prefix_keys: C, keys without rows.
-        prompt_rows: P.
+        prompt_slots: P.
         cue_rows: k.
     """
 
@@ -39,36 +46,42 @@ class CueLayout:
     visible: Tensor
     visible_to_prompt: Tensor | None
     prompt_ends: Tensor
+    cue_ends: Tensor
     cos: Tensor
     sin: Tensor
+    slots: Slots | None
+    cues: AdaptedRows
     prefix_keys: int
-    prompt_rows: int
+    prompt_slots: int
     cue_rows: int
 
+    def spread(self, x: Tensor) -> Tensor:
+        """Rows → slots, `[B, P + M·k, c]`."""
+        return self.slots.spread(x) if self.slots else x
+
+    def collect(self, attended: Sequence[Tensor]) -> Tensor:
+        """`[B, heads, some slots, head_dim]` each, together all slots → rows, `[…, d]`."""
+        by_slot = [part.transpose(1, 2) for part in attended]
+        x = (torch.cat(by_slot, dim=1) if len(by_slot) > 1 else by_slot[0]).flatten(2)
+        return self.slots.collect(x) if self.slots else x
+
+    def branch(self, x: Tensor, copies: int) -> Tensor:
+        """Rows of a layout with one copy → rows of one with M, the cue's repeated."""
+        first = self.cues.first
+        cues = x[:, first:].unflatten(1, (-1, 1, self.cue_rows))
+        repeated = cues.expand(-1, -1, copies, -1, -1).flatten(1, 3)
+        return torch.cat([x[:, :first], repeated], dim=1)
+
     @property
-    def ends(self) -> Tensor:
-        """`[M]`, the last row of each copy."""
-        first = self.prompt_rows + self.cue_rows - 1
-        return torch.arange(
-            first, self.input_ids.shape[1], self.cue_rows, device=self.input_ids.device
-        )
+    def last_visible(self) -> Tensor:
+        """`visible` of the rows that end a copy alone, `[B, 1, M, keys]`."""
+        return self.visible[:, :, self.cue_rows - 1 :: self.cue_rows].contiguous()
 
-    def one_copy(self) -> "CueLayout":
-        """The same with the first copy alone."""
-        rows, k = self.prompt_rows + self.cue_rows, self.cue_rows
-        return replace(
-            self,
-            input_ids=self.input_ids[:, :rows],
-            visible=self.visible[:, :, :k, : self.prefix_keys + rows],
-            cos=self.cos[:, :, :rows],
-            sin=self.sin[:, :, :rows],
-        )
-
-    def branch(self, x: Tensor) -> Tensor:
-        """`[B, P + k, d]` → `[B, P + M·k, d]`, the cue rows repeated for every copy."""
-        start = self.prompt_rows
-        copies = (self.input_ids.shape[1] - start) // self.cue_rows
-        return torch.cat([x[:, :start], x[:, start:].repeat(1, copies, 1)], dim=1)
+    @property
+    def last_rotary(self) -> tuple[Tensor, Tensor]:
+        """`cos` and `sin` of the rows that end a copy alone, `[B, 1, M, head_dim]`."""
+        ends = slice(self.prompt_slots + self.cue_rows - 1, None, self.cue_rows)
+        return self.cos[:, :, ends], self.sin[:, :, ends]
 
 
 def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotary) -> CueLayout:
@@ -80,36 +93,53 @@ def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotar
         prefix: C, the most keys that one of them has.
         rotary: of the base model.
     """
-    device = prompts.ids.device
-    k, (batch, longest) = len(prompts.cue_ids), prompts.ids.shape  # P
+    device, longest = prompts.ids.device, prompts.longest  # P
+    k, batch = len(prompts.cue_ids), len(prompts.lengths)
+    cues = copies * k
     starts, lengths = prompts.known[:, None], prompts.lengths[:, None]  # [B, 1]
     positions = torch.arange(longest, device=device)
     offsets = torch.arange(k, device=device).repeat(copies)
     position_ids = torch.cat([starts + positions, starts + lengths + offsets], dim=1)
-    input_ids = torch.cat([prompts.ids, prompts.cue_ids.repeat(copies).expand(batch, -1)], dim=1)
 
     # A cue row sees the known prefix, the real rows of its prompt, and its own copy so far.
-    copy = torch.arange(copies * k, device=device) // k
+    copy = torch.arange(cues, device=device) // k
     own = (copy[:, None] == copy) & (offsets[:, None] >= offsets)  # [M·k, M·k]
     in_prefix = torch.arange(prefix, device=device) < starts  # [B, C]
     in_prompt = torch.cat([in_prefix, positions < lengths], dim=1)  # [B, C + P]
     visible = torch.cat(
-        [in_prompt[:, None].expand(-1, copies * k, -1), own.expand(batch, -1, -1)], dim=-1
+        [in_prompt[:, None].expand(-1, cues, -1), own.expand(batch, -1, -1)], dim=-1
     )
+    cos, sin = rotary(position_ids)
     visible_to_prompt = None
     if prefix:
         causal = (positions[:, None] >= positions).expand(batch, -1, -1)
         before = in_prefix[:, None].expand(-1, longest, -1)
-        visible_to_prompt = torch.cat([before, causal], dim=-1)[:, None]
-    cos, sin = rotary(position_ids)
+        visible_to_prompt = layer_mask(torch.cat([before, causal], dim=-1)[:, None], cos)
+
+    each = torch.arange(batch, device=device)[:, None]
+    ends = torch.arange(k - 1, cues, k, device=device)  # of the copies
+    prompt_starts = prompts.starts
+    if prompts.joined:
+        first = prompts.ids.shape[1]  # N
+        repeated = prompts.cue_ids.repeat(batch * copies)[None]
+        cue_ends = first + each * cues + ends
+        slots = Slots.of(prompts.lengths, first, longest, cues)
+    else:
+        first, slots = longest, None
+        repeated = prompts.cue_ids.repeat(copies).expand(batch, -1)
+        cue_ends = each * (longest + cues) + longest + ends
+        prompt_starts = prompt_starts + each[:, 0] * cues
     return CueLayout(
-        input_ids,
-        visible[:, None],
-        visible_to_prompt,
-        prompts.lengths.clamp_min(1) - 1,
-        cos,
-        sin,
-        prefix,
-        longest,
-        k,
+        input_ids=torch.cat([prompts.ids, repeated], dim=1),
+        visible=layer_mask(visible[:, None], cos),
+        visible_to_prompt=visible_to_prompt,
+        prompt_ends=prompt_starts + prompts.lengths.clamp_min(1) - 1,
+        cue_ends=cue_ends,
+        cos=cos,
+        sin=sin,
+        slots=slots,
+        cues=AdaptedRows(first, cues if prompts.joined else None),
+        prefix_keys=prefix,
+        prompt_slots=longest,
+        cue_rows=k,
     )

@@ -49,6 +49,8 @@ class EncoderNetwork:
         self._model = copy.deepcopy(base, dict(shared)).eval().requires_grad_(False)
         self._device = model.device
 
+    joins_prompts = False
+
     @property
     def nbytes(self) -> int:
         """Memory of A, B and the head."""

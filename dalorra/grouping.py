@@ -1,7 +1,8 @@
 """Which prompts go through a forward together.
 
-Prompts of a forward are padded to the longest of them, and every forward has a price of its own:
-all weights are read once. So a batch is split where the padding saved is worth another forward.
+Where the prompts of a forward are padded to the longest of them, a batch is split if the padding
+saved is worth another forward: each has a price of its own, all weights are read once. Where they
+are joined without padding, there are as few forwards as the budget of rows allows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from dalorra.prompts import Prompt
 DEFAULT_ROW_BUDGET: Final = 2048
 """Most rows of a forward where nothing else is asked for, as the server's `batch_rows`."""
 
-_CPU, _AMX, _GPU = 40, 100, 256
+_CPU, _AMX, _GPU = 40, 100, 256  # the last one for encoders alone
 
 
 def forward_rows(device: torch.device) -> int:
@@ -33,7 +34,7 @@ def forward_rows(device: torch.device) -> int:
 
 
 def forwards(
-    prompts: Sequence[Prompt], members: range, scope: Scope, budget: int, price: int
+    prompts: Sequence[Prompt], members: range, scope: Scope, budget: int, price: int | None
 ) -> Iterator[tuple[list[int], list[range]]]:
     """Which prompts share a forward, and which members; one too long for the budget splits along M.
 
@@ -42,10 +43,11 @@ def forwards(
         members: of the bank.
         scope: of the adapter.
         budget: most rows of a forward, padding included.
-        price: of a forward, in rows.
+        price: of a forward, in rows; None: prompts are joined.
     """
     rows = [packed_row_count(prompt, len(members), scope) for prompt in prompts]
-    for indices in cheapest_groups(rows, budget, price):
+    groups = full_groups(rows, budget) if price is None else cheapest_groups(rows, budget, price)
+    for indices in groups:
         if rows[indices[0]] <= budget:
             yield indices, [members]
             continue
@@ -88,3 +90,24 @@ def cheapest_groups(rows: Sequence[int], budget: int, price: int) -> list[list[i
         groups.append(order[begin[end] : end])
         end = begin[end]
     return groups[::-1]
+
+
+def full_groups(rows: Sequence[int], budget: int) -> list[list[int]]:
+    """Fills one forward after the other, prompts of like length together, longest first.
+
+    Args:
+        rows: of each prompt.
+        budget: most rows of a forward; a prompt beyond it goes alone.
+
+    Returns:
+        Indices into `rows`, by group.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(rows)), key=lambda i: -rows[i]):
+        if rows[index] > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(index)
+        room -= rows[index]
+    return groups

@@ -34,6 +34,11 @@ class Network(Protocol):
     """One adapter on its base."""
 
     @property
+    def joins_prompts(self) -> bool:
+        """Whether a batch costs the rows of its prompts; else as many for each as the longest."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """Memory of the adapter beside the base."""
         ...

@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalorra.prefix_cache import PrefixCache
-from dalorra.projection import BaseProjection, FusedProjection, can_prepack
+from dalorra.projection import (
+    ALL_ROWS,
+    AdaptedRows,
+    BaseProjection,
+    FusedProjection,
+    can_prepack,
+)
 from dalorra.stochastic_lora import RankNoise, StochasticLoraLinear
 
 if TYPE_CHECKING:
@@ -67,6 +73,8 @@ class PackedBase:
             out. Its projections become views of fused weights; their values stay.
         prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
         record: of short forwards, for `RecordedNetwork`; None: none is recorded.
+        joins_prompts: whether prompts of several lengths are joined instead of padded outside
+            attention (`dalorra.slots`); None: on a GPU.
     """
 
     def __init__(
@@ -74,6 +82,8 @@ class PackedBase:
         causal_lm: nn.Module,
         prefix_cache: PrefixCache | None = None,
         record: "Recorder | None" = None,
+        *,
+        joins_prompts: bool | None = None,
     ) -> None:
         model = cast(Any, causal_lm)
         config, trunk = model.config, model.model
@@ -88,6 +98,8 @@ class PackedBase:
         self._kv_heads = int(config.num_key_value_heads)
         self._width = int(trunk.layers[0].self_attn.head_dim)
         last = len(trunk.layers) - 1
+        on_gpu = self.device.type == "cuda"
+        self.joins_prompts = on_gpu if joins_prompts is None else joins_prompts
         prepack = can_prepack(self.embed.weight)
         with torch.no_grad():
             self.layers = [
@@ -144,28 +156,26 @@ class PackedBase:
         self,
         layer: Layer[FusedProjection],
         x: Tensor,
-        attended: Sequence[Tensor],
+        attended: Tensor,
         noise: Sequence[RankNoise | None],
-        first: int = 0,
+        rows: AdaptedRows = ALL_ROWS,
     ) -> Tensor:
         """Output projection and MLP with their residuals, `[B, rows, d]`.
 
         Args:
             layer: of an adapter's forward.
             x: `[B, rows, d]`, what went into the layer.
-            attended: `[B, heads, some rows, head_dim]` each, together all rows.
+            attended: `[B, rows, heads · head_dim]`.
             noise: of output, gate, up and down.
-            first: row that the noise starts at.
+            rows: that the noise acts on.
         """
-        by_row = [part.transpose(1, 2) for part in attended]
-        joined = torch.cat(by_row, dim=1) if len(by_row) > 1 else by_row[0]
-        x = layer.output(joined.flatten(2), noise[0], first, plus=x)
+        x = layer.output(attended, noise[0], rows, plus=x)
         h = self.norm(x, layer.mlp_norm)
         if noise[1] is None and noise[2] is None:
             h = layer.up.base.times(h, layer.gate.base.silu(h))
         else:
-            h = F.silu(layer.gate(h, noise[1], first)) * layer.up(h, noise[2], first)
-        return layer.down(h, noise[3], first, plus=x)
+            h = F.silu(layer.gate(h, noise[1], rows)) * layer.up(h, noise[2], rows)
+        return layer.down(h, noise[3], rows, plus=x)
 
     def _heads_of(self, x: Tensor) -> Tensor:
         """`[B, rows, n · head_dim]` → `[B, n, rows, head_dim]`."""

@@ -12,11 +12,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from dalorra.attention import causal_attention, masked_attention
+from dalorra.attention import by_row, causal_attention, masked_attention
 from dalorra.bank import NoiseBank
 from dalorra.bound_noise import BoundNoise, ForwardNoise, Noise
 from dalorra.cue_layout import CueLayout, lay_out_cues
@@ -28,6 +29,7 @@ from dalorra.packing import Scope
 from dalorra.prefix_cache import PrefixCache
 from dalorra.projection import FusedProjection
 from dalorra.prompts import Prompt
+from dalorra.sequence_layout import SequenceLayout
 from dalorra.staging import StagedPrompts
 from dalorra.stochastic_lora import StochasticPeftModel
 
@@ -76,10 +78,17 @@ class PackedLlama:
         model: StochasticPeftModel,
         label_ids: Tensor,
         prefix_cache: PrefixCache | None = None,
+        *,
+        joins_prompts: bool | None = None,
     ) -> "PackedLlama":
         """The forward of an attached adapter, as it is now, on a base arranged for it alone."""
-        base = PackedBase(model.get_base_model(), prefix_cache)
+        base = PackedBase(model.get_base_model(), prefix_cache, joins_prompts=joins_prompts)
         return cls(base, low_rank_updates(model), label_ids)
+
+    @property
+    def joins_prompts(self) -> bool:
+        """See `Network`."""
+        return self._base.joins_prompts
 
     @property
     def nbytes(self) -> int:
@@ -93,8 +102,7 @@ class PackedLlama:
     ) -> Answers:
         """See `Network`; the features are the hidden states at the end of the cue."""
         states = self.hidden_states(prompts, members, bank, scope)
-        noise = self.noise.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
-        return self._answers(states, noise)
+        return self._answers(states, self._bound(prompts, members, bank, scope))
 
     @torch.inference_mode()
     def label_logits(
@@ -109,15 +117,14 @@ class PackedLlama:
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> HiddenStates:
         """Runs the network up to its output projection."""
-        noise = self.noise.bind(bank, members, scope, len(prompts), len(prompts[0].cue_ids))
-        device, cache = self._base.device, self._base.prefix_cache
+        noise = self._bound(prompts, members, bank, scope)
+        cache = self._base.prefix_cache
         if scope == "all_tokens":
-            staged = StagedPrompts.of(prompts, scope).to(device)
-            return self._normed(*self._all_tokens(staged, noise))
+            return self._normed(*self._all_tokens(self._staged(prompts, scope), noise))
         prompt_ids = [prompt.prompt_ids for prompt in prompts]
         prefix = cache.find(prompt_ids) if cache else None
         known = prefix.lengths if prefix else [0] * len(prompts)
-        staged = StagedPrompts.of(prompts, scope, known).to(device)
+        staged = self._staged(prompts, scope, known)
         past = prefix.keys_values if prefix else None
         seen: list[Tensor] = []  # keys and values of the prompt rows
         states = self._answer_tokens(staged, noise, past, seen if cache else None)
@@ -125,11 +132,24 @@ class PackedLlama:
             cache.add(prompt_ids, known, torch.stack(seen))
         return self._normed(*states)
 
+    def _staged(
+        self, prompts: Sequence[Prompt], scope: Scope, known: Sequence[int] | None = None
+    ) -> StagedPrompts:
+        """On the device; prompts of one length need no padding."""
+        lengths = {p.tokens - n for p, n in zip(prompts, known or repeat(0), strict=False)}
+        joined = self.joins_prompts and len(lengths) > 1
+        return StagedPrompts.of(prompts, scope, known, joined=joined).to(self._base.device)
+
     @torch.inference_mode()
     def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
         """`answers` to prompts on the device, in a form that can be recorded: no prefix cache."""
         run = self._answer_tokens if noise.scope == "answer_tokens" else self._all_tokens
         return self._answers(self._normed(*run(prompts, noise)), noise)
+
+    def _bound(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> ForwardNoise:
+        return self.noise.bind(bank, members, scope, len(prompts[0].cue_ids))
 
     def _answers(self, states: HiddenStates, noise: ForwardNoise) -> Answers:
         probabilities = self.head.probabilities(states.answers, noise.head)
@@ -153,22 +173,19 @@ class PackedLlama:
             past: keys and values of known prefixes, `[layers, 2, B, kv_heads, C, head_dim]`.
             seen: gets those of the prompt rows, layer by layer.
         """
-        copies, first = noise.copies, noise.first
+        copies, first, last = noise.copies, noise.first, len(self._layers) - 1
         known = [None] * len(self._layers) if past is None else past.unbind()
         prefix = 0 if past is None else past.shape[-2]
-        layout = lay_out_cues(prompts, copies, prefix, self._base.rotary)
-        below = layout.one_copy()  # the copies are equal below the first stochastic product
-        x = self._base.embed(below.input_ids)  # [B, P + k, d]
-        for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
-            if i == first:
-                x = layout.branch(x)
-            at = layout if i >= first else below
-            x = self._packed_layer(layer, x, at, each, known[i], seen)
-        last = len(self._layers) - 1
-        if first == last:
-            x = layout.branch(x)
-        at = layout if first <= last else below
-        prompt_end = x[torch.arange(len(x), device=x.device), layout.prompt_ends]
+        layout = at = lay_out_cues(prompts, copies, prefix, self._base.rotary)
+        if first:  # the copies are equal below the first stochastic product
+            at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
+        x = self._base.embed(at.input_ids)  # [B, P + k, d]
+        for i, layer in enumerate(self._layers):
+            if i == first and i:
+                x, at = at.branch(x, copies), layout
+            if i < last:
+                x = self._packed_layer(layer, x, at, noise.layers[i], known[i], seen)
+        prompt_end = x.flatten(0, 1)[at.prompt_ends]
         x = self._packed_end(x, at, noise.layers[-1], known[-1], seen)
         return x.expand(-1, copies, -1), prompt_end
 
@@ -182,9 +199,9 @@ class PackedLlama:
         seen: list[Tensor] | None,
     ) -> Tensor:
         """One layer for prompt rows and cue rows; `past` is `[2, B, kv_heads, C, head_dim]`."""
-        start = layout.prompt_rows
+        start = layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
-        qkv = layer.attention[0](h, noise[0], start)
+        qkv = layout.spread(layer.attention[0](h, noise[0], layout.cues))
         query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
         _record(seen, key, value, start)
         key, value = _after(past, key, value)
@@ -200,7 +217,8 @@ class PackedLlama:
                 else masked_attention(before, key, value, visible)
             )
             attended.insert(0, prompt)
-        return self._base.after_attention(layer, x, attended, noise[1:], start)
+        collected = layout.collect(attended)
+        return self._base.after_attention(layer, x, collected, noise[1:], layout.cues)
 
     def _packed_end(
         self,
@@ -211,65 +229,55 @@ class PackedLlama:
         seen: list[Tensor] | None,
     ) -> Tensor:
         """The last layer, for the rows that end a cue alone: `[B, copies, d]`."""
-        layer, start = self._layers[-1], layout.prompt_rows
-        ends = layout.ends
+        layer, start = self._layers[-1], layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
-        query = self._base.query(
-            layer.attention[0](h[:, ends], noise[0]),
-            layout.cos[:, :, ends],
-            layout.sin[:, :, ends],
-        )
-        kv = layer.attention[1](h, noise[1], start)
+        ends = h.flatten(0, 1)[layout.cue_ends]
+        query = self._base.query(layer.attention[0](ends, noise[0]), *layout.last_rotary)
+        kv = layout.spread(layer.attention[1](h, noise[1], layout.cues))
         key, value = self._base.key_value(kv, layout.cos, layout.sin)
         _record(seen, key, value, start)
         key, value = _after(past, key, value)
-        attended = masked_attention(query, key, value, layout.visible[:, :, ends - start])
-        return self._base.after_attention(layer, x[:, ends], [attended], noise[2:])
+        attended = masked_attention(query, key, value, layout.last_visible)
+        x = x.flatten(0, 1)[layout.cue_ends]
+        return self._base.after_attention(layer, x, by_row(attended), noise[2:])
 
     def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> tuple[Tensor, Tensor]:
-        """M sequences per prompt above the first stochastic product, one below.
+        """All rows once for each sample above the first stochastic product, once below.
 
         Returns:
             `[B, M, d]` and `[B, d]`.
         """
-        device, copies = prompts.ids.device, noise.copies
-        batch, longest = prompts.ids.shape  # T
-        x = self._base.embed(prompts.ids)  # [B, T, d]
-        cos, sin = self._base.rotary(torch.arange(longest, device=device)[None])
-        first = noise.first
+        copies, first, last = noise.copies, noise.first, len(self._layers) - 1
+        layout = SequenceLayout.of(prompts, self._base.rotary)
+        cos, sin = layout.cos, layout.sin
+        x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
         for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
             h = self._base.norm(x, layer.input_norm)
             if i == first:
                 # W₀x and A·x are the same under every sample, the update is not.
-                out = _for_each(layer.attention[0].base(h), copies)
+                out = layer.attention[0].base(h).repeat(copies, 1, 1)
                 if each[0] is not None:
                     out += layer.attention[0].update_for_each(h, each[0], copies)
-                x = _for_each(x, copies)
+                x = x.repeat(copies, 1, 1)
             else:
                 out = layer.attention[0](h, each[0])
-            query, key, value = self._base.query_key_value(out, cos, sin)
-            x = self._base.after_attention(
-                layer, x, [causal_attention(query, key, value)], each[1:]
-            )
-        if first >= len(self._layers) - 1:
-            x = _for_each(x, copies)
+            query, key, value = self._base.query_key_value(layout.spread(out), cos, sin)
+            attended = layout.collect(by_row(causal_attention(query, key, value)))
+            x = self._base.after_attention(layer, x, attended, each[1:])
+        if first >= last:
+            x = x.repeat(copies, 1, 1)
 
-        layer, last = self._layers[-1], noise.layers[-1]
-        ends = (prompts.lengths - 1).repeat_interleave(copies)  # [B·M]
-        sequence = torch.arange(batch * copies, device=device)
-        prompt_ends = (ends - len(prompts.cue_ids)).clamp_min(0)
-        prompt_end = x[sequence, prompt_ends].view(batch, copies, -1).mean(dim=1)
+        layer, noises = self._layers[-1], noise.layers[-1]
+        prompt_end = x[:, layout.prompt_ends].mean(dim=0)
         h = self._base.norm(x, layer.input_norm)
-        query = self._base.query(
-            layer.attention[0](h[sequence, ends][:, None], last[0]),
-            cos[0, 0, ends][:, None, None],
-            sin[0, 0, ends][:, None, None],
-        )
-        key, value = self._base.key_value(layer.attention[1](h, last[1]), cos, sin)
-        real = torch.arange(longest, device=device) <= ends[:, None]  # [B·M, T]
-        attended = masked_attention(query, key, value, real[:, None, None])
-        out = self._base.after_attention(layer, x[sequence, ends][:, None], [attended], last[2:])
-        return out.view(batch, copies, -1), prompt_end
+        query = layer.attention[0](h[:, layout.ends], noises[0])  # [M, B, heads · head_dim]
+        query = self._base.query(query.flatten(0, 1)[:, None], *layout.last_rotary(copies))
+        kv = layout.spread(layer.attention[1](h, noises[1]))
+        key, value = self._base.key_value(kv, cos, sin)
+        attended = by_row(masked_attention(query, key, value, layout.last_visible(copies)))
+        ends = x[:, layout.ends]
+        out = self._base.after_attention(layer, ends, attended.view_as(ends), noises[2:])
+        return out.transpose(0, 1), prompt_end
 
 
 def _record(seen: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
@@ -282,8 +290,3 @@ def _after(past: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     if past is None:
         return key, value
     return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-
-
-def _for_each(x: Tensor, copies: int) -> Tensor:
-    """`[B, …]` → `[B · copies, …]`, copies inner."""
-    return x.repeat_interleave(copies, dim=0)

@@ -1,7 +1,8 @@
 """An adapter on its base model, ready to answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from dalorra.policy import Policy
 from dalorra.posteriors import Posterior
 from dalorra.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
-from dalorra.recorded_network import RecordedNetwork, recorded_shapes
+from dalorra.recorded_network import RecordedNetwork, recorded_lengths
 from dalorra.stochastic_lora import StochasticPeftModel, detach, module_tensors
 
 
@@ -43,7 +44,8 @@ class Predictor:
         packed: the base as arranged for other adapters, too; None: for this one alone.
 
     Attributes:
-        forward_rows: the price of a forward, by which batches are split; see `dalorra.grouping`.
+        forward_rows: the price of a forward, by which batches are split, None where prompts are
+            joined; see `dalorra.grouping`.
 
     One caller at a time: the model thread of the service.
     """
@@ -79,9 +81,10 @@ class Predictor:
         packed = packed or arrange(model.get_base_model())
         self.dtype = packed.dtype
         self._hidden_size = packed.hidden_size
-        self.forward_rows = forward_rows(packed.device)
         self.prefix_cache = packed.prefix_cache
         self._network = network_on(packed, model, encoder.label_ids)
+        joined = self._network.joins_prompts
+        self.forward_rows = None if joined else forward_rows(packed.device)
         self._mean_bank = posterior.mean(modules)
 
     @classmethod
@@ -261,7 +264,7 @@ class Predictor:
         self, prompts: Sequence[Prompt], bank: NoiseBank, members: range | None = None
     ) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""
-        chosen = range(bank.samples) if members is None else members
+        chosen = members or range(bank.samples)
         if not prompts:
             nothing = torch.empty(0, len(chosen), 1, len(self.labels))
             return PosteriorSamples(nothing, torch.ones(1)), torch.empty(0, self._hidden_size)
@@ -284,13 +287,15 @@ class Predictor:
         samples = PosteriorSamples(torch.cat(parts).cpu()[back], weights.cpu())
         return samples.tempered(self.policy.temperature), torch.cat(features).cpu()[back]
 
-    def warm_up(self) -> None:
-        """Runs the smallest and the largest input, and each shape that is recorded, once."""
-        cue = self.encoder.cue_ids
+    def warm_up(self) -> Iterator[Callable[[], object]]:
+        """Steps before the first answer: the smallest and the largest input, and each recording."""
+        cue, network = self.encoder.cue_ids, self._network
         filler = self.encoder.encode(dict.fromkeys(self.fields, "warm up")).prompt_ids
         most = self.max_tokens - len(cue)
-        shapes = [(1, len(filler)), (1, most)]
-        if isinstance(self._network, RecordedNetwork):
-            shapes += recorded_shapes(most, len(cue), self.samples, self.scope)
-        for batch, tokens in shapes:
-            self.predict([Prompt((filler * tokens)[:tokens], cue)] * batch)
+        for tokens in (len(filler), most):
+            yield partial(self.predict, [Prompt((filler * tokens)[:tokens], cue)])
+        if isinstance(network, RecordedNetwork):
+            members = range(self.samples)
+            for lengths in recorded_lengths(most, len(cue), self.samples, self.scope):
+                prompts = [Prompt((filler * tokens)[:tokens], cue) for tokens in lengths]
+                yield partial(network.record, prompts, members, self.bank, self.scope)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,26 @@ class BaseProjection:
         return cls(product, widths, weight.dtype)
 
 
+class AdaptedRows(NamedTuple):
+    """Which rows of `[B, rows, d]` an update acts on.
+
+    Attributes:
+        first: the rows from here on.
+        each: rows after which the noise begins anew; None: it does with every one of the batch.
+    """
+
+    first: int = 0
+    each: int | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """`[groups, each, d]`."""
+        x = x[:, self.first :]
+        return x if self.each is None else x.reshape(-1, self.each, x.shape[-1])
+
+
+ALL_ROWS: Final = AdaptedRows()
+
+
 class FusedProjection:
     """Base product and one adapter's update: `[B, rows, d_in]` → `[B, rows, Σd_out]`.
 
@@ -109,22 +129,22 @@ class FusedProjection:
         return F.linear(noise(F.linear(x, self._down), x), self._up)
 
     def update_for_each(self, x: Tensor, noise: RankNoise, copies: int) -> Tensor:
-        """The update of `[B, rows, d_in]` under `copies` samples each, A·x computed once."""
-        activations = F.linear(x, self._down).repeat_interleave(copies, dim=0)
-        inputs = x.repeat_interleave(copies, dim=0)
-        return F.linear(noise(activations, inputs), self._up)
+        """The update under each of `copies` samples, `[copies · B, …]`, A·x computed once."""
+        activations = F.linear(x, self._down).repeat(copies, 1, 1)
+        return F.linear(noise(activations, x.repeat(copies, 1, 1)), self._up)
 
     def __call__(
         self,
         x: Tensor,
         noise: RankNoise | None = None,
-        first: int = 0,
+        rows: AdaptedRows = ALL_ROWS,
         plus: Tensor | None = None,
     ) -> Tensor:
-        """Base product of all rows, with the update on those from `first` on, and a term."""
+        """Base product of all rows, with the update on those that have one, and a term."""
         out = self.base(x) if plus is None else self.base.plus(x, plus)
         if noise is not None:
-            out[:, first:] += self.update(x[:, first:], noise)
+            adapted = out[:, rows.first :]
+            adapted += self.update(rows.of(x), noise).view_as(adapted)
         return out
 
 

@@ -4,11 +4,13 @@ A short forward is hundreds of kernels of a few microseconds each, which the hos
 fast as a GPU runs them. A graph launches all of them at once, for inputs of one shape; so prompts
 are padded to a few shapes, which costs rows and changes no answer. Long forwards keep a GPU busy
 by themselves and are not recorded.
+
+A shape is the number of prompts, their rows, and the slots of the longest in attention. Several
+prompts are joined, so that padding is at the end of all of them.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -27,13 +29,58 @@ Forward = Callable[[StagedPrompts], Answers]
 Recorder = Callable[[Forward, StagedPrompts], Forward]
 """Records what a forward does to prompts of this shape; what it returns does the same again."""
 
-TOKEN_STEP: Final = 64
-"""Prompts are padded to multiples of this many tokens, and batches to powers of two."""
+ROW_STEP: Final = 32
+"""Prompts, alone or joined, are padded to multiples of this many rows."""
 
-MAX_ROWS: Final = 1024
-"""Most packed rows of a recorded forward; not measured."""
+MAX_ROWS: Final = 512
+"""Most packed rows of a recorded forward: on an H100 with Llama-3.1-8B's shape the host launches
+longer ones as fast as the GPU runs them (docs/performance.md)."""
 
-_KEPT: Final = 128  # recordings
+
+class PaddedShape(NamedTuple):
+    """What prompts of a recorded forward are padded to.
+
+    Attributes:
+        batch: B.
+        rows: of all prompts together.
+        longest: P.
+    """
+
+    batch: int
+    rows: int
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Self:
+        """The smallest for prompts of these lengths."""
+        rows = max(-(-sum(lengths) // ROW_STEP), 1) * ROW_STEP
+        if len(lengths) == 1:
+            return cls(1, rows, rows)
+        width = 1 << (max(*lengths, ROW_STEP) - 1).bit_length()
+        return cls(_rounded(len(lengths)), rows, min(width, rows))
+
+    def packed_rows(self, cue_tokens: int, samples: int, scope: Scope) -> int:
+        """Rows of a forward."""
+        if scope == "all_tokens":
+            return samples * self.rows
+        return self.rows + self.batch * samples * cue_tokens
+
+
+class _Key(NamedTuple):
+    """What a recording is for."""
+
+    bank: int
+    members: range
+    scope: Scope
+    cue_tokens: int
+    shape: PaddedShape
+
+
+def _key(prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope) -> _Key:
+    cue_tokens = len(prompts[0].cue_ids)
+    beside = cue_tokens if scope == "all_tokens" else 0
+    shape = PaddedShape.of([len(prompt.prompt_ids) + beside for prompt in prompts])
+    return _Key(id(bank), members, scope, cue_tokens, shape)
 
 
 class CudaGraphs:
@@ -65,7 +112,9 @@ class CudaGraphs:
 
 
 class RecordedNetwork:
-    """A packed network that records its short forwards. It leaves the prefix cache alone.
+    """A packed network with recordings of short forwards, which leave the prefix cache alone.
+
+    What was not recorded runs as if nothing were.
 
     Args:
         network: of one adapter.
@@ -73,13 +122,13 @@ class RecordedNetwork:
         device: of the network.
     """
 
+    joins_prompts = True
+
     def __init__(self, network: PackedLlama, record: Recorder, device: torch.device) -> None:
         self._network = network
         self._record = record
         self._device = device
-        self._recorded: OrderedDict[tuple[Any, ...], tuple[Forward, ForwardNoise, NoiseBank]] = (
-            OrderedDict()
-        )
+        self._recorded: dict[_Key, tuple[Forward, ForwardNoise, NoiseBank]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -87,27 +136,31 @@ class RecordedNetwork:
         return self._network.nbytes
 
     @torch.inference_mode()
+    def record(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> None:
+        """Records the forward of prompts of this shape, if it is a short one."""
+        key = _key(prompts, members, bank, scope)
+        cue_tokens = len(prompts[0].cue_ids)
+        short = key.shape.packed_rows(cue_tokens, len(members), scope) <= MAX_ROWS
+        if short and key not in self._recorded:
+            noise = self._network.noise.bind(bank, members, scope, cue_tokens)
+            staged = self._staged(prompts, key)
+            forward = self._record(lambda some: self._network.staged_answers(some, noise), staged)
+            # A recording reads the noise where it lies; id(bank) must not be another's.
+            self._recorded[key] = (forward, noise, bank)
+
+    @torch.inference_mode()
     def answers(
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> Answers:
         """See `Network`."""
-        batch, cue_tokens = len(prompts), len(prompts[0].cue_ids)
-        staged = StagedPrompts.of(prompts, scope)
-        shape = padded_shape(batch, staged.ids.shape[1])
-        if _rows(*shape, cue_tokens, len(members), scope) > MAX_ROWS:
-            return self._network.answers(prompts, members, bank, scope)
-        staged = staged.padded(*shape).to(self._device)
-        key = (id(bank), members, scope, shape, cue_tokens)
+        key = _key(prompts, members, bank, scope)
         if key not in self._recorded:
-            noise = self._network.noise.bind(bank, members, scope, shape[0], cue_tokens)
-            forward = self._record(lambda some: self._network.staged_answers(some, noise), staged)
-            # A recording reads the noise where it lies; id(bank) must not be another's.
-            self._recorded[key] = (forward, noise, bank)
-            if len(self._recorded) > _KEPT:
-                self._recorded.popitem(last=False)
-        self._recorded.move_to_end(key)
-        found = self._recorded[key][0](staged)
-        return Answers(found.probabilities[:batch], found.weights, found.features[:batch])
+            return self._network.answers(prompts, members, bank, scope)
+        found = self._recorded[key][0](self._staged(prompts, key))
+        batch = slice(len(prompts))
+        return Answers(found.probabilities[batch], found.weights, found.features[batch])
 
     def label_logits(
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
@@ -115,16 +168,15 @@ class RecordedNetwork:
         """See `Network`; nothing is recorded."""
         return self._network.label_logits(prompts, members, bank, scope)
 
+    def _staged(self, prompts: Sequence[Prompt], key: _Key) -> StagedPrompts:
+        staged = StagedPrompts.of(prompts, key.scope, joined=len(prompts) > 1)
+        return staged.padded(*key.shape).to(self._device)
 
-def padded_shape(batch: int, tokens: int) -> tuple[int, int]:
-    """B and P that a batch with P rows of prompt is padded to."""
-    return 1 << (batch - 1).bit_length(), max(-(-tokens // TOKEN_STEP), 1) * TOKEN_STEP
 
-
-def recorded_shapes(
+def recorded_lengths(
     longest: int, cue_tokens: int, samples: int, scope: Scope
-) -> Iterator[tuple[int, int]]:
-    """Every B and number of prompt tokens, the most of its shape, that is recorded.
+) -> Iterator[list[int]]:
+    """For every shape that is recorded, the tokens of prompts that have it.
 
     Args:
         longest: most tokens of a prompt, without its cue.
@@ -133,14 +185,29 @@ def recorded_shapes(
         scope: of the adapter.
     """
     beside = cue_tokens if scope == "all_tokens" else 0
-    _, most = padded_shape(1, longest + beside)
-    for padded in range(TOKEN_STEP, most + 1, TOKEN_STEP):
-        batch = 1
-        while _rows(batch, padded, cue_tokens, samples, scope) <= MAX_ROWS:
-            yield batch, min(padded - beside, longest)
-            batch *= 2
+    for batch in range(1, MAX_ROWS + 1):
+        for rows in range(ROW_STEP, MAX_ROWS + 1, ROW_STEP):
+            widths = {ROW_STEP << i for i in range(rows.bit_length()) if ROW_STEP << i < rows}
+            for width in sorted({*widths, rows}):
+                shape = PaddedShape(batch, rows, width)
+                if shape.packed_rows(cue_tokens, samples, scope) <= MAX_ROWS:
+                    lengths = _filling(shape, beside, longest + beside)
+                    if lengths is not None:
+                        yield [length - beside for length in lengths]
 
 
-def _rows(batch: int, tokens: int, cue_tokens: int, samples: int, scope: Scope) -> int:
-    each = samples * tokens if scope == "all_tokens" else tokens + samples * cue_tokens
-    return batch * each
+def _filling(shape: PaddedShape, least: int, most: int) -> list[int] | None:
+    """Lengths between these of prompts with this shape; None: there are none."""
+    others = shape.batch - 1
+    first = min(shape.longest, most, shape.rows - others * least)
+    if first < least:
+        return None
+    rest = min(shape.rows - first, others * first)
+    lengths = [first, *((rest + i) // others for i in range(others))]
+    return lengths if PaddedShape.of(lengths) == shape else None
+
+
+def _rounded(batch: int) -> int:
+    """To 1, 2, 3, 4, 6, 8, 12, 16, …"""
+    power = 1 << (batch - 1).bit_length()
+    return 3 * power // 4 if batch <= 3 * power // 4 else power

@@ -22,7 +22,7 @@ class SharedBase:
         on_overflow, row_budget: see `Predictor`; the same for every adapter.
         prefix_cache_bytes: memory for the keys and values of prompt prefixes, which all adapters
             under `answer_tokens` share; 0 turns it off.
-        cuda_graphs: whether to record short forwards, see `RecordedNetwork`.
+        cuda_graphs: whether to record short forwards, see `RecordedNetwork`; None: on a GPU.
 
     Raises:
         ConfigError: graphs are wanted, but the base is not on a GPU.
@@ -35,15 +35,16 @@ class SharedBase:
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
     ) -> None:
-        if cuda_graphs and base.device.type != "cuda":
+        on_gpu = base.device.type == "cuda"
+        if cuda_graphs and not on_gpu:
             raise ConfigError(f"cuda_graphs needs a GPU, but the device is {base.device}")
         self._base = base
         self._packed = arrange(
             base.model,
             PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None,
-            CudaGraphs() if cuda_graphs else None,
+            CudaGraphs() if on_gpu and cuda_graphs is not False else None,
         )
         self._on_overflow: Overflow = on_overflow
         self._row_budget = row_budget
@@ -59,7 +60,7 @@ class SharedBase:
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
     ) -> "SharedBase":
         """Loads a base model: the named one, or that of an adapter (the bundled one by default).
 

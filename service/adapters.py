@@ -170,7 +170,8 @@ class Adapters:
     async def _prepare(self, path: Path | None, name: str | None) -> Predictor:
         adapter = await self._run(self._reader, self._base.read, path)
         predictor = await self._run(self._model, self._base.bind, adapter, name)
-        await self._run(self._model, predictor.warm_up)
+        for step in predictor.warm_up():
+            await self._run(self._model, step)
         return predictor
 
     async def _run(self, thread: Executor, step: Callable[..., T], *args: Any) -> T:
@@ -180,6 +181,6 @@ class Adapters:
         except DalorraError:
             raise
         except Exception as error:
-            _log.error("adapter_failed", step=step.__name__, exc_info=error)
+            _log.error("adapter_failed", exc_info=error)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise AdapterError(f"the adapter cannot be used: {reason}") from error

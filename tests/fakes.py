@@ -4,7 +4,7 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -107,7 +107,10 @@ class FakePredictor:
     def bind(self, adapter: Self, name: str | None) -> Self:
         return adapter
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> Iterator[Callable[[], object]]:
+        yield self._warm_up
+
+    def _warm_up(self) -> None:
         self._on_warm_up()
         if self.broken:
             raise RuntimeError("the device fell off the bus")

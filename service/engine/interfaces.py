@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,8 +61,8 @@ class Predictor(Protocol):
         Where a prompt has a decider, as many samples do as its label and decision need.
         """
 
-    def warm_up(self) -> None:
-        """Runs representative shapes once."""
+    def warm_up(self) -> Iterator[Callable[[], object]]:
+        """Steps to take once before the first answer; batches may run between them."""
 
 
 class Observer(Protocol):

@@ -139,7 +139,8 @@ class Worker:
     def _check_device(self, predictor: Predictor) -> None:
         try:
             if self._known_good is None:
-                predictor.warm_up()
+                for step in predictor.warm_up():
+                    step()
             else:
                 proven, prompt = self._known_good
                 _forward(proven, [prompt])

@@ -61,10 +61,10 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for keys and values of prompts that start alike; 0 turns it off.",
     )
-    cuda_graphs: bool = Field(
-        False,
-        description="On a GPU, record short forwards of every shape before the server is ready and "
-        "replay them; they do without the prefix cache.",
+    cuda_graphs: bool | None = Field(
+        None,
+        description="Record short forwards of every shape before an adapter is ready and replay "
+        "them; they do without the prefix cache. On a GPU where nothing else is said.",
     )
     max_batch_inputs: int = Field(128, ge=1, description="Inputs of one /predict/batch request.")
     max_body_bytes: int = Field(2_000_000, ge=1, description="Longest request body.")

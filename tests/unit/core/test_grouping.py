@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalorra.grouping import cheapest_groups, forward_rows
+from dalorra.grouping import cheapest_groups, forward_rows, full_groups
 
 
 def price_of(groups, rows, price):
@@ -57,6 +57,17 @@ def test_a_long_list_is_quick():
     groups = cheapest_groups(rows, 4096, 40)
     longest = [max(rows[i] for i in group) for group in groups]
     assert all(a >= b for a, b in pairwise(longest))
+
+
+@given(rows=st.lists(st.integers(1, 60), max_size=20), budget=st.integers(1, 200))
+def test_joined_prompts_fill_one_forward_after_the_other(rows, budget):
+    groups = full_groups(rows, budget)
+    assert sorted(i for group in groups for i in group) == list(range(len(rows)))
+    assert all(len(group) == 1 or sum(rows[i] for i in group) <= budget for group in groups)
+    ordered = [rows[i] for group in groups for i in group]
+    assert ordered == sorted(rows, reverse=True), "prompts of like length are together"
+    for group, following in pairwise(groups):
+        assert sum(rows[i] for i in group) + rows[following[0]] > budget, "it was full"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])

@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from dalorra import packed_llama
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.forward import answer_logits
 from dalorra.packed_llama import PackedLlama
@@ -24,6 +25,8 @@ from tests.tiny import tiny_llama
 LABELS = torch.tensor([1, 2, 7])
 SAMPLES = 5
 TOLERANCE = 2e-5  # float32, logits of order 1
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+JOINED = [False, True]
 EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -41,6 +44,10 @@ def adapted(
     return model, bank
 
 
+def on(device: str, bank: MaskBank) -> MaskBank:
+    return MaskBank(bank.masks.to(device))
+
+
 def prompts(lengths: tuple[int, ...], k: int) -> list[Prompt]:
     generator = torch.Generator().manual_seed(1)
     return [
@@ -49,6 +56,8 @@ def prompts(lengths: tuple[int, ...], k: int) -> list[Prompt]:
     ]
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("joined", JOINED, ids=["padded", "joined"])
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
 @pytest.mark.parametrize(("lengths", "k"), [((5, 9, 0), 3), ((70, 130, 9), 2), ((4,), 1)])
 @pytest.mark.parametrize(
@@ -68,21 +77,25 @@ def test_equals_the_unmodified_model(
     lengths: tuple[int, ...],
     k: int,
     scope: Scope,
+    joined: bool,
+    device: str,
 ) -> None:
     model, bank = adapted(modules, last_layers)
     inputs = prompts(lengths, k)
     with torch.no_grad():
         expected = answer_logits(model, pack(inputs, range(SAMPLES), scope), bank, LABELS)
-    got = PackedLlama.of(model, LABELS).label_logits(inputs, range(SAMPLES), bank, scope)
+    network = PackedLlama.of(model.to(device), LABELS.to(device), joins_prompts=joined)
+    got = network.label_logits(inputs, range(SAMPLES), on(device, bank), scope).cpu()
     assert (expected - got).abs().max() < TOLERANCE
     assert expected.std(dim=1).max() > 100 * TOLERANCE  # the samples do differ
 
 
+@pytest.mark.parametrize("joined", JOINED, ids=["padded", "joined"])
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
-def test_members_can_be_split(scope: Scope) -> None:
+def test_members_can_be_split(scope: Scope, joined: bool) -> None:
     model, bank = adapted(["q_proj", "v_proj", "lm_head"], tied=True)
     inputs = prompts((11, 4), 3)
-    network = PackedLlama.of(model, LABELS)
+    network = PackedLlama.of(model, LABELS, joins_prompts=joined)
     whole = network.label_logits(inputs, range(SAMPLES), bank, scope)
     parts = [
         network.label_logits(inputs, members, bank, scope)
@@ -116,8 +129,9 @@ def test_shares_weights_with_the_model_and_keeps_their_values() -> None:
     assert len(storages) == 1
 
 
+@pytest.mark.parametrize("joined", JOINED, ids=["padded", "joined"])
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
-def test_noise_may_read_the_layer_input(scope: Scope) -> None:
+def test_noise_may_read_the_layer_input(scope: Scope, joined: bool) -> None:
     """A method whose noise depends on x as well as on A·x is served unchanged."""
 
     class InputNoise:
@@ -140,5 +154,22 @@ def test_noise_may_read_the_layer_input(scope: Scope) -> None:
     inputs = prompts((7, 3), 2)
     with torch.no_grad():
         expected = answer_logits(model, pack(inputs, range(SAMPLES), scope), bank, LABELS)
-    got = PackedLlama.of(model, LABELS).label_logits(inputs, range(SAMPLES), bank, scope)
+    network = PackedLlama.of(model, LABELS, joins_prompts=joined)
+    got = network.label_logits(inputs, range(SAMPLES), bank, scope)
     assert (expected - got).abs().max() < 10 * TOLERANCE
+
+
+def test_only_prompts_of_several_lengths_are_joined(monkeypatch) -> None:
+    model, bank = adapted(["q_proj"])
+    network = PackedLlama.of(model, LABELS, joins_prompts=True)
+    joined = []
+    lay_out = packed_llama.lay_out_cues
+
+    def seen(staged: Any, *rest: Any) -> Any:
+        joined.append(staged.joined)
+        return lay_out(staged, *rest)
+
+    monkeypatch.setattr(packed_llama, "lay_out_cues", seen)
+    for lengths in ((4,), (4, 4), (4, 5), (0, 0)):
+        network.label_logits(prompts(lengths, 2), range(2), bank, "answer_tokens")
+    assert joined == [False, False, True, False]

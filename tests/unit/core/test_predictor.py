@@ -147,7 +147,8 @@ def test_warming_up_runs_the_smallest_and_the_largest_input(adapters, scope, mon
     monkeypatch.setattr(
         predictor, "predict", lambda ps: lengths.extend(p.tokens for p in ps) or predict(ps)
     )
-    predictor.warm_up()
+    for step in predictor.warm_up():
+        step()
     assert max(lengths) == 64
     assert min(lengths) < 25
     monkeypatch.undo()

@@ -1,11 +1,12 @@
 """Reusing the keys and values of a known prefix changes no answer."""
 
+import pytest
 import torch
 
 from dalorra.packed_llama import PackedLlama
 from dalorra.prefix_cache import BLOCK, PrefixCache
 from dalorra.prompts import Prompt
-from tests.unit.core.test_packed_llama import LABELS, SAMPLES, TOLERANCE, adapted
+from tests.unit.core.test_packed_llama import JOINED, LABELS, SAMPLES, TOLERANCE, adapted
 
 HEAD = tuple(range(10, 10 + 2 * BLOCK + 3))  # two complete blocks and a part of one
 
@@ -14,10 +15,12 @@ def prompt(tail: tuple[int, ...], head: tuple[int, ...] = HEAD) -> Prompt:
     return Prompt((*head, *tail), (1, 2, 3))
 
 
-def test_answers_are_those_of_the_uncached_network() -> None:
+@pytest.mark.parametrize("joined", JOINED, ids=["padded", "joined"])
+def test_answers_are_those_of_the_uncached_network(joined: bool) -> None:
     model, bank = adapted(["q_proj", "v_proj", "lm_head"])
     cache = PrefixCache(1 << 20)
-    cached, plain = PackedLlama.of(model, LABELS, cache), PackedLlama.of(model, LABELS)
+    cached = PackedLlama.of(model, LABELS, cache, joins_prompts=joined)
+    plain = PackedLlama.of(model, LABELS)
     batches = [
         [prompt((50, 51))],
         [prompt((60, 61, 62, 63, 64, 65, 66)), prompt((50, 51))],  # different known lengths

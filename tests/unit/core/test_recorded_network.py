@@ -1,5 +1,7 @@
 """A recorded forward answers as the plain one does; recordings are by shape, and all are warm."""
 
+import random
+
 import pytest
 import torch
 
@@ -14,9 +16,10 @@ from dalorra.recorded_network import (
     MAX_ROWS,
     CudaGraphs,
     Forward,
+    PaddedShape,
     RecordedNetwork,
     Recorder,
-    recorded_shapes,
+    recorded_lengths,
 )
 from dalorra.shared_base import SharedBase
 from dalorra.staging import StagedPrompts
@@ -35,7 +38,7 @@ class Rerun:
         self.replays = 0
 
     def __call__(self, forward: Forward, prompts: StagedPrompts) -> Forward:
-        self.shapes.append(tuple(prompts.ids.shape))
+        self.shapes.append((len(prompts.lengths), prompts.ids.numel(), prompts.longest))
         static = forward(prompts)
 
         def replay(others: StagedPrompts) -> Answers:
@@ -59,10 +62,14 @@ def networks(
     return RecordedNetwork(plain, record, torch.device(device)), plain, bank
 
 
+BATCHES = [(5,), (9,), (0,), (0, 0), (3, 70, 12), (64, 65, 1), (11, 13, 2, 7, 5)]
+
+
 def check_same(recorded, plain, bank, scope: Scope, atol: float) -> None:
     kept = []
-    for lengths in [(5,), (9,), (0,), (3, 70, 12), (64, 65, 1), (11, 13, 2, 7, 5)]:
+    for lengths in BATCHES:
         batch = prompts(lengths, 3)
+        recorded.record(batch, range(SAMPLES), bank, scope)
         found = recorded.answers(batch, range(SAMPLES), bank, scope)
         kept.append((found, plain.answers(batch, range(SAMPLES), bank, scope)))
     for found, expected in kept:  # after all of them: no replay overwrites an earlier answer
@@ -72,13 +79,20 @@ def check_same(recorded, plain, bank, scope: Scope, atol: float) -> None:
 
 @pytest.mark.parametrize(
     ("scope", "replays", "shapes"),
-    [("answer_tokens", 6, [(1, 64), (4, 128), (8, 64)]), ("all_tokens", 3, [(1, 64)])],
+    [
+        (
+            "answer_tokens",
+            7,
+            [(1, 32, 32), (2, 32, 32), (3, 96, 96), (3, 160, 128), (6, 64, 32)],
+        ),
+        ("all_tokens", 6, [(1, 32, 32), (2, 32, 32), (3, 96, 96), (6, 64, 32)]),
+    ],
 )
 def test_answers_are_those_of_the_plain_forward(scope: Scope, replays: int, shapes: list):
     record = Rerun()
     recorded, plain, bank = networks(record)
     check_same(recorded, plain, bank, scope, atol=1e-5)
-    assert record.replays == replays, "the other batches are too long under all_tokens"
+    assert record.replays == replays, "one batch is too long under all_tokens"
     assert record.shapes == shapes, "one recording for each shape"
 
 
@@ -88,57 +102,94 @@ def test_cuda_graphs_answer_as_the_plain_forward(scope: Scope):
     check_same(*networks(CudaGraphs(), "cuda"), scope, atol=1e-4)
 
 
-def test_banks_and_splits_of_one_have_recordings_of_their_own():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("lengths", [(5,), (3, 70, 12)])
+def test_on_a_gpu_the_host_never_waits_within_a_batch(scope: Scope, lengths: tuple[int, ...]):
+    recorded, plain, bank = networks(CudaGraphs(), "cuda")
+    batch = prompts(lengths, 3)
+    recorded.record(batch, range(SAMPLES), bank, scope)
+    for network in (recorded, plain):
+        network.answers(batch, range(SAMPLES), bank, scope)  # the noise is arranged once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            network.answers(batch, range(SAMPLES), bank, scope)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_banks_have_recordings_of_their_own():
     record = Rerun()
     recorded, plain, bank = networks(record)
     batch, other = prompts((6,), 2), type(bank)(1.0 - bank.masks)
-    for one, members in ((bank, range(SAMPLES)), (other, range(SAMPLES)), (bank, range(2))):
-        found = recorded.answers(batch, members, one, "answer_tokens").probabilities
-        expected = plain.answers(batch, members, one, "answer_tokens").probabilities
+    for one in (bank, other):
+        recorded.record(batch, range(SAMPLES), one, "answer_tokens")
+    for one in (bank, other, bank):
+        found = recorded.answers(batch, range(SAMPLES), one, "answer_tokens").probabilities
+        expected = plain.answers(batch, range(SAMPLES), one, "answer_tokens").probabilities
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert len(record.shapes) == 3
+    assert record.replays == 3
 
 
-def test_a_long_forward_is_not_recorded():
+@pytest.mark.parametrize(
+    ("lengths", "members"),
+    [((200,) * 3, range(SAMPLES)), ((6,), range(2)), ((40,), range(SAMPLES))],
+    ids=["a long one", "a part of the bank", "another shape"],
+)
+def test_what_was_not_recorded_runs_as_it_is(lengths: tuple[int, ...], members: range):
     record = Rerun()
     recorded, plain, bank = networks(record)
-    batch = prompts((200,) * 6, 3)  # padded, 8 · (256 + 15) rows
-    found = recorded.answers(batch, range(SAMPLES), bank, "answer_tokens")
-    assert torch.equal(
-        found.probabilities,
-        plain.answers(batch, range(SAMPLES), bank, "answer_tokens").probabilities,
-    )
-    assert not record.shapes
+    recorded.record(prompts((6,), 3), range(SAMPLES), bank, "answer_tokens")
+    recorded.record(prompts((200,) * 3, 3), range(SAMPLES), bank, "answer_tokens")
+    batch = prompts(lengths, 3)
+    found = recorded.answers(batch, members, bank, "answer_tokens")
+    expected = plain.answers(batch, members, bank, "answer_tokens")
+    assert torch.equal(found.probabilities, expected.probabilities)
+    assert (len(record.shapes), record.replays) == (1, 0)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_after_warming_up_nothing_is_recorded_any_more(scope: Scope, tmp_path):
+def test_after_warming_up_every_short_batch_is_a_replay(scope: Scope, tmp_path):
     save_tiny_adapter(tmp_path, tiny_base(), scope=scope)
     base, record = tiny_base(), Rerun()
     packed = arrange(base.model, record=record)
     predictor = Predictor.from_adapter(read_adapter(tmp_path), base, packed=packed)
-    predictor.warm_up()
+    for step in predictor.warm_up():
+        step()
     warm = len(record.shapes)
     assert warm >= 2
-    for words, batch in ((1, 1), (3, 2), (9, 5), (500, 1), (500, 4), (2, 40)):
-        predictor.predict([predictor.encode("a " * words)] * batch)
+    chooser = random.Random(0)
+    batches = [[1], [500], [500] * 4, [2] * 40, [3] * 2]
+    batches += [[chooser.randint(1, 60) for _ in range(chooser.randint(1, 9))] for _ in range(40)]
+    inputs = [[predictor.encode("a " * number) for number in words] for words in batches]
+    for batch in inputs:  # what would be recorded now, if anything
+        predictor._network.record(batch, range(predictor.samples), predictor.bank, scope)
+        predictor.predict(batch)
     assert len(record.shapes) == warm
+    assert record.replays > 2
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_shapes_are_within_bounds_and_the_longest_prompt_has_one(scope: Scope):
-    shapes = list(recorded_shapes(300, 4, 10, scope))
-    assert len(shapes) == len(set(shapes))
-    assert all(tokens <= 300 for _, tokens in shapes)
-    rows = [
-        batch * (10 * (tokens + 4) if scope == "all_tokens" else tokens + 40)
-        for batch, tokens in shapes
-    ]
-    assert max(rows) <= MAX_ROWS
-    if scope == "answer_tokens":
-        assert (1, 300) in shapes
+@pytest.mark.parametrize("longest", [20, 300])
+def test_every_shape_within_bounds_has_prompts(scope: Scope, longest: int):
+    batches = list(recorded_lengths(longest, 4, 10, scope))
+    assert all(0 <= length <= longest for lengths in batches for length in lengths)
+    beside = 4 if scope == "all_tokens" else 0
+    shapes = {around(lengths, beside) for lengths in batches}
+    assert len(shapes) == len(batches), "none is there twice"
+    assert all(shape.packed_rows(4, 10, scope) <= MAX_ROWS for shape in shapes)
+    chooser = random.Random(0)
+    for _ in range(2000):
+        lengths = [chooser.randint(0, longest) for _ in range(chooser.randint(1, 12))]
+        shape = around(lengths, beside)
+        assert shape in shapes or shape.packed_rows(4, 10, scope) > MAX_ROWS
+
+
+def around(lengths: list[int], beside: int) -> PaddedShape:
+    return PaddedShape.of([length + beside for length in lengths])
 
 
 def test_graphs_are_refused_without_a_gpu():
     with pytest.raises(ConfigError, match="cuda_graphs needs a GPU, but the device is cpu"):
         SharedBase(tiny_base(), cuda_graphs=True)
+    SharedBase(tiny_base())  # on where there is a GPU, if nothing is said

@@ -63,24 +63,26 @@ def on_meta(bank: Any) -> Any:
     return type(bank)(**moved)
 
 
-def network_and_bank(name: str, cache: PrefixCache | None = None):
+def network_and_bank(name: str, cache: PrefixCache | None = None, *, joined: bool = False):
     posterior = EXAMPLES[name][1]
     model = adapted(posterior)
     bank = on_meta(posterior.bank(module_tensors(model), SPEC))
     model.to(META)
-    return PackedLlama.of(model, torch.tensor([20, 33], device=META), cache), bank
+    labels = torch.tensor([20, 33], device=META)
+    return PackedLlama.of(model, labels, cache, joins_prompts=joined), bank
 
 
+@pytest.mark.parametrize("joined", [False, True], ids=["padded", "joined"])
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_only_the_prompts_cross_and_nothing_is_read_back(
-    name: str, scope: Scope, crossings, monkeypatch
+    name: str, scope: Scope, joined: bool, crossings, monkeypatch
 ):
     def members_in_use(index: torch.Tensor, **_: bool) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.arange(SPEC.samples, device=META), index
 
     monkeypatch.setattr(torch.Tensor, "unique", members_in_use)  # asked when noise is arranged
-    network, bank = network_and_bank(name)
+    network, bank = network_and_bank(name, joined=joined)
     inputs, members = tiny_prompts(tiny_base()), range(bank.samples)
     network.answers(inputs, members, bank, scope)  # the noise is arranged once
     crossings.seen.clear()
@@ -112,12 +114,24 @@ def test_crossings_are_seen(crossings):
         there.sum().item()
 
 
-def test_padding_keeps_the_prompts_and_repeats_the_last():
+def test_padding_keeps_the_prompts_and_adds_empty_ones():
     staged = StagedPrompts.of(prompts((3, 5), 2), "answer_tokens", [0, 1])
-    wide = staged.padded(4, 8)
+    wide = staged.padded(4, 32, 8)
     assert wide.ids.shape == (4, 8)
+    assert wide.longest == 8
     assert torch.equal(wide.ids[:2, :4], staged.ids)
-    assert wide.lengths.tolist() == [3, 4, 4, 4]
-    assert wide.known.tolist() == [0, 1, 1, 1]
+    assert wide.lengths.tolist() == [3, 4, 0, 0]
+    assert wide.known.tolist() == [0, 1, 0, 0]
     assert wide.ids[:, 4:].eq(0).all()
-    assert torch.equal(wide.ids[3], wide.ids[1])
+
+
+def test_joined_prompts_follow_each_other_and_padding_is_at_the_end():
+    inputs = prompts((3, 5), 2)
+    staged = StagedPrompts.of(inputs, "answer_tokens", [0, 1], joined=True)
+    assert staged.ids.tolist() == [[*inputs[0].prompt_ids, *inputs[1].prompt_ids[1:]]]
+    assert (staged.longest, staged.starts.tolist()) == (4, [0, 3])
+    wide = staged.padded(3, 32, 16)
+    assert wide.ids.shape == (1, 32)
+    assert torch.equal(wide.ids[:, :7], staged.ids)
+    assert wide.lengths.tolist() == [3, 4, 0]
+    assert wide.longest == 16

@@ -1,0 +1,189 @@
+"""Attention of joined prompts and their cues on a GPU: spread out, varlen, or FlexAttention.
+
+    python -m benchmarks.joined_attention --json OUT
+
+One layer of Llama-3.1-8B's heads, from fused query, key and value of all rows to attended rows,
+with ten copies of a four-token cue after each prompt, prompts of half to all of T tokens:
+
+- spread: `dalorra.slots`, PyTorch's fused attention in padded slots, and back;
+- varlen: flash attention by segments, each row with its own prompt or copy, and the cue rows with
+  their prompts once more; the two parts of a cue row are weighted by their sums of exponentials;
+- flex: FlexAttention over all rows with a mask by blocks, compiled by TorchInductor.
+
+All run as CUDA graphs of 16 layers, masks and segments made once before; results are compared.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from benchmarks.report import interleaved, print_table, write_json
+from dalorra.attention import causal_attention, layer_mask, masked_attention
+from dalorra.slots import Slots
+
+HEADS, KV_HEADS, WIDTH = 32, 8, 128
+CUE, SAMPLES, LAYERS = 4, 10, 16
+CUES = CUE * SAMPLES
+COLUMNS = ("batch", "tokens", "rows", "plan", "median_ms", "ratio_to_single", "error")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Joined rows: prompts one after the other, then the cues of each.
+
+    Attributes:
+        qkv: `[N + B · M·k, heads + 2 kv_heads, head_dim]`.
+        lengths: `[B]`.
+    """
+
+    qkv: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def random(cls, batch: int, tokens: int) -> "Rows":
+        """Reproducible ones."""
+        generator = torch.Generator().manual_seed(0)
+        lengths = torch.randint(tokens // 2, tokens + 1, (batch,), generator=generator)
+        shape = (int(lengths.sum()) + batch * CUES, HEADS + 2 * KV_HEADS, WIDTH)
+        qkv = torch.randn(shape, generator=generator)
+        return cls(qkv.to("cuda", torch.bfloat16), lengths.cuda())
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value."""
+        return self.qkv.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+
+    @property
+    def prompt_rows(self) -> int:
+        """N."""
+        return len(self.qkv) - len(self.lengths) * CUES
+
+
+def spread(rows: Rows) -> Callable[[], Tensor]:
+    """As `dalorra.packed_llama` does it."""
+    longest = int(rows.lengths.max())
+    slots = Slots.of(rows.lengths, rows.prompt_rows, longest, CUES)
+    real = torch.arange(longest, device="cuda") < rows.lengths[:, None]
+    copy, place = torch.arange(CUES, device="cuda") // CUE, torch.arange(CUES, device="cuda") % CUE
+    own = (copy[:, None] == copy) & (place[:, None] >= place)
+    visible = torch.cat([real[:, None].expand(-1, CUES, -1), own.expand(len(real), -1, -1)], dim=-1)
+    mask = layer_mask(visible[:, None], rows.qkv)
+
+    def run() -> Tensor:
+        heads = slots.spread(rows.qkv.flatten(1)[None]).unflatten(-1, (-1, WIDTH)).transpose(1, 2)
+        query, key, value = heads.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+        before = (part[:, :, :longest] for part in (query, key, value))
+        attended = [
+            causal_attention(*before),
+            masked_attention(query[:, :, longest:], key, value, mask),
+        ]
+        by_slot = torch.cat([part.transpose(1, 2) for part in attended], dim=1)
+        return slots.collect(by_slot.flatten(2))[0].unflatten(-1, (-1, WIDTH))
+
+    return run
+
+
+def varlen(rows: Rows) -> Callable[[], Tensor]:
+    """Two calls of flash attention."""
+    batch, n = len(rows.lengths), rows.prompt_rows
+    longest = int(rows.lengths.max())
+    prompts = torch.nn.functional.pad(rows.lengths.cumsum(0), (1, 0)).int()
+    copies = n + CUE * torch.arange(1, batch * SAMPLES + 1, device="cuda").int()
+    own = torch.cat([prompts, copies])
+    cues = CUES * torch.arange(batch + 1, device="cuda").int()
+    flash = torch.ops.aten._flash_attention_forward  # noqa: SLF001 - public ones came later
+
+    def run() -> Tensor:
+        query, key, value = rows.parts()
+        out, own_sum, *_ = flash(query, key, value, own, own, longest, longest, 0.0, True, False)
+        prompt, prompt_sum, *_ = flash(
+            query[n:], key[:n], value[:n], cues, prompts, CUES, longest, 0.0, False, False
+        )
+        weight = torch.sigmoid(prompt_sum - own_sum[:, n:]).t()[:, :, None].to(out.dtype)
+        out[n:].lerp_(prompt, weight)
+        return out
+
+    return run
+
+
+def flex(rows: Rows) -> Callable[[], Tensor]:
+    """One call of FlexAttention."""
+    batch, n = len(rows.lengths), rows.prompt_rows
+    each = torch.arange(batch, device="cuda")
+    prompt = torch.cat([each.repeat_interleave(rows.lengths), each.repeat_interleave(CUES)])
+    copy = torch.arange(len(prompt), device="cuda").sub(n).floor_divide(CUE).clamp_min(-1)
+
+    def visible(_batch: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        own = (copy[key] < 0) | (copy[key] == copy[row])
+        return (prompt[row] == prompt[key]) & own & (key <= row)
+
+    total = len(prompt)
+    mask = create_block_mask(visible, None, None, total, total, device="cuda")
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def run() -> Tensor:
+        query, key, value = (part.transpose(0, 1)[None] for part in rows.parts())
+        out = compiled(query, key, value, block_mask=mask, enable_gqa=True)
+        return out[0].transpose(0, 1)
+
+    return run
+
+
+PLANS = {"spread": spread, "varlen": varlen, "flex": flex}
+
+
+def main() -> None:
+    """Runs the comparison and writes its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[40, 200])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--json", type=Path, default=Path("benchmarks/results/joined_attention.json")
+    )
+    options = parser.parse_args()
+    results = []
+    for batch in options.batch:
+        for tokens in options.tokens:
+            rows = Rows.random(batch, tokens)
+            runs = {plan: PLANS[plan](rows) for plan in options.plans}
+            expected = next(iter(runs.values()))().float()
+            errors = {
+                plan: float((run().float() - expected).norm() / expected.norm())
+                for plan, run in runs.items()
+            }
+            graphs = {plan: _graph(run) for plan, run in runs.items()}
+            sizes = {"batch": batch, "tokens": tokens, "rows": len(rows.qkv), "layers": LAYERS}
+            for plan, numbers in interleaved(graphs, options.repeats, warm_up=2).items():
+                results.append({**sizes, "plan": plan, "error": errors[plan], **numbers})
+    print_table(f"Attention of {LAYERS} layers", results, COLUMNS)
+    write_json(options.json, results)
+
+
+@torch.inference_mode()
+def _graph(run: Callable[[], Tensor]) -> Callable[[], None]:
+    """16 layers of it, and the wait for them."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(LAYERS):
+            run()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay
+
+
+if __name__ == "__main__":
+    main()
