@@ -35,7 +35,7 @@ def main() -> None:
     contenders = Contenders(llama_8b(), SAMPLES)
     del contenders.plain  # and its copy of the base
     results = [_recording(contenders, options.longest)]
-    recorded_network.MAX_ROWS = 10**6
+    recorded_network.STEPS = 10**6
     members, bank = range(SAMPLES), contenders.bank
     for batch, lengths in BATCHES.items():
         for tokens in lengths:

@@ -13,11 +13,13 @@ from benchmarks.roofline import SHAPES
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.forward import answer_logits
 from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_rows, forwards
+from dalorra.low_rank import low_rank_updates
+from dalorra.packed_base import PackedBase
 from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, pack
 from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt
-from dalorra.recorded_network import CudaGraphs, RecordedNetwork
+from dalorra.recorded_network import CudaGraphs, RecordedNetwork, row_step
 from dalorra.stochastic_lora import StochasticPeftModel, attach, lora_config, mask_logits
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
@@ -57,8 +59,10 @@ class Contenders:
         self.model.eval()
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
         self.labels = torch.tensor([5, 9], device=self.device)
-        self.network = PackedLlama.of(self.model, self.labels)
-        self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device)
+        packed = PackedBase(self.model.get_base_model())
+        self.network = PackedLlama(packed, low_rank_updates(self.model), self.labels)
+        step = row_step(packed.layer_weights)
+        self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device, step)
 
     def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
         """The chosen plans as functions without arguments, the unit first."""

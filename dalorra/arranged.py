@@ -13,7 +13,7 @@ from dalorra.network import Network
 from dalorra.packed_base import PackedBase
 from dalorra.packed_llama import PackedLlama
 from dalorra.prefix_cache import PrefixCache
-from dalorra.recorded_network import RecordedNetwork, Recorder
+from dalorra.recorded_network import RecordedNetwork, Recorder, row_step
 from dalorra.stochastic_lora import StochasticPeftModel
 
 ArrangedBase = PackedBase | EncoderBase
@@ -49,4 +49,6 @@ def network_on(
         return EncoderNetwork(model)
     labels = torch.tensor(label_ids, device=base.device)
     network = PackedLlama(base, low_rank_updates(model), labels)
-    return RecordedNetwork(network, base.record, base.device) if base.record else network
+    if base.record is None:
+        return network
+    return RecordedNetwork(network, base.record, base.device, row_step(base.layer_weights))

@@ -89,6 +89,7 @@ class PackedBase:
         config, trunk = model.config, model.model
         self.prefix_cache = prefix_cache
         self.record = record
+        self.layer_weights = sum(p.numel() for p in trunk.layers[0].parameters())
         self.embed = trunk.embed_tokens
         self.head_weight = _base(model.lm_head).weight.detach()  # [vocabulary, d]
         self.final_norm = trunk.norm.weight

@@ -23,7 +23,7 @@ from dalorra.policy import Policy
 from dalorra.posteriors import Posterior
 from dalorra.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
-from dalorra.recorded_network import RecordedNetwork, recorded_lengths
+from dalorra.recorded_network import RecordedNetwork
 from dalorra.stochastic_lora import StochasticPeftModel, detach, module_tensors
 
 
@@ -296,6 +296,6 @@ class Predictor:
             yield partial(self.predict, [Prompt((filler * tokens)[:tokens], cue)])
         if isinstance(network, RecordedNetwork):
             members = range(self.samples)
-            for lengths in recorded_lengths(most, len(cue), self.samples, self.scope):
+            for lengths in network.lengths(most, len(cue), self.samples, self.scope):
                 prompts = [Prompt((filler * tokens)[:tokens], cue) for tokens in lengths]
                 yield partial(network.record, prompts, members, self.bank, self.scope)

@@ -29,12 +29,28 @@ Forward = Callable[[StagedPrompts], Answers]
 Recorder = Callable[[Forward, StagedPrompts], Forward]
 """Records what a forward does to prompts of this shape; what it returns does the same again."""
 
-ROW_STEP: Final = 32
-"""Prompts, alone or joined, are padded to multiples of this many rows."""
+STEPS: Final = 16
+"""Prompts, alone or joined, are padded to multiples of a step of rows, and a recorded forward has
+at most as many steps in all."""
 
-MAX_ROWS: Final = 512
-"""Most packed rows of a recorded forward: on an H100 with Llama-3.1-8B's shape the host launches
-longer ones as fast as the GPU runs them (docs/performance.md)."""
+_STEP, _WEIGHTS = 32, 218_000_000  # of Llama-3.1-8B, and of each of its layers
+_LONGEST_STEP: Final = 128
+
+
+def row_step(layer_weights: int) -> int:
+    """Rows of a step, a power of two.
+
+    On an H100 the host launches forwards of Llama-3.1-8B's shape with more than 16 · 32 rows about
+    as fast as the GPU runs them (docs/performance.md). With smaller layers it takes more rows to
+    keep a GPU as busy, in proportion; that was not measured.
+
+    Args:
+        layer_weights: numbers in the projections of one layer.
+    """
+    step = _STEP
+    while 2 * step <= _LONGEST_STEP and 2 * step * layer_weights <= _STEP * _WEIGHTS:
+        step *= 2
+    return step
 
 
 class PaddedShape(NamedTuple):
@@ -51,12 +67,12 @@ class PaddedShape(NamedTuple):
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Self:
+    def of(cls, lengths: Sequence[int], step: int) -> Self:
         """The smallest for prompts of these lengths."""
-        rows = max(-(-sum(lengths) // ROW_STEP), 1) * ROW_STEP
+        rows = max(-(-sum(lengths) // step), 1) * step
         if len(lengths) == 1:
             return cls(1, rows, rows)
-        width = 1 << (max(*lengths, ROW_STEP) - 1).bit_length()
+        width = 1 << (max(*lengths, step) - 1).bit_length()
         return cls(_rounded(len(lengths)), rows, min(width, rows))
 
     def packed_rows(self, cue_tokens: int, samples: int, scope: Scope) -> int:
@@ -74,13 +90,6 @@ class _Key(NamedTuple):
     scope: Scope
     cue_tokens: int
     shape: PaddedShape
-
-
-def _key(prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope) -> _Key:
-    cue_tokens = len(prompts[0].cue_ids)
-    beside = cue_tokens if scope == "all_tokens" else 0
-    shape = PaddedShape.of([len(prompt.prompt_ids) + beside for prompt in prompts])
-    return _Key(id(bank), members, scope, cue_tokens, shape)
 
 
 class CudaGraphs:
@@ -120,14 +129,18 @@ class RecordedNetwork:
         network: of one adapter.
         record: shared by the adapters of a base.
         device: of the network.
+        step: see `row_step`.
     """
 
     joins_prompts = True
 
-    def __init__(self, network: PackedLlama, record: Recorder, device: torch.device) -> None:
+    def __init__(
+        self, network: PackedLlama, record: Recorder, device: torch.device, step: int
+    ) -> None:
         self._network = network
         self._record = record
         self._device = device
+        self._step = step
         self._recorded: dict[_Key, tuple[Forward, ForwardNoise, NoiseBank]] = {}
 
     @property
@@ -140,10 +153,10 @@ class RecordedNetwork:
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> None:
         """Records the forward of prompts of this shape, if it is a short one."""
-        key = _key(prompts, members, bank, scope)
+        key = self._key(prompts, members, bank, scope)
         cue_tokens = len(prompts[0].cue_ids)
-        short = key.shape.packed_rows(cue_tokens, len(members), scope) <= MAX_ROWS
-        if short and key not in self._recorded:
+        rows = key.shape.packed_rows(cue_tokens, len(members), scope)
+        if rows <= STEPS * self._step and key not in self._recorded:
             noise = self._network.noise.bind(bank, members, scope, cue_tokens)
             staged = self._staged(prompts, key)
             forward = self._record(lambda some: self._network.staged_answers(some, noise), staged)
@@ -155,7 +168,7 @@ class RecordedNetwork:
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> Answers:
         """See `Network`."""
-        key = _key(prompts, members, bank, scope)
+        key = self._key(prompts, members, bank, scope)
         if key not in self._recorded:
             return self._network.answers(prompts, members, bank, scope)
         found = self._recorded[key][0](self._staged(prompts, key))
@@ -168,35 +181,43 @@ class RecordedNetwork:
         """See `Network`; nothing is recorded."""
         return self._network.label_logits(prompts, members, bank, scope)
 
+    def lengths(
+        self, longest: int, cue_tokens: int, samples: int, scope: Scope
+    ) -> Iterator[list[int]]:
+        """For every shape that is recorded, the tokens of prompts that have it.
+
+        Args:
+            longest: most tokens of a prompt, without its cue.
+            cue_tokens: k.
+            samples: M.
+            scope: of the adapter.
+        """
+        step, most = self._step, STEPS * self._step
+        beside = cue_tokens if scope == "all_tokens" else 0
+        for batch in range(1, most + 1):
+            for rows in range(step, most + 1, step):
+                widths = {step << i for i in range(STEPS) if step << i < rows}
+                for width in sorted({*widths, rows}):
+                    shape = PaddedShape(batch, rows, width)
+                    if shape.packed_rows(cue_tokens, samples, scope) <= most:
+                        lengths = _filling(shape, beside, longest + beside, step)
+                        if lengths is not None:
+                            yield [length - beside for length in lengths]
+
+    def _key(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> _Key:
+        cue_tokens = len(prompts[0].cue_ids)
+        beside = cue_tokens if scope == "all_tokens" else 0
+        shape = PaddedShape.of([len(p.prompt_ids) + beside for p in prompts], self._step)
+        return _Key(id(bank), members, scope, cue_tokens, shape)
+
     def _staged(self, prompts: Sequence[Prompt], key: _Key) -> StagedPrompts:
         staged = StagedPrompts.of(prompts, key.scope, joined=len(prompts) > 1)
         return staged.padded(*key.shape).to(self._device)
 
 
-def recorded_lengths(
-    longest: int, cue_tokens: int, samples: int, scope: Scope
-) -> Iterator[list[int]]:
-    """For every shape that is recorded, the tokens of prompts that have it.
-
-    Args:
-        longest: most tokens of a prompt, without its cue.
-        cue_tokens: k.
-        samples: M.
-        scope: of the adapter.
-    """
-    beside = cue_tokens if scope == "all_tokens" else 0
-    for batch in range(1, MAX_ROWS + 1):
-        for rows in range(ROW_STEP, MAX_ROWS + 1, ROW_STEP):
-            widths = {ROW_STEP << i for i in range(rows.bit_length()) if ROW_STEP << i < rows}
-            for width in sorted({*widths, rows}):
-                shape = PaddedShape(batch, rows, width)
-                if shape.packed_rows(cue_tokens, samples, scope) <= MAX_ROWS:
-                    lengths = _filling(shape, beside, longest + beside)
-                    if lengths is not None:
-                        yield [length - beside for length in lengths]
-
-
-def _filling(shape: PaddedShape, least: int, most: int) -> list[int] | None:
+def _filling(shape: PaddedShape, least: int, most: int, step: int) -> list[int] | None:
     """Lengths between these of prompts with this shape; None: there are none."""
     others = shape.batch - 1
     first = min(shape.longest, most, shape.rows - others * least)
@@ -204,7 +225,7 @@ def _filling(shape: PaddedShape, least: int, most: int) -> list[int] | None:
         return None
     rest = min(shape.rows - first, others * first)
     lengths = [first, *((rest + i) // others for i in range(others))]
-    return lengths if PaddedShape.of(lengths) == shape else None
+    return lengths if PaddedShape.of(lengths, step) == shape else None
 
 
 def _rounded(batch: int) -> int:

@@ -13,13 +13,13 @@ from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope
 from dalorra.predictor import Predictor
 from dalorra.recorded_network import (
-    MAX_ROWS,
+    STEPS,
     CudaGraphs,
     Forward,
     PaddedShape,
     RecordedNetwork,
     Recorder,
-    recorded_lengths,
+    row_step,
 )
 from dalorra.shared_base import SharedBase
 from dalorra.staging import StagedPrompts
@@ -27,6 +27,7 @@ from tests.tiny import save_tiny_adapter, tiny_base
 from tests.unit.core.test_packed_llama import LABELS, SAMPLES, adapted, prompts
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
+STEP = 32
 SCOPES: list[Scope] = ["answer_tokens", "all_tokens"]
 
 
@@ -59,7 +60,7 @@ def networks(
     model.to(device)
     bank = type(bank)(bank.masks.to(device))
     plain = PackedLlama.of(model, LABELS.to(device))
-    return RecordedNetwork(plain, record, torch.device(device)), plain, bank
+    return RecordedNetwork(plain, record, torch.device(device), STEP), plain, bank
 
 
 BATCHES = [(5,), (9,), (0,), (0, 0), (3, 70, 12), (64, 65, 1), (11, 13, 2, 7, 5)]
@@ -171,22 +172,33 @@ def test_after_warming_up_every_short_batch_is_a_replay(scope: Scope, tmp_path):
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("longest", [20, 300])
-def test_every_shape_within_bounds_has_prompts(scope: Scope, longest: int):
-    batches = list(recorded_lengths(longest, 4, 10, scope))
+@pytest.mark.parametrize("step", [32, 128])
+def test_every_shape_within_bounds_has_prompts(scope: Scope, longest: int, step: int):
+    recorded = RecordedNetwork(networks(Rerun())[1], Rerun(), torch.device("cpu"), step)
+    batches = list(recorded.lengths(longest, 4, 10, scope))
     assert all(0 <= length <= longest for lengths in batches for length in lengths)
     beside = 4 if scope == "all_tokens" else 0
-    shapes = {around(lengths, beside) for lengths in batches}
+
+    def around(lengths: list[int]) -> PaddedShape:
+        return PaddedShape.of([length + beside for length in lengths], step)
+
+    shapes = {around(lengths) for lengths in batches}
     assert len(shapes) == len(batches), "none is there twice"
-    assert all(shape.packed_rows(4, 10, scope) <= MAX_ROWS for shape in shapes)
+    assert all(shape.packed_rows(4, 10, scope) <= STEPS * step for shape in shapes)
     chooser = random.Random(0)
     for _ in range(2000):
         lengths = [chooser.randint(0, longest) for _ in range(chooser.randint(1, 12))]
-        shape = around(lengths, beside)
-        assert shape in shapes or shape.packed_rows(4, 10, scope) > MAX_ROWS
+        shape = around(lengths)
+        assert shape in shapes or shape.packed_rows(4, 10, scope) > STEPS * step
 
 
-def around(lengths: list[int], beside: int) -> PaddedShape:
-    return PaddedShape.of([length + beside for length in lengths])
+@pytest.mark.parametrize(
+    ("layer_weights", "step"),
+    [(3_540_000, 128), (60_800_000, 64), (100_000_000, 64), (218_000_000, 32), (10**9, 32)],
+    ids=["SmolLM2-135M", "Llama-3.2-1B", "Llama-3.2-3B", "Llama-3.1-8B", "Llama-3.1-70B"],
+)
+def test_smaller_layers_have_longer_recordings(layer_weights: int, step: int):
+    assert row_step(layer_weights) == step
 
 
 def test_graphs_are_refused_without_a_gpu():
