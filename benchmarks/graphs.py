@@ -8,6 +8,7 @@ and memory that all its recordings take for prompts of up to `--longest` tokens.
 """
 
 import argparse
+import gc
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -70,6 +71,8 @@ def _recording(contenders: Contenders, longest: int) -> dict[str, Any]:
     batches = [[_prompt(tokens) for tokens in each] for each in lengths]
     members, bank = range(SAMPLES), contenders.bank
     contenders.network.answers(batches[-1], members, bank, "answer_tokens")
+    gc.collect()  # a recording does it, too, and would give back what others had
+    torch.cuda.empty_cache()
     torch.cuda.synchronize()
     free, began = torch.cuda.mem_get_info()[0], perf_counter()
     for prompts in batches:

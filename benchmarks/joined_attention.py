@@ -1,4 +1,4 @@
-"""Attention of joined prompts and their cues on a GPU: spread out, varlen, or FlexAttention.
+"""Attention of joined prompts and their cues on a GPU: spread out, or by segments.
 
     python -m benchmarks.joined_attention --json OUT
 
@@ -7,8 +7,7 @@ with ten copies of a four-token cue after each prompt, prompts of half to all of
 
 - spread: `dalorra.slots`, PyTorch's fused attention in padded slots, and back;
 - varlen: flash attention by segments, each row with its own prompt or copy, and the cue rows with
-  their prompts once more; the two parts of a cue row are weighted by their sums of exponentials;
-- flex: FlexAttention over all rows with a mask by blocks, compiled by TorchInductor.
+  their prompts once more; the two parts of a cue row are weighted by their sums of exponentials.
 
 All run as CUDA graphs of 16 layers, masks and segments made once before; results are compared.
 """
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from benchmarks.report import interleaved, print_table, write_json
 from dalorra.attention import causal_attention, layer_mask, masked_attention
@@ -110,30 +108,7 @@ def varlen(rows: Rows) -> Callable[[], Tensor]:
     return run
 
 
-def flex(rows: Rows) -> Callable[[], Tensor]:
-    """One call of FlexAttention."""
-    batch, n = len(rows.lengths), rows.prompt_rows
-    each = torch.arange(batch, device="cuda")
-    prompt = torch.cat([each.repeat_interleave(rows.lengths), each.repeat_interleave(CUES)])
-    copy = torch.arange(len(prompt), device="cuda").sub(n).floor_divide(CUE).clamp_min(-1)
-
-    def visible(_batch: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
-        own = (copy[key] < 0) | (copy[key] == copy[row])
-        return (prompt[row] == prompt[key]) & own & (key <= row)
-
-    total = len(prompt)
-    mask = create_block_mask(visible, None, None, total, total, device="cuda")
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def run() -> Tensor:
-        query, key, value = (part.transpose(0, 1)[None] for part in rows.parts())
-        out = compiled(query, key, value, block_mask=mask, enable_gqa=True)
-        return out[0].transpose(0, 1)
-
-    return run
-
-
-PLANS = {"spread": spread, "varlen": varlen, "flex": flex}
+PLANS = {"spread": spread, "varlen": varlen}
 
 
 def main() -> None:
@@ -141,7 +116,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 200])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks/results/joined_attention.json")
@@ -151,7 +125,7 @@ def main() -> None:
     for batch in options.batch:
         for tokens in options.tokens:
             rows = Rows.random(batch, tokens)
-            runs = {plan: PLANS[plan](rows) for plan in options.plans}
+            runs = {plan: arrange(rows) for plan, arrange in PLANS.items()}
             expected = next(iter(runs.values()))().float()
             errors = {
                 plan: float((run().float() - expected).norm() / expected.norm())

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.roofline import SHAPES
 from dalorra.bank import BankSpec, MaskBank
 from dalorra.forward import answer_logits
-from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_rows, forwards
+from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_cost, forwards
 from dalorra.low_rank import low_rank_updates
 from dalorra.packed_base import PackedBase
 from dalorra.packed_llama import PackedLlama
@@ -70,11 +70,11 @@ class Contenders:
         members = range(self.samples)
 
         def ours(scope: Scope, members: range) -> Callable[[], object]:
-            price = None if self.network.joins_prompts else forward_rows(self.device)
+            cost = forward_cost(self.device, joined=True)
             return self.synchronised(
                 lambda: [
                     self.network.label_logits([prompts[i] for i in group], part, self.bank, scope)
-                    for group, parts in forwards(prompts, members, scope, DEFAULT_ROW_BUDGET, price)
+                    for group, parts in forwards(prompts, members, scope, DEFAULT_ROW_BUDGET, cost)
                     for part in parts
                 ]
             )

@@ -3,9 +3,9 @@
     python -m benchmarks.ragged --data FOLDER --json OUT
 
 Batches of sst2 validation sentences: padded to the longest; as two forwards, the shorter half and
-the longer half; as `dalorra.grouping` splits them; joined to one sequence without padding, as
-`dalorra.slots` lays it out; each alone. With the bundled adapter, or, for a GPU, with
-`--shape llama-3.1-8b`: random weights of that shape.
+the longer half; padded, and split where the padding saved is worth a forward; joined to one
+sequence without padding, as `dalorra.slots` lays it out; each alone. With the bundled adapter, or,
+for a GPU, with `--shape llama-3.1-8b`: random weights of that shape.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.report import interleaved, print_table, write_json
 from dalorra.adapter import bundled_adapter, read_adapter
 from dalorra.bank import BankSpec
 from dalorra.base_model import load_base_model
-from dalorra.grouping import cheapest_groups, forward_rows
+from dalorra.grouping import ForwardCost, cheapest_groups, forward_cost
 from dalorra.packed_base import PackedBase
 from dalorra.policy import Policy
 from dalorra.posteriors import RankMasks
@@ -27,7 +27,7 @@ from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import attach, lora_config
 from training.tasks import load_examples, subsample
 
-NEVER = 10**6  # a price at which no batch is split
+NEVER = ForwardCost(10**6, 1.0)  # a price at which no batch is split
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
 
     predictor, packed = _of_shape(options.shape)
-    price = forward_rows(packed.device)
+    cost = forward_cost(packed.device, joined=False)
     examples = load_examples("sst2", "validation", options.data)
     results = []
     for batch in options.batch:
@@ -56,9 +56,9 @@ def main() -> None:
                 "number": number,
                 "repeats": options.repeats,
                 "padding": 1 - sum(rows) / (batch * max(rows)),
-                "groups": len(cheapest_groups(rows, predictor.row_budget, price)),
+                "groups": len(cheapest_groups(rows, predictor.row_budget, cost)),
             }
-            timed = interleaved(_plans(predictor, packed, prompts, price), options.repeats)
+            timed = interleaved(_plans(predictor, packed, prompts, cost), options.repeats)
             results += [{"plan": plan, **about, **numbers} for plan, numbers in timed.items()]
     columns = ("plan", "batch", "padding", "groups", "median_ms", "ratio_to_single")
     print_table("Ragged prompts", results, columns)
@@ -91,23 +91,24 @@ def _of_shape(shape: str) -> tuple[Predictor, PackedBase]:
 
 
 def _plans(
-    predictor: Predictor, packed: PackedBase, prompts: Sequence[Prompt], price: int
+    predictor: Predictor, packed: PackedBase, prompts: Sequence[Prompt], padded: ForwardCost
 ) -> dict[str, Callable[[], None]]:
-    """Each answers the prompts in order of length; `price` is that of a forward."""
+    """Each answers the prompts in order of length; `padded` is the cost of a padded forward."""
     ordered = sorted(prompts, key=lambda prompt: prompt.tokens)
     middle = len(ordered) // 2
+    joined_cost = forward_cost(packed.device, joined=True)
 
-    def answer(*parts: Sequence[Prompt], price: int | None = NEVER) -> None:
-        packed.joins_prompts = price is None
-        predictor.forward_rows = price
+    def answer(*parts: Sequence[Prompt], cost: ForwardCost = NEVER, joined: bool = False) -> None:
+        packed.joins_prompts = joined
+        predictor.forward_cost = cost
         for part in parts:
             predictor.predict(part)
 
     return {
         "padded": partial(answer, ordered),
         "two buckets": partial(answer, ordered[:middle], ordered[middle:]),
-        "grouped": partial(answer, ordered, price=price),
-        "joined": partial(answer, ordered, price=None),
+        "grouped": partial(answer, ordered, cost=padded),
+        "joined": partial(answer, ordered, cost=joined_cost, joined=True),
         "alone": partial(answer, *([prompt] for prompt in ordered)),
     }
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.rounding --data FOLDER --json OUT
 
-sst2 validation sentences, each alone and in batches padded to the longest, with the bundled
+sst2 validation sentences, each alone and in batches, with the bundled
 adapter; and the batches in bfloat16 against float32.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.report import print_table, write_json
 from dalorra.adapter import bundled_adapter
+from dalorra.grouping import ForwardCost
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample
@@ -52,8 +53,9 @@ def main() -> None:
 
 
 def in_batches(predictor: Predictor, prompts: Sequence[Prompt], size: int) -> Tensor:
-    """`[n, M, K]` probabilities, `size` prompts to a forward, padded to the longest of them."""
-    predictor.row_budget = predictor.forward_rows = UNBOUNDED
+    """`[n, M, K]` probabilities, `size` prompts to a forward."""
+    predictor.row_budget = UNBOUNDED
+    predictor.forward_cost = ForwardCost(UNBOUNDED, 0.0)
     parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     return torch.cat([predictor.sample_probabilities(part) for part in parts])
 

@@ -1,12 +1,12 @@
 """Which prompts go through a forward together.
 
-Where the prompts of a forward are padded to the longest of them, a batch is split if the padding
-saved is worth another forward: each has a price of its own, all weights are read once. Where they
-are joined without padding, there are as few forwards as the budget of rows allows.
+A forward costs the rows of its prompts; something for the padding up to the longest of them, which
+joined prompts have in attention alone (`dalorra.slots`); and a price of its own: all weights are
+read once. So a batch is split where the padding saved is worth another forward.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -17,24 +17,46 @@ from dalorra.prompts import Prompt
 DEFAULT_ROW_BUDGET: Final = 2048
 """Most rows of a forward where nothing else is asked for, as the server's `batch_rows`."""
 
-_CPU, _AMX, _GPU = 40, 100, 256  # the last one for encoders alone
+_CPU, _AMX, _GPU = 40, 100, 256
+_IN_ATTENTION: Final = 0.25
 
 
-def forward_rows(device: torch.device) -> int:
-    """The price of a forward, in rows that could be computed in the time that it costs beside them.
+class ForwardCost(NamedTuple):
+    """What a forward costs, in rows.
 
-    On a CPU, what `benchmarks.ragged` measures with two cores: prompts alone against the same
-    prompts padded; with AMX rows are cheaper beside it. On a GPU, the rows that are computed while
-    the weights are read, whatever the model, about 800 TFLOP/s over 3.35 TB/s by the data sheet of
-    an H100; not measured here.
+    Attributes:
+        price: of the forward itself, in rows that could be computed in that time.
+        padding: of each place of padding.
     """
+
+    price: int
+    padding: float
+
+    def work(self, rows: int, padding: int) -> float:
+        """What is computed, price left out."""
+        return rows + self.padding * padding
+
+
+def forward_cost(device: torch.device, *, joined: bool) -> ForwardCost:
+    """The cost of forwards on a device.
+
+    On a CPU the price is what `benchmarks.ragged` measures with two cores: prompts alone against
+    the same prompts padded; with AMX rows are cheaper beside it. On a GPU, the rows that are
+    computed while the weights are read, whatever the model, about 800 TFLOP/s over 3 TB/s. A place
+    of padding in attention costs a fifth to a third of a row, with AMX (`benchmarks.padding`).
+
+    Args:
+        device: where the base is.
+        joined: whether prompts are padded in attention alone.
+    """
+    padding = _IN_ATTENTION if joined else 1.0
     if device.type != "cpu":
-        return _GPU
-    return _AMX if has_amx() else _CPU
+        return ForwardCost(_GPU, padding)
+    return ForwardCost(_AMX if has_amx() else _CPU, padding)
 
 
 def forwards(
-    prompts: Sequence[Prompt], members: range, scope: Scope, budget: int, price: int | None
+    prompts: Sequence[Prompt], members: range, scope: Scope, budget: int, cost: ForwardCost
 ) -> Iterator[tuple[list[int], list[range]]]:
     """Which prompts share a forward, and which members; one too long for the budget splits along M.
 
@@ -42,12 +64,11 @@ def forwards(
         prompts: B prompts.
         members: of the bank.
         scope: of the adapter.
-        budget: most rows of a forward, padding included.
-        price: of a forward, in rows; None: prompts are joined.
+        budget: most rows of a forward, padding included as it costs.
+        cost: of a forward.
     """
     rows = [packed_row_count(prompt, len(members), scope) for prompt in prompts]
-    groups = full_groups(rows, budget) if price is None else cheapest_groups(rows, budget, price)
-    for indices in groups:
+    for indices in cheapest_groups(rows, budget, cost):
         if rows[indices[0]] <= budget:
             yield indices, [members]
             continue
@@ -58,31 +79,34 @@ def forwards(
         yield indices, [members[m : m + step] for m in range(0, len(members), step)]
 
 
-def cheapest_groups(rows: Sequence[int], budget: int, price: int) -> list[list[int]]:
-    """Splits a batch into forwards with the least Σ (price + prompts · rows of the longest).
+def cheapest_groups(rows: Sequence[int], budget: int, cost: ForwardCost) -> list[list[int]]:
+    """Splits a batch into the forwards that cost the least together, neighbours in order of length.
 
-    Of any split, one with groups of neighbours in order of length costs no more, so it is enough to
-    look at those: a shortest path over the sorted prompts.
+    A shortest path over the sorted prompts. Where padding costs as much as rows, no other split is
+    cheaper; where it costs less, one that mixes lengths may fill the budget better.
 
     Args:
         rows: of each prompt, without padding.
-        budget: most rows of a forward, padding included; a prompt beyond it goes alone.
-        price: of a forward, in rows.
+        budget: most work of a forward; a prompt beyond it goes alone.
+        cost: of a forward.
 
     Returns:
         Indices into `rows`, by group, longest prompts first.
     """
     order = sorted(range(len(rows)), key=lambda i: -rows[i])
-    cost, begin = [0], [0]  # of the first n prompts; where their last group begins
+    least, begin = [0.0], [0]  # of the first n prompts; where their last group begins
     for end in range(1, len(order) + 1):
-        choices = [(cost[-1] + price + rows[order[end - 1]], end - 1)]  # alone, always allowed
+        own = rows[order[end - 1]]
+        choices = [(least[-1] + cost.price + own, end - 1)]  # alone, always allowed
         for start in range(end - 2, -1, -1):
-            padded = rows[order[start]] * (end - start)
-            if padded > budget:
+            longest = rows[order[start]]
+            own += longest
+            work = cost.work(own, longest * (end - start) - own)
+            if work > budget:
                 break  # a group that begins earlier has more
-            choices.append((cost[start] + price + padded, start))
-        least, start = min(choices)
-        cost.append(least)
+            choices.append((least[start] + cost.price + work, start))
+        best, start = min(choices)
+        least.append(best)
         begin.append(start)
     groups: list[list[int]] = []
     end = len(order)
@@ -90,24 +114,3 @@ def cheapest_groups(rows: Sequence[int], budget: int, price: int) -> list[list[i
         groups.append(order[begin[end] : end])
         end = begin[end]
     return groups[::-1]
-
-
-def full_groups(rows: Sequence[int], budget: int) -> list[list[int]]:
-    """Fills one forward after the other, prompts of like length together, longest first.
-
-    Args:
-        rows: of each prompt.
-        budget: most rows of a forward; a prompt beyond it goes alone.
-
-    Returns:
-        Indices into `rows`, by group.
-    """
-    groups: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(rows)), key=lambda i: -rows[i]):
-        if rows[index] > room:
-            groups.append([])
-            room = budget
-        groups[-1].append(index)
-        room -= rows[index]
-    return groups

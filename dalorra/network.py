@@ -35,7 +35,7 @@ class Network(Protocol):
 
     @property
     def joins_prompts(self) -> bool:
-        """Whether a batch costs the rows of its prompts; else as many for each as the longest."""
+        """Whether prompts of several lengths are padded in attention alone."""
         ...
 
     @property

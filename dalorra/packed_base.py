@@ -73,8 +73,8 @@ class PackedBase:
             out. Its projections become views of fused weights; their values stay.
         prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
         record: of short forwards, for `RecordedNetwork`; None: none is recorded.
-        joins_prompts: whether prompts of several lengths are joined instead of padded outside
-            attention (`dalorra.slots`); None: on a GPU.
+        joins_prompts: whether prompts of several lengths are joined (`dalorra.slots`) instead of
+            padded, which is slower.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PackedBase:
         prefix_cache: PrefixCache | None = None,
         record: "Recorder | None" = None,
         *,
-        joins_prompts: bool | None = None,
+        joins_prompts: bool = True,
     ) -> None:
         model = cast(Any, causal_lm)
         config, trunk = model.config, model.model
@@ -99,8 +99,7 @@ class PackedBase:
         self._kv_heads = int(config.num_key_value_heads)
         self._width = int(trunk.layers[0].self_attn.head_dim)
         last = len(trunk.layers) - 1
-        on_gpu = self.device.type == "cuda"
-        self.joins_prompts = on_gpu if joins_prompts is None else joins_prompts
+        self.joins_prompts = joins_prompts
         prepack = can_prepack(self.embed.weight)
         with torch.no_grad():
             self.layers = [

@@ -4,8 +4,9 @@
 
 - projections that read the same input are one product, and so are their down-projections A;
 - A·x and B act on the rows that carry a sample, never on the frozen prompt;
-- prompts are padded on the right, so prompt rows attend causally without a mask; cue rows attend
-  to the prompt and to their own copy;
+- prompts of several lengths are joined without padding, but for attention (`dalorra.slots`); there
+  they are padded on the right, so prompt rows attend causally without a mask; cue rows attend to
+  the prompt and to their own copy;
 - under `all_tokens`, everything below the first stochastic product runs once for all samples;
 - in the last layer only the row that ends a cue has a query, an output and an MLP.
 """
@@ -79,7 +80,7 @@ class PackedLlama:
         label_ids: Tensor,
         prefix_cache: PrefixCache | None = None,
         *,
-        joins_prompts: bool | None = None,
+        joins_prompts: bool = True,
     ) -> "PackedLlama":
         """The forward of an attached adapter, as it is now, on a base arranged for it alone."""
         base = PackedBase(model.get_base_model(), prefix_cache, joins_prompts=joins_prompts)

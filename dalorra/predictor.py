@@ -15,7 +15,7 @@ from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
 from dalorra.golden import check_golden
-from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_rows, forwards
+from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_cost, forwards
 from dalorra.manifest import check_tokens
 from dalorra.novelty import Novelty
 from dalorra.packing import Scope, packed_row_count
@@ -44,8 +44,7 @@ class Predictor:
         packed: the base as arranged for other adapters, too; None: for this one alone.
 
     Attributes:
-        forward_rows: the price of a forward, by which batches are split, None where prompts are
-            joined; see `dalorra.grouping`.
+        forward_cost: by which batches are split; see `dalorra.grouping`.
 
     One caller at a time: the model thread of the service.
     """
@@ -83,8 +82,7 @@ class Predictor:
         self._hidden_size = packed.hidden_size
         self.prefix_cache = packed.prefix_cache
         self._network = network_on(packed, model, encoder.label_ids)
-        joined = self._network.joins_prompts
-        self.forward_rows = None if joined else forward_rows(packed.device)
+        self.forward_cost = forward_cost(packed.device, joined=self._network.joins_prompts)
         self._mean_bank = posterior.mean(modules)
 
     @classmethod
@@ -271,7 +269,7 @@ class Predictor:
         parts, features, weights = [], [], torch.ones(1)
         order: list[int] = []
         for indices, member_groups in forwards(
-            prompts, chosen, self.scope, self.row_budget, self.forward_rows
+            prompts, chosen, self.scope, self.row_budget, self.forward_cost
         ):
             group = [prompts[i] for i in indices]
             by_members, ends = [], []

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import dalorra.predictor as predictor_module
 from dalorra.adapter import read_adapter
 from dalorra.bank import BankSpec
 from dalorra.errors import BaseModelError, InputError
+from dalorra.grouping import ForwardCost
 from dalorra.packing import packed_row_count
 from dalorra.predictive import summarise
 from dalorra.predictor import Predictor
@@ -59,14 +59,15 @@ def test_a_prediction_is_the_moments_of_the_samples(adapters, scope):
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("price", [0, 10, 10**6])
+@pytest.mark.parametrize("padding", [0.25, 1.0])
 @pytest.mark.parametrize("row_budget", [1, 40, 100, 250, 10_000])
 def test_every_row_budget_gives_the_same_answers_and_is_kept(
-    adapters, scope, row_budget, price, monkeypatch
+    adapters, scope, row_budget, padding, price, monkeypatch
 ):
-    monkeypatch.setattr(predictor_module, "forward_rows", lambda _: 10**6)
     whole = predictor_of(adapters, scope, row_budget=10**6)
-    monkeypatch.setattr(predictor_module, "forward_rows", lambda _: price)
+    whole.forward_cost = ForwardCost(10**6, 0.0)
     split = predictor_of(adapters, scope, row_budget=row_budget)
+    split.forward_cost = ForwardCost(price, padding)
     prompts = encoded(whole)
     expected = whole.sample_probabilities(prompts)
     forwards = []
@@ -79,9 +80,10 @@ def test_every_row_budget_gives_the_same_answers_and_is_kept(
     monkeypatch.setattr(split._network, "hidden_states", spy)
     torch.testing.assert_close(split.sample_probabilities(prompts), expected, rtol=1e-5, atol=1e-5)
     for group, members in forwards:
-        longest = max(packed_row_count(prompt, len(members), scope) for prompt in group)
+        rows = [packed_row_count(prompt, len(members), scope) for prompt in group]
+        work = sum(rows) + padding * (max(rows) * len(rows) - sum(rows))
         smallest = len(group) == 1 and len(members) == 1
-        assert longest * len(group) <= row_budget or smallest
+        assert work <= row_budget or smallest
         assert len(group) == 1 or len(members) == 7, "only a prompt alone is split along M"
     if row_budget == 1:
         assert len(forwards) == 6 * 7
