@@ -67,7 +67,7 @@ def main() -> None:
 
 def _recording(contenders: Contenders, longest: int) -> dict[str, Any]:
     """All that the server would record for one adapter."""
-    lengths = list(recorded_network.recorded_lengths(longest, len(CUE), SAMPLES, "answer_tokens"))
+    lengths = contenders.recorded.lengths(longest, len(CUE), SAMPLES, "answer_tokens")
     batches = [[_prompt(tokens) for tokens in each] for each in lengths]
     members, bank = range(SAMPLES), contenders.bank
     contenders.network.answers(batches[-1], members, bank, "answer_tokens")

@@ -73,7 +73,7 @@ def _prompts(predictor: Predictor, lengths: list[int]) -> list[Prompt]:
     generator = torch.Generator().manual_seed(0)
     return [
         Prompt(
-            tuple(torch.randint(100, 20_000, (length,), generator=generator).tolist()),
+            tuple(torch.randint(100, 300, (length,), generator=generator).tolist()),
             predictor.encoder.cue_ids,
         )
         for length in lengths

@@ -43,7 +43,7 @@ def forward_cost(device: torch.device, *, joined: bool) -> ForwardCost:
     On a CPU the price is what `benchmarks.ragged` measures with two cores: prompts alone against
     the same prompts padded; with AMX rows are cheaper beside it. On a GPU, the rows that are
     computed while the weights are read, whatever the model, about 800 TFLOP/s over 3 TB/s. A place
-    of padding in attention costs a fifth to a third of a row, with AMX (`benchmarks.padding`).
+    of padding in attention costs 0.18 to 0.39 of a row, with AMX (`benchmarks.padding`).
 
     Args:
         device: where the base is.

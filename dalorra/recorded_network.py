@@ -10,6 +10,7 @@ prompts are joined, so that padding is at the end of all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any, Final, NamedTuple, Self
 
 import torch
@@ -194,15 +195,13 @@ class RecordedNetwork:
         """
         step, most = self._step, STEPS * self._step
         beside = cue_tokens if scope == "all_tokens" else 0
-        for batch in range(1, most + 1):
-            for rows in range(step, most + 1, step):
-                widths = {step << i for i in range(STEPS) if step << i < rows}
-                for width in sorted({*widths, rows}):
-                    shape = PaddedShape(batch, rows, width)
-                    if shape.packed_rows(cue_tokens, samples, scope) <= most:
-                        lengths = _filling(shape, beside, longest + beside, step)
-                        if lengths is not None:
-                            yield [length - beside for length in lengths]
+        batches = [batch for batch in range(1, most + 1) if _rounded(batch) == batch]
+        for batch, rows in product(batches, range(step, most + 1, step)):
+            for width in sorted({min(step << i, rows) for i in range(STEPS)}):
+                shape = PaddedShape(batch, rows, width)
+                lengths = _filling(shape, beside, longest + beside, step)
+                if lengths and shape.packed_rows(cue_tokens, samples, scope) <= most:
+                    yield [length - beside for length in lengths]
 
     def _key(
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
@@ -217,15 +216,15 @@ class RecordedNetwork:
         return staged.padded(*key.shape).to(self._device)
 
 
-def _filling(shape: PaddedShape, least: int, most: int, step: int) -> list[int] | None:
-    """Lengths between these of prompts with this shape; None: there are none."""
+def _filling(shape: PaddedShape, least: int, most: int, step: int) -> list[int]:
+    """Lengths between these of prompts with this shape; empty if there are none."""
     others = shape.batch - 1
     first = min(shape.longest, most, shape.rows - others * least)
     if first < least:
-        return None
+        return []
     rest = min(shape.rows - first, others * first)
     lengths = [first, *((rest + i) // others for i in range(others))]
-    return lengths if PaddedShape.of(lengths, step) == shape else None
+    return lengths if PaddedShape.of(lengths, step) == shape else []
 
 
 def _rounded(batch: int) -> int:

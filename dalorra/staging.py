@@ -66,11 +66,13 @@ class StagedPrompts:
             sequences = [p.prompt_ids[start:] for p, start in zip(prompts, known, strict=True)]
         else:
             sequences = [prompt.prompt_ids for prompt in prompts]
-        ids, lengths = right_padded(sequences)
-        longest = ids.shape[1]
         if joined:
             ids = torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.long)[None]
+            lengths = torch.tensor([len(sequence) for sequence in sequences])
+        else:
+            ids, lengths = right_padded(sequences)
         before = torch.tensor(known) if known else torch.zeros_like(lengths)
+        longest = max(map(len, sequences))
         return cls(ids, lengths, before, torch.tensor(cue), longest, joined)
 
     def to(self, device: torch.device) -> Self:

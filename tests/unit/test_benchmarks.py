@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import costs, forward, methods, plans, report, roofline
+from benchmarks import costs, forward, methods, padding, plans, ragged, report, roofline
 from benchmarks.report import interleaved, write_json
 from benchmarks.serving_load import looping
 from benchmarks.serving_load.client import Cell, Outcome, load, numbered
@@ -22,8 +22,10 @@ from benchmarks.serving_load.inputs import texts_of_length
 from benchmarks.serving_load.overhead import overhead
 from benchmarks.serving_load.summary import percentiles, ratio, summarise, throughput
 from dalorra import attention
+from dalorra.adapter import read_adapter
 from dalorra.errors import ConfigError
 from dalorra.export import export_bank
+from dalorra.grouping import ForwardCost
 from dalorra.packed_base import PackedBase
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt, PromptEncoder
@@ -83,6 +85,34 @@ def test_forward_measures_every_plan() -> None:
     assert all(line.keys() >= FORWARD_KEYS for line in results)
     assert all(line["median_ms"] > 0 for line in results)
     assert results[0]["ratio_to_single"] == 1
+
+
+def tiny_predictor(folder: Path) -> tuple[Predictor, PackedBase]:
+    base = tiny_base()
+    save_tiny_adapter(folder, base)
+    packed = PackedBase(base.model)
+    return Predictor.from_adapter(read_adapter(folder), base, packed=packed), packed
+
+
+def test_ragged_prompts_are_joined_in_one_plan_alone(tmp_path: Path) -> None:
+    predictor, packed = tiny_predictor(tmp_path)
+    prompts = [predictor.encode(sentence) for sentence in SENTENCES]
+    joined = {}
+    cost = ForwardCost(40, 1.0)
+    for plan, run in ragged._plans(predictor, packed, prompts, cost).items():
+        run()
+        joined[plan] = packed.joins_prompts, predictor.forward_cost.padding
+    assert joined.pop("joined") == (True, 0.25)
+    assert set(joined.values()) == {(False, 1.0)}
+
+
+def test_what_padding_costs_is_counted_in_rows(tmp_path: Path) -> None:
+    predictor, _ = tiny_predictor(tmp_path)
+    found = padding._measure(predictor, 40, repeats=2)
+    cue = predictor.samples * len(predictor.encoder.cue_ids)
+    short = [10 + i for i in range(found["prompts"] - 1)]
+    assert found["rows"] == 40 + sum(short) + cue * found["prompts"]
+    assert found["padding"] == sum(40 - length for length in short)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
