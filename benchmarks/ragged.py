@@ -22,6 +22,7 @@ from dalorra.grouping import ForwardCost, cheapest_groups, forward_cost
 from dalorra.packed_base import PackedBase
 from dalorra.policy import Policy
 from dalorra.posteriors import RankMasks
+from dalorra.predictive import Prediction
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from dalorra.stochastic_lora import attach, lora_config
@@ -92,17 +93,18 @@ def _of_shape(shape: str) -> tuple[Predictor, PackedBase]:
 
 def _plans(
     predictor: Predictor, packed: PackedBase, prompts: Sequence[Prompt], padded: ForwardCost
-) -> dict[str, Callable[[], None]]:
+) -> dict[str, Callable[[], list[Prediction]]]:
     """Each answers the prompts in order of length; `padded` is the cost of a padded forward."""
     ordered = sorted(prompts, key=lambda prompt: prompt.tokens)
     middle = len(ordered) // 2
     joined_cost = forward_cost(packed.device, joined=True)
 
-    def answer(*parts: Sequence[Prompt], cost: ForwardCost = NEVER, joined: bool = False) -> None:
+    def answer(
+        *parts: Sequence[Prompt], cost: ForwardCost = NEVER, joined: bool = False
+    ) -> list[Prediction]:
         packed.joins_prompts = joined
         predictor.forward_cost = cost
-        for part in parts:
-            predictor.predict(part)
+        return [prediction for part in parts for prediction in predictor.predict(part)]
 
     return {
         "padded": partial(answer, ordered),

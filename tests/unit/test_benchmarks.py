@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import costs, forward, methods, padding, plans, ragged, report, roofline
+from benchmarks import costs, forward, methods, padding, plans, report, roofline
 from benchmarks.report import interleaved, write_json
 from benchmarks.serving_load import looping
 from benchmarks.serving_load.client import Cell, Outcome, load, numbered
@@ -25,7 +25,6 @@ from dalorra import attention
 from dalorra.adapter import read_adapter
 from dalorra.errors import ConfigError
 from dalorra.export import export_bank
-from dalorra.grouping import ForwardCost
 from dalorra.packed_base import PackedBase
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt, PromptEncoder
@@ -87,27 +86,10 @@ def test_forward_measures_every_plan() -> None:
     assert results[0]["ratio_to_single"] == 1
 
 
-def tiny_predictor(folder: Path) -> tuple[Predictor, PackedBase]:
-    base = tiny_base()
-    save_tiny_adapter(folder, base)
-    packed = PackedBase(base.model)
-    return Predictor.from_adapter(read_adapter(folder), base, packed=packed), packed
-
-
-def test_ragged_prompts_are_joined_in_one_plan_alone(tmp_path: Path) -> None:
-    predictor, packed = tiny_predictor(tmp_path)
-    prompts = [predictor.encode(sentence) for sentence in SENTENCES]
-    joined = {}
-    cost = ForwardCost(40, 1.0)
-    for plan, run in ragged._plans(predictor, packed, prompts, cost).items():
-        run()
-        joined[plan] = packed.joins_prompts, predictor.forward_cost.padding
-    assert joined.pop("joined") == (True, 0.25)
-    assert set(joined.values()) == {(False, 1.0)}
-
-
 def test_what_padding_costs_is_counted_in_rows(tmp_path: Path) -> None:
-    predictor, _ = tiny_predictor(tmp_path)
+    base = tiny_base()
+    save_tiny_adapter(tmp_path, base)
+    predictor = Predictor.from_adapter(read_adapter(tmp_path), base)
     found = padding._measure(predictor, 40, repeats=2)
     cue = predictor.samples * len(predictor.encoder.cue_ids)
     short = [10 + i for i in range(found["prompts"] - 1)]
