@@ -9,6 +9,7 @@ A shape is the number of prompts, their rows, and the slots of the longest in at
 prompts are joined, so that padding is at the end of all of them.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, Final, NamedTuple, Self
@@ -143,6 +144,7 @@ class RecordedNetwork:
         self._device = device
         self._step = step
         self._recorded: dict[_Key, tuple[Forward, ForwardNoise, NoiseBank]] = {}
+        self._failed = False
 
     @property
     def nbytes(self) -> int:
@@ -153,16 +155,25 @@ class RecordedNetwork:
     def record(
         self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
     ) -> None:
-        """Records the forward of prompts of this shape, if it is a short one."""
+        """Records the forward of prompts of this shape, if it is a short one.
+
+        Where that fails, for want of memory for example, no more are recorded.
+        """
         key = self._key(prompts, members, bank, scope)
         cue_tokens = len(prompts[0].cue_ids)
         rows = key.shape.packed_rows(cue_tokens, len(members), scope)
-        if rows <= STEPS * self._step and key not in self._recorded:
-            noise = self._network.noise.bind(bank, members, scope, cue_tokens)
-            staged = self._staged(prompts, key)
+        if self._failed or rows > STEPS * self._step or key in self._recorded:
+            return
+        noise = self._network.noise.bind(bank, members, scope, cue_tokens)
+        staged = self._staged(prompts, key)
+        try:
             forward = self._record(lambda some: self._network.staged_answers(some, noise), staged)
-            # A recording reads the noise where it lies; id(bank) must not be another's.
-            self._recorded[key] = (forward, noise, bank)
+        except RuntimeError as error:
+            self._failed = True
+            warnings.warn(f"forwards are not recorded from here on: {error}", stacklevel=2)
+            return
+        # A recording reads the noise where it lies; id(bank) must not be another's.
+        self._recorded[key] = (forward, noise, bank)
 
     @torch.inference_mode()
     def answers(

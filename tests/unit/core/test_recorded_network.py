@@ -149,6 +149,27 @@ def test_what_was_not_recorded_runs_as_it_is(lengths: tuple[int, ...], members: 
     assert (len(record.shapes), record.replays) == (1, 0)
 
 
+def test_without_memory_for_more_recordings_forwards_run_as_they_are():
+    record = Rerun()
+
+    def until_full(forward: Forward, prompts: StagedPrompts) -> Forward:
+        if record.shapes:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return record(forward, prompts)
+
+    recorded, plain, bank = networks(until_full)
+    batches = [prompts((length,), 3) for length in (6, 40, 70)]
+    recorded.record(batches[0], range(SAMPLES), bank, "answer_tokens")
+    with pytest.warns(UserWarning, match="not recorded from here on: CUDA out of memory"):
+        recorded.record(batches[1], range(SAMPLES), bank, "answer_tokens")
+    recorded.record(batches[2], range(SAMPLES), bank, "answer_tokens")  # not even tried
+    for batch in batches:
+        found = recorded.answers(batch, range(SAMPLES), bank, "answer_tokens").probabilities
+        expected = plain.answers(batch, range(SAMPLES), bank, "answer_tokens").probabilities
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert record.replays == 1
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_after_warming_up_every_short_batch_is_a_replay(scope: Scope, tmp_path):
     save_tiny_adapter(tmp_path, tiny_base(), scope=scope)
