@@ -130,6 +130,16 @@ class AdapterTrainer(Trainer):
             with (self._run_config.output_dir / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
 
+    def part(self) -> None:
+        """Ends what the processes do together.
+
+        The wrapped model goes first: as the last owner of the process group it would wait for the
+        group's thread, which may wait for the interpreter that it holds.
+        """
+        self.model_wrapped = cast(nn.Module, self.model)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def _mean_over_processes(self, value: float) -> float:
         if self.args.world_size == 1:
             return value

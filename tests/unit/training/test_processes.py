@@ -70,7 +70,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     try:
         return process.communicate(timeout=5 * MINUTES)
     finally:
-        process.kill()
+        process.terminate()  # a launcher takes the processes that it started along
+        process.wait(MINUTES)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

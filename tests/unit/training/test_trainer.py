@@ -1,3 +1,4 @@
+import weakref
 from typing import Any
 
 import pytest
@@ -203,3 +204,20 @@ def test_the_initial_mask_logits_are_those_of_the_prior(tmp_path):
     torch.testing.assert_close(
         torch.sigmoid(mask_logits(new_model(settings, 12))), torch.full((5, 2), 0.8)
     )
+
+
+# --- several processes ---
+
+
+def test_the_wrapped_model_is_gone_before_the_processes_part(tmp_path, monkeypatch):
+    """PyTorch may otherwise destroy the process group inside it, and wait for ever."""
+    model, trainer = trained(config(tmp_path))
+    wrapped = torch.nn.Sequential(model)  # in the place of DistributedDataParallel
+    trainer.model_wrapped = wrapped
+    trainer.accelerator._models.append(wrapped)
+    alive, seen = weakref.ref(wrapped), []
+    del wrapped
+    monkeypatch.setattr(trainer.accelerator, "end_training", lambda: seen.append(alive()))
+    trainer.part()
+    assert seen == [None]
+    assert trainer.model_wrapped is model
