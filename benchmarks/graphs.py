@@ -9,6 +9,7 @@ and memory that all its recordings take for prompts of up to `--longest` tokens.
 
 import argparse
 import gc
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,12 +18,13 @@ import torch
 
 from benchmarks.plans import Contenders, llama_8b
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra import recorded_network
 from dalorra.packing import packed_row_count
 from dalorra.prompts import Prompt
+from dalorra.recorded_network import CudaGraphs, RecordedNetwork
 
 CUE, SAMPLES = (100, 101, 102, 103), 10
 BATCHES = {1: (16, 76, 196, 356, 456, 700), 2: (26, 166, 316), 8: (20, 60, 196)}
+UNBOUNDED = 10**6  # steps
 COLUMNS = ("batch", "rows", "plan", "median_ms", "ratio_to_single")
 
 
@@ -36,24 +38,22 @@ def main() -> None:
     contenders = Contenders(llama_8b(), SAMPLES)
     del contenders.plain  # and its copy of the base
     results = [_recording(contenders, options.longest)]
-    recorded_network.STEPS = 10**6
+    network = contenders.network
+    unbounded = RecordedNetwork(
+        network, CudaGraphs(), contenders.device, contenders.step, steps=UNBOUNDED
+    )
     members, bank = range(SAMPLES), contenders.bank
     for batch, lengths in BATCHES.items():
         for tokens in lengths:
             # No two lengths are alike, so that several prompts are joined.
             prompts = [_prompt(tokens + i - batch // 2) for i in range(batch)]
-            contenders.recorded.record(prompts, members, bank, "answer_tokens")
+            unbounded.record(prompts, members, bank, "answer_tokens")
             timed = interleaved(
                 {
                     name: contenders.synchronised(
-                        lambda network=network, prompts=prompts: network.answers(
-                            prompts, members, bank, "answer_tokens"
-                        )
+                        partial(one.answers, prompts, members, bank, "answer_tokens")
                     )
-                    for name, network in (
-                        ("as it is", contenders.network),
-                        ("replayed", contenders.recorded),
-                    )
+                    for name, one in (("as it is", network), ("replayed", unbounded))
                 },
                 options.repeats,
             )
@@ -67,7 +67,7 @@ def main() -> None:
 
 def _recording(contenders: Contenders, longest: int) -> dict[str, Any]:
     """All that the server would record for one adapter."""
-    lengths = contenders.recorded.lengths(longest, len(CUE), SAMPLES, "answer_tokens")
+    lengths = contenders.recorded.recordable(longest, len(CUE), SAMPLES, "answer_tokens")
     batches = [[_prompt(tokens) for tokens in each] for each in lengths]
     members, bank = range(SAMPLES), contenders.bank
     contenders.network.answers(batches[-1], members, bank, "answer_tokens")

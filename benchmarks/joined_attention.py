@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.attention import causal_attention, layer_mask, masked_attention
-from dalorra.slots import Slots
+from dalorra.attention import causal_attention, masked_attention
+from dalorra.cue_layout import lay_out_cues
+from dalorra.recorded_network import capture
+from dalorra.staging import StagedPrompts
 
 HEADS, KV_HEADS, WIDTH = 32, 8, 128
 CUE, SAMPLES, LAYERS = 4, 10, 16
@@ -63,24 +65,25 @@ class Rows:
 
 def spread(rows: Rows) -> Callable[[], Tensor]:
     """As `dalorra.packed_llama` does it."""
-    longest = int(rows.lengths.max())
-    slots = Slots.of(rows.lengths, rows.prompt_rows, longest, CUES)
-    real = torch.arange(longest, device="cuda") < rows.lengths[:, None]
-    copy, place = torch.arange(CUES, device="cuda") // CUE, torch.arange(CUES, device="cuda") % CUE
-    own = (copy[:, None] == copy) & (place[:, None] >= place)
-    visible = torch.cat([real[:, None].expand(-1, CUES, -1), own.expand(len(real), -1, -1)], dim=-1)
-    mask = layer_mask(visible[:, None], rows.qkv)
+    longest, like = int(rows.lengths.max()), rows.qkv
+    prompts = StagedPrompts(
+        ids=rows.lengths.new_zeros(1, rows.prompt_rows),
+        lengths=rows.lengths,
+        known=torch.zeros_like(rows.lengths),
+        cue_ids=rows.lengths.new_zeros(CUE),
+        longest=longest,
+        joined=True,
+    )
+    unturned = like.new_ones(1), like.new_zeros(1)  # cos and sin; nothing is rotated here
+    layout = lay_out_cues(prompts, SAMPLES, 0, lambda _: unturned)
 
     def run() -> Tensor:
-        heads = slots.spread(rows.qkv.flatten(1)[None]).unflatten(-1, (-1, WIDTH)).transpose(1, 2)
+        heads = layout.spread(like.flatten(1)[None]).unflatten(-1, (-1, WIDTH)).transpose(1, 2)
         query, key, value = heads.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
         before = (part[:, :, :longest] for part in (query, key, value))
-        attended = [
-            causal_attention(*before),
-            masked_attention(query[:, :, longest:], key, value, mask),
-        ]
-        by_slot = torch.cat([part.transpose(1, 2) for part in attended], dim=1)
-        return slots.collect(by_slot.flatten(2))[0].unflatten(-1, (-1, WIDTH))
+        cues = masked_attention(query[:, :, longest:], key, value, layout.visible)
+        attended = [causal_attention(*before), cues]
+        return layout.collect(attended)[0].unflatten(-1, (-1, WIDTH))
 
     return run
 
@@ -142,15 +145,7 @@ def main() -> None:
 @torch.inference_mode()
 def _graph(run: Callable[[], Tensor]) -> Callable[[], None]:
     """16 layers of it, and the wait for them."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(LAYERS):
-            run()
+    graph, _ = capture(lambda: [run() for _ in range(LAYERS)])
 
     def replay() -> None:
         graph.replay()

@@ -19,7 +19,7 @@ from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope, pack
 from dalorra.posteriors import RankMasks
 from dalorra.prompts import Prompt
-from dalorra.recorded_network import CudaGraphs, RecordedNetwork, row_step
+from dalorra.recorded_network import CudaGraphs, RecordedNetwork, capture, row_step
 from dalorra.stochastic_lora import StochasticPeftModel, attach, lora_config, mask_logits
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
@@ -61,8 +61,8 @@ class Contenders:
         self.labels = torch.tensor([5, 9], device=self.device)
         packed = PackedBase(self.model.get_base_model())
         self.network = PackedLlama(packed, low_rank_updates(self.model), self.labels)
-        step = row_step(packed.layer_weights)
-        self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device, step)
+        self.step = row_step(packed.layer_weights)
+        self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device, self.step)
 
     def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
         """The chosen plans as functions without arguments, the unit first."""
@@ -124,17 +124,12 @@ class Contenders:
 
     def _graph(self, ids: Tensor) -> Callable[[], object]:
         """A plain pass of this shape as a CUDA graph, for the ids as they are."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._plain_pass(ids)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._plain_pass(ids)
+        graph, _ = capture(lambda: self._plain_pass(ids))
         return graph.replay
 
     def synchronised(self, run: Callable[[], object]) -> Callable[[], object]:
+        """It, and the wait for a GPU to have done it."""
+
         def timed() -> object:
             result = run()
             if self.device.type == "cuda":

@@ -96,25 +96,11 @@ def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotar
     device, longest = prompts.ids.device, prompts.longest  # P
     k, batch = len(prompts.cue_ids), len(prompts.lengths)
     cues = copies * k
-    starts, lengths = prompts.known[:, None], prompts.lengths[:, None]  # [B, 1]
-    positions = torch.arange(longest, device=device)
+    starts = prompts.known[:, None]
+    cue_starts = starts + prompts.lengths[:, None]
     offsets = torch.arange(k, device=device).repeat(copies)
-    position_ids = torch.cat([starts + positions, starts + lengths + offsets], dim=1)
-
-    # A cue row sees the known prefix, the real rows of its prompt, and its own copy so far.
-    copy = torch.arange(cues, device=device) // k
-    own = (copy[:, None] == copy) & (offsets[:, None] >= offsets)  # [M·k, M·k]
-    in_prefix = torch.arange(prefix, device=device) < starts  # [B, C]
-    in_prompt = torch.cat([in_prefix, positions < lengths], dim=1)  # [B, C + P]
-    visible = torch.cat(
-        [in_prompt[:, None].expand(-1, cues, -1), own.expand(batch, -1, -1)], dim=-1
-    )
-    cos, sin = rotary(position_ids)
-    visible_to_prompt = None
-    if prefix:
-        causal = (positions[:, None] >= positions).expand(batch, -1, -1)
-        before = in_prefix[:, None].expand(-1, longest, -1)
-        visible_to_prompt = layer_mask(torch.cat([before, causal], dim=-1)[:, None], cos)
+    positions = torch.arange(longest, device=device)
+    cos, sin = rotary(torch.cat([starts + positions, cue_starts + offsets], dim=1))
 
     each = torch.arange(batch, device=device)[:, None]
     ends = torch.arange(k - 1, cues, k, device=device)  # of the copies
@@ -131,8 +117,8 @@ def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotar
         prompt_starts = prompt_starts + each[:, 0] * cues
     return CueLayout(
         input_ids=torch.cat([prompts.ids, repeated], dim=1),
-        visible=layer_mask(visible[:, None], cos),
-        visible_to_prompt=visible_to_prompt,
+        visible=layer_mask(_seen_by_cues(prompts, copies, prefix), cos),
+        visible_to_prompt=layer_mask(_seen_by_prompts(prompts, prefix), cos) if prefix else None,
         prompt_ends=prompt_starts + prompts.lengths.clamp_min(1) - 1,
         cue_ends=cue_ends,
         cos=cos,
@@ -143,3 +129,31 @@ def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotar
         prompt_slots=longest,
         cue_rows=k,
     )
+
+
+def _seen_by_cues(prompts: StagedPrompts, copies: int, prefix: int) -> Tensor:
+    """The known prefix, the real rows of the prompt, and the own copy so far.
+
+    Returns:
+        `[B, 1, M·k, C + P + M·k]` bool.
+    """
+    k, batch, device = len(prompts.cue_ids), len(prompts.lengths), prompts.ids.device
+    row = torch.arange(copies * k, device=device)
+    own = (row[:, None] // k == row // k) & (row[:, None] >= row)  # [M·k, M·k]
+    real = torch.arange(prompts.longest, device=device) < prompts.lengths[:, None]
+    before = torch.cat([_real_prefix(prompts, prefix), real], dim=1)  # [B, C + P]
+    both = [before[:, None].expand(-1, len(row), -1), own.expand(batch, -1, -1)]
+    return torch.cat(both, dim=-1)[:, None]
+
+
+def _seen_by_prompts(prompts: StagedPrompts, prefix: int) -> Tensor:
+    """The known prefix, and the rows so far, `[B, 1, P, C + P]` bool."""
+    row = torch.arange(prompts.longest, device=prompts.ids.device)
+    causal = (row[:, None] >= row).expand(len(prompts.lengths), -1, -1)
+    before = _real_prefix(prompts, prefix)[:, None].expand(-1, len(row), -1)
+    return torch.cat([before, causal], dim=-1)[:, None]
+
+
+def _real_prefix(prompts: StagedPrompts, prefix: int) -> Tensor:
+    """`[B, C]` bool."""
+    return torch.arange(prefix, device=prompts.ids.device) < prompts.known[:, None]

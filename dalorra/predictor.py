@@ -294,6 +294,6 @@ class Predictor:
             yield partial(self.predict, [Prompt((filler * tokens)[:tokens], cue)])
         if isinstance(network, RecordedNetwork):
             members = range(self.samples)
-            for lengths in network.lengths(most, len(cue), self.samples, self.scope):
+            for lengths in network.recordable(most, len(cue), self.samples, self.scope):
                 prompts = [Prompt((filler * tokens)[:tokens], cue) for tokens in lengths]
                 yield partial(network.record, prompts, members, self.bank, self.scope)

@@ -12,7 +12,7 @@ prompts are joined, so that padding is at the end of all of them.
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from dalorra.packed_llama import PackedLlama
 from dalorra.packing import Scope
 from dalorra.prompts import Prompt
 from dalorra.staging import StagedPrompts
+
+T = TypeVar("T")
 
 Forward = Callable[[StagedPrompts], Answers]
 """Answers to prompts of one shape."""
@@ -94,6 +96,19 @@ class _Key(NamedTuple):
     shape: PaddedShape
 
 
+def capture(run: Callable[[], T], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A CUDA graph of what `run` does on the current device, and the result that it overwrites."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()  # libraries set themselves up, which a graph must not hold
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = run()
+    return graph, result
+
+
 class CudaGraphs:
     """A `Recorder` whose recordings share memory; one of them is replayed at a time."""
 
@@ -104,14 +119,7 @@ class CudaGraphs:
         with torch.cuda.device(prompts.ids.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                forward(prompts)  # libraries set themselves up, which a graph must not hold
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                answers = forward(prompts)
+            graph, answers = capture(lambda: forward(prompts), self._pool)
 
         def replay(others: StagedPrompts) -> Answers:
             prompts.copy_(others)
@@ -132,17 +140,24 @@ class RecordedNetwork:
         record: shared by the adapters of a base.
         device: of the network.
         step: see `row_step`.
+        steps: most of them in a recorded forward.
     """
 
     joins_prompts = True
 
     def __init__(
-        self, network: PackedLlama, record: Recorder, device: torch.device, step: int
+        self,
+        network: PackedLlama,
+        record: Recorder,
+        device: torch.device,
+        step: int,
+        steps: int = STEPS,
     ) -> None:
         self._network = network
         self._record = record
         self._device = device
         self._step = step
+        self._most_rows = steps * step
         self._recorded: dict[_Key, tuple[Forward, ForwardNoise, NoiseBank]] = {}
         self._failed = False
 
@@ -162,7 +177,7 @@ class RecordedNetwork:
         key = self._key(prompts, members, bank, scope)
         cue_tokens = len(prompts[0].cue_ids)
         rows = key.shape.packed_rows(cue_tokens, len(members), scope)
-        if self._failed or rows > STEPS * self._step or key in self._recorded:
+        if self._failed or rows > self._most_rows or key in self._recorded:
             return
         noise = self._network.noise.bind(bank, members, scope, cue_tokens)
         staged = self._staged(prompts, key)
@@ -193,7 +208,7 @@ class RecordedNetwork:
         """See `Network`; nothing is recorded."""
         return self._network.label_logits(prompts, members, bank, scope)
 
-    def lengths(
+    def recordable(
         self, longest: int, cue_tokens: int, samples: int, scope: Scope
     ) -> Iterator[list[int]]:
         """For every shape that is recorded, the tokens of prompts that have it.
@@ -204,11 +219,11 @@ class RecordedNetwork:
             samples: M.
             scope: of the adapter.
         """
-        step, most = self._step, STEPS * self._step
+        step, most = self._step, self._most_rows
         beside = cue_tokens if scope == "all_tokens" else 0
         batches = [batch for batch in range(1, most + 1) if _rounded(batch) == batch]
         for batch, rows in product(batches, range(step, most + 1, step)):
-            for width in sorted({min(step << i, rows) for i in range(STEPS)}):
+            for width in sorted({min(step << i, rows) for i in range(rows.bit_length())}):
                 shape = PaddedShape(batch, rows, width)
                 lengths = _filling(shape, beside, longest + beside, step)
                 if lengths and shape.packed_rows(cue_tokens, samples, scope) <= most:

@@ -146,7 +146,7 @@ class Run:
             self.config.output_dir / CHECKPOINT_FOLDER,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.part()  # what follows, the main process does alone
+        trainer.leave_group()  # what follows, the main process does alone
         if trainer.interrupted:
             raise KeyboardInterrupt
         self.model.eval()

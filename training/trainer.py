@@ -130,7 +130,7 @@ class AdapterTrainer(Trainer):
             with (self._run_config.output_dir / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.state.global_step, **logs}) + "\n")
 
-    def part(self) -> None:
+    def leave_group(self) -> None:
         """Ends what the processes do together.
 
         The wrapped model goes first: as the last owner of the process group it would wait for the

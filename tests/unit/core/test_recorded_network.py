@@ -196,7 +196,7 @@ def test_after_warming_up_every_short_batch_is_a_replay(scope: Scope, tmp_path):
 @pytest.mark.parametrize("step", [32, 128])
 def test_every_shape_within_bounds_has_prompts(scope: Scope, longest: int, step: int):
     recorded = RecordedNetwork(networks(Rerun())[1], Rerun(), torch.device("cpu"), step)
-    batches = list(recorded.lengths(longest, 4, 10, scope))
+    batches = list(recorded.recordable(longest, 4, 10, scope))
     assert all(0 <= length <= longest for lengths in batches for length in lengths)
     beside = 4 if scope == "all_tokens" else 0
 

@@ -218,6 +218,6 @@ def test_the_wrapped_model_is_gone_before_the_processes_part(tmp_path, monkeypat
     alive, seen = weakref.ref(wrapped), []
     del wrapped
     monkeypatch.setattr(trainer.accelerator, "end_training", lambda: seen.append(alive()))
-    trainer.part()
+    trainer.leave_group()
     assert seen == [None]
     assert trainer.model_wrapped is model
