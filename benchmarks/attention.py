@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention --json OUT
 
-`dalorra.attention` takes the first with AMX and the second without, for the rows of a prompt,
+`forward.llama.attention` takes the first with AMX and the second without, for a prompt's rows,
 causal, and those of ten copies of a four-token cue, masked. Nine heads share three key heads, as
 in SmolLM2-135M. `--backward` times a forward and a backward.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.attention import causal_by_products, grouped_attention
+from dalorra.forward.llama.attention import causal_by_products, grouped_attention
 
 HEADS, KV_HEADS, WIDTH, CUES = 9, 3, 64, 40
 COLUMNS = ("dtype", "rows", "batch", "tokens", "plan", "median_ms", "ratio_to_single")

@@ -30,7 +30,7 @@ from benchmarks.report import (
     write_json,
 )
 from benchmarks.roofline import COLUMNS, Machine, Shape, with_roofline
-from dalorra.base_model import load_base_model
+from dalorra.base.model import load_base_model
 from dalorra.prompts import Prompt
 
 SLOW_ABOVE = 400  # tokens · batch: the loop over M is then timed fewer times

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.plans import Contenders, llama_8b
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.packing import packed_row_count
+from dalorra.forward.batches import packed_row_count
+from dalorra.forward.llama.recorded import CudaGraphs, RecordedNetwork
 from dalorra.prompts import Prompt
-from dalorra.recorded_network import CudaGraphs, RecordedNetwork
 
 CUE, SAMPLES = (100, 101, 102, 103), 10
 BATCHES = {1: (16, 76, 196, 356, 456, 700), 2: (26, 166, 316), 8: (20, 60, 196)}

@@ -5,7 +5,7 @@
 One layer of Llama-3.1-8B's heads, from fused query, key and value of all rows to attended rows,
 with ten copies of a four-token cue after each prompt, prompts of half to all of T tokens:
 
-- spread: `dalorra.slots`, PyTorch's fused attention in padded slots, and back;
+- spread: `dalorra.forward.llama.layout`, PyTorch's fused attention in padded slots, and back;
 - varlen: flash attention by segments, each row with its own prompt or copy, and the cue rows with
   their prompts once more; the two parts of a cue row are weighted by their sums of exponentials.
 
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.attention import causal_attention, masked_attention
-from dalorra.cue_layout import lay_out_cues
-from dalorra.recorded_network import capture
-from dalorra.staging import StagedPrompts
+from dalorra.forward.llama.attention import causal_attention, masked_attention
+from dalorra.forward.llama.layout import lay_out_cues
+from dalorra.forward.llama.recorded import capture
+from dalorra.forward.llama.staging import StagedPrompts
 
 HEADS, KV_HEADS, WIDTH = 32, 8, 128
 CUE, SAMPLES, LAYERS = 4, 10, 16
@@ -64,7 +64,7 @@ class Rows:
 
 
 def spread(rows: Rows) -> Callable[[], Tensor]:
-    """As `dalorra.packed_llama` does it."""
+    """As `dalorra.forward.llama.network` does it."""
     longest, like = int(rows.lengths.max()), rows.qkv
     prompts = StagedPrompts(
         ids=rows.lengths.new_zeros(1, rows.prompt_rows),

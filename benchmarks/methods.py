@@ -20,15 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.bank import BankSpec
-from dalorra.base_model import load_base_model
-from dalorra.low_rank import low_rank_updates
-from dalorra.packed_base import PackedBase
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope
+from dalorra.adapter.layer import attach, lora_config, low_rank_updates, module_tensors
+from dalorra.base.model import load_base_model
+from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.network import PackedLlama
 from dalorra.posteriors import POSTERIORS, ColumnSpaceNoise
-from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import attach, lora_config, module_tensors
+from dalorra.posteriors.bank import BankSpec
+from dalorra.prompts import Prompt, Scope
 from training.laplace import LabelGradients, fit_curvature
 from training.laplace.curvature import along_contrasts
 from training.methods import METHODS, Method

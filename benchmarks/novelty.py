@@ -21,9 +21,9 @@ from benchmarks.novelty_scores import DOUBTS, Part, chosen_on, compared, spellin
 from benchmarks.rank_activations import RecordingBank
 from benchmarks.report import print_table, write_json
 from benchmarks.shifts import DEVELOPMENT, FAR, NEAR, shifted
-from dalorra.adapter import bundled_adapter, read_adapter
+from dalorra.adapter.directory import bundled_adapter, read_adapter
+from dalorra.decision.predictive import PosteriorSamples, summarise
 from dalorra.errors import ConfigError
-from dalorra.predictive import PosteriorSamples, summarise
 from dalorra.predictor import Predictor
 from training.novelty import trained_and_held_out
 from training.orthography import VARIANTS, sentence, spellings

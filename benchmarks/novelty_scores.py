@@ -6,9 +6,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from dalorra.metrics import auroc
-from dalorra.novelty import COMPONENTS, DEFAULT_LEVEL, Novelty
-from dalorra.policy import Policy
+from dalorra.decision.metrics import auroc
+from dalorra.decision.novelty import COMPONENTS, DEFAULT_LEVEL, Novelty
+from dalorra.decision.policy import Policy
 
 Part = dict[str, Tensor]
 """Of one set of n inputs: its features `[n, d]`, and `[n]` per doubt; higher: doubtful."""

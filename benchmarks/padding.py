@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.grouping import ForwardCost
+from dalorra.forward.batches import ForwardCost
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 

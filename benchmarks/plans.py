@@ -10,17 +10,22 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.roofline import SHAPES
-from dalorra.bank import BankSpec, MaskBank
-from dalorra.forward import answer_logits
-from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_cost, forwards
-from dalorra.low_rank import low_rank_updates
-from dalorra.packed_base import PackedBase
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope, pack
+from dalorra.adapter.layer import (
+    StochasticPeftModel,
+    attach,
+    lora_config,
+    low_rank_updates,
+    mask_logits,
+)
+from dalorra.forward.batches import DEFAULT_ROW_BUDGET, forward_cost, forwards
+from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.llama.recorded import CudaGraphs, RecordedNetwork, capture, row_step
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import RankMasks
-from dalorra.prompts import Prompt
-from dalorra.recorded_network import CudaGraphs, RecordedNetwork, capture, row_step
-from dalorra.stochastic_lora import StochasticPeftModel, attach, lora_config, mask_logits
+from dalorra.posteriors.bank import BankSpec, MaskBank
+from dalorra.prompts import Prompt, Scope
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
 PLANS = {

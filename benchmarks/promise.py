@@ -25,10 +25,10 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.report import print_table, write_json
-from dalorra.adapter import bundled_adapter
-from dalorra.novelty import DEFAULT_LEVEL
-from dalorra.policy import Decision, Policy
-from dalorra.predictive import Prediction
+from dalorra.adapter.directory import bundled_adapter
+from dalorra.decision.novelty import DEFAULT_LEVEL
+from dalorra.decision.policy import Decision, Policy
+from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import answer
 from training.calibrate import PILOT_FRACTION, SPLIT_SEED, Answered, points_of

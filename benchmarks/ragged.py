@@ -4,7 +4,7 @@
 
 Batches of sst2 validation sentences: padded to the longest; as two forwards, the shorter half and
 the longer half; padded, and split where the padding saved is worth a forward; joined to one
-sequence without padding, as `dalorra.slots` lays it out; each alone. With the bundled adapter, or,
+sequence without padding, as `forward.llama.layout` does; each alone. With the bundled adapter, or,
 for a GPU, with `--shape llama-3.1-8b`: random weights of that shape.
 """
 
@@ -15,17 +15,17 @@ from pathlib import Path
 
 from benchmarks.plans import MODULES, llama_8b
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.adapter import bundled_adapter, read_adapter
-from dalorra.bank import BankSpec
-from dalorra.base_model import load_base_model
-from dalorra.grouping import ForwardCost, cheapest_groups, forward_cost
-from dalorra.packed_base import PackedBase
-from dalorra.policy import Policy
+from dalorra.adapter.directory import bundled_adapter, read_adapter
+from dalorra.adapter.layer import attach, lora_config
+from dalorra.base.model import load_base_model
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
+from dalorra.forward.batches import ForwardCost, cheapest_groups, forward_cost
+from dalorra.forward.llama.base import PackedBase
 from dalorra.posteriors import RankMasks
-from dalorra.predictive import Prediction
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import attach, lora_config
 from training.tasks import load_examples, subsample
 
 NEVER = ForwardCost(10**6, 1.0)  # a price at which no batch is split

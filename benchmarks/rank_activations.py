@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dalorra.bank import NoiseBank
-from dalorra.stochastic_lora import ModuleTensors, RankNoise
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.posteriors.noise import ModuleTensors, RankNoise
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import print_table, write_json
-from dalorra.adapter import bundled_adapter
-from dalorra.grouping import ForwardCost
+from dalorra.adapter.directory import bundled_adapter
+from dalorra.forward.batches import ForwardCost
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample

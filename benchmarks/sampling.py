@@ -16,9 +16,9 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.report import legend_below, print_table, read_json, save_figure, write_json
-from dalorra.adapter import bundled_adapter, read_adapter
-from dalorra.bank import BankSpec, MaskBank
-from dalorra.predictive import Prediction, summarise
+from dalorra.adapter.directory import bundled_adapter, read_adapter
+from dalorra.decision.predictive import Prediction, summarise
+from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample

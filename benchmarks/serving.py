@@ -47,8 +47,8 @@ from benchmarks.serving_load.contenders import (
 from benchmarks.serving_load.inputs import texts_of_length
 from benchmarks.serving_load.overhead import overhead
 from benchmarks.serving_load.summary import summarise
-from dalorra.adapter import bundled_adapter
-from dalorra.export import export_bank
+from dalorra.adapter.directory import bundled_adapter
+from dalorra.adapter.export import export_bank
 from dalorra.predictor import Predictor
 from training.tasks import load_examples
 

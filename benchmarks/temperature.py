@@ -23,7 +23,7 @@ from scipy import optimize
 from torch import Tensor
 
 from benchmarks.report import print_table, write_json
-from dalorra.predictive import PosteriorSamples
+from dalorra.decision.predictive import PosteriorSamples
 from training.calibrate import TEMPERATURES, fit_temperature
 from training.experiments.earlier import PREDICTIONS_FILE
 

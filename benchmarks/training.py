@@ -21,11 +21,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from benchmarks.report import interleaved, print_table, write_json
-from dalorra.base_model import load_base_model
-from dalorra.packing import Scope
+from dalorra.adapter.layer import attach, lora_config
+from dalorra.base.model import load_base_model
 from dalorra.posteriors import RankMasks
-from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import attach, lora_config
+from dalorra.prompts import Prompt, Scope
 from training.methods import Dalorra
 from training.objective import Objective
 from training.prompt_cache import PromptCache

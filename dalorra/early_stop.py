@@ -20,8 +20,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dalorra.policy import Policy
-from dalorra.predictive import PosteriorSamples, Prediction, summarise
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.prompts import Prompt
 
 Run = Callable[[Sequence[Prompt], range], PosteriorSamples]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from dalorra.adapter.layer import StochasticPeftModel
 from dalorra.errors import AdapterError
-from dalorra.forward import reference_logits
-from dalorra.stochastic_lora import StochasticPeftModel
+from dalorra.forward.reference import reference_logits
 
 if TYPE_CHECKING:
     from dalorra.predictor import Predictor

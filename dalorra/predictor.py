@@ -8,23 +8,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalorra.adapter import Adapter, bundled_adapter, check_base, load_adapter, read_adapter
-from dalorra.arranged import ArrangedBase, arrange, network_on
-from dalorra.bank import BankSpec, NoiseBank
-from dalorra.base_model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
+from dalorra.adapter.directory import (
+    Adapter,
+    bundled_adapter,
+    check_base,
+    load_adapter,
+    read_adapter,
+)
+from dalorra.adapter.layer import StochasticPeftModel, detach, module_tensors
+from dalorra.adapter.manifest import check_tokens
+from dalorra.base.model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
+from dalorra.decision.novelty import Novelty
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.early_stop import predict_in_stages
 from dalorra.errors import AdapterError
+from dalorra.forward.arranged import ArrangedBase, arrange, network_on
+from dalorra.forward.batches import DEFAULT_ROW_BUDGET, forward_cost, forwards, packed_row_count
+from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.golden import check_golden
-from dalorra.grouping import DEFAULT_ROW_BUDGET, forward_cost, forwards
-from dalorra.manifest import check_tokens
-from dalorra.novelty import Novelty
-from dalorra.packing import Scope, packed_row_count
-from dalorra.policy import Policy
 from dalorra.posteriors import Posterior
-from dalorra.predictive import PosteriorSamples, Prediction, summarise
-from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder
-from dalorra.recorded_network import RecordedNetwork
-from dalorra.stochastic_lora import StochasticPeftModel, detach, module_tensors
+from dalorra.posteriors.bank import BankSpec, NoiseBank
+from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder, Scope
 
 
 class Predictor:
@@ -44,7 +49,7 @@ class Predictor:
         packed: the base as arranged for other adapters, too; None: for this one alone.
 
     Attributes:
-        forward_cost: by which batches are split; see `dalorra.grouping`.
+        forward_cost: by which batches are split; see `dalorra.forward.batches`.
 
     One caller at a time: the model thread of the service.
     """

@@ -20,6 +20,8 @@ from dalorra.errors import AdapterError, InputError
 
 InputFields = str | Mapping[str, str]
 Overflow = Literal["truncate", "reject"]
+Scope = Literal["answer_tokens", "all_tokens"]
+"""The rows that an adapter acts on: the cue's, or every one."""
 
 
 class PromptFormat(BaseModel):

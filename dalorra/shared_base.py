@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from dalorra.adapter import Adapter, bundled_adapter, read_adapter
-from dalorra.arranged import arrange
-from dalorra.base_model import BaseModel, load_base_model
+from dalorra.adapter.directory import Adapter, bundled_adapter, read_adapter
+from dalorra.base.model import BaseModel, load_base_model
 from dalorra.errors import ConfigError
-from dalorra.grouping import DEFAULT_ROW_BUDGET
-from dalorra.openmp import without_team
+from dalorra.forward.arranged import arrange
+from dalorra.forward.batches import DEFAULT_ROW_BUDGET
+from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.recorded import CudaGraphs
+from dalorra.hardware import without_team
 from dalorra.predictor import Predictor
-from dalorra.prefix_cache import PrefixCache
 from dalorra.prompts import Overflow
-from dalorra.recorded_network import CudaGraphs
 
 
 class SharedBase:

@@ -19,8 +19,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, RetryPolicy, interrupt
 
-from service.client import BusyError, Client
-from service.langgraph import predict_node, route_by_decision
+from dalorra.client import BusyError, Client
+from dalorra.client.langgraph import predict_node, route_by_decision
 
 MOST_QUESTIONS = 1
 

@@ -21,7 +21,7 @@ from service.errors import DefaultAdapterError, TooManyAdaptersError, UnknownAda
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dalorra.prefix_cache import PrefixCache
+    from dalorra.forward.llama.prefix_cache import PrefixCache
 
 T = TypeVar("T")
 

@@ -32,6 +32,7 @@ from mcp_types import (
 from pydantic import ValidationError
 from starlette.routing import Route
 
+from dalorra.client.tool import adapter_of, parameters_schema, sentence, tool_description, tool_name
 from dalorra.errors import InputError
 from service.api.answering import Answering
 from service.api.problems import INTERNAL, problem_of
@@ -40,7 +41,6 @@ from service.engine import Predictor
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle
 from service.telemetry import Outcome, Telemetry, package_version
-from service.tool import adapter_of, parameters_schema, sentence, tool_description, tool_name
 
 PATH = "/mcp"
 

@@ -22,8 +22,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from dalorra.policy import Decision
-from dalorra.prefix_cache import PrefixCache
+from dalorra.decision.policy import Decision
+from dalorra.forward.llama.prefix_cache import PrefixCache
 from service.engine import Answer, Predictor
 from service.exemplars import exemplar
 

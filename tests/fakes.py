@@ -10,9 +10,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError, InputError
-from dalorra.policy import Policy
-from dalorra.predictive import Prediction
 from dalorra.prompts import InputFields, Prompt
 from service.engine import Limits
 

@@ -1,7 +1,7 @@
 """The adapter by other means than ours: plain PEFT, one sample and one sequence at a time.
 
 A mask is folded into B, and the model runs its normal causal forward without packing, caches,
-custom masks or custom layers. Nothing here imports `dalorra.packing` or `dalorra.forward`.
+custom masks or custom layers. Nothing here imports `forward.reference_rows` or `forward.reference`.
 """
 
 import copy
@@ -14,8 +14,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
 from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 
 
 class PlainLora:

@@ -13,19 +13,13 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dalorra.adapter import save_adapter
-from dalorra.bank import BankSpec
-from dalorra.base_model import BaseModel, load_base_model, weight_digest
-from dalorra.manifest import BaseReference, Manifest, library_versions
-from dalorra.packing import Scope
+from dalorra.adapter.directory import save_adapter
+from dalorra.adapter.layer import StochasticPeftModel, attach, lora_config, stochastic_layers
+from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
+from dalorra.base.model import BaseModel, load_base_model, weight_digest
 from dalorra.posteriors import RankMasks
-from dalorra.prompts import Prompt, PromptEncoder, PromptFormat
-from dalorra.stochastic_lora import (
-    StochasticPeftModel,
-    attach,
-    lora_config,
-    stochastic_layers,
-)
+from dalorra.posteriors.bank import BankSpec
+from dalorra.prompts import Prompt, PromptEncoder, PromptFormat, Scope
 
 MODULES = ("q_proj", "v_proj", "lm_head")
 WORDS = ("Review", "Sentiment", *(f"Ġ{word}" for word in ("positive", "negative", "neutral")))

@@ -17,19 +17,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dalorra.adapter import save_adapter
-from dalorra.bank import BankSpec
-from dalorra.base_model import BaseModel, weight_digest
-from dalorra.encoder import head_modules, set_head
-from dalorra.manifest import BaseReference, Manifest, library_versions
+from dalorra.adapter.directory import save_adapter
+from dalorra.adapter.layer import StochasticPeftModel, attach, lora_config, stochastic_layers
+from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
+from dalorra.base.families import head_modules, set_head
+from dalorra.base.model import BaseModel, weight_digest
 from dalorra.posteriors import Posterior, RankMasks
+from dalorra.posteriors.bank import BankSpec
 from dalorra.prompts import Prompt, PromptEncoder, PromptFormat
-from dalorra.stochastic_lora import (
-    StochasticPeftModel,
-    attach,
-    lora_config,
-    stochastic_layers,
-)
 
 KINDS = ("bert", "distilbert")
 MODULES = {

@@ -8,9 +8,9 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import Progress
 
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import PosteriorSamples, Prediction
 from dalorra.errors import InputError
-from dalorra.policy import Policy
-from dalorra.predictive import PosteriorSamples, Prediction
 from dalorra.prompts import InputFields, Prompt
 from training.tasks import Example
 

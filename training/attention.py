@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from dalorra.attention import causal_attention, grouped_attention
+from dalorra.forward.llama.attention import causal_attention, grouped_attention
 
 NAME: Final = "dalorra_grouped"
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from scipy import optimize
 
+from dalorra.decision.policy import NEVER, CalibratedPoint, Decision, Policy
+from dalorra.decision.predictive import PosteriorSamples
 from dalorra.errors import ConfigError
-from dalorra.policy import NEVER, CalibratedPoint, Decision, Policy
-from dalorra.predictive import PosteriorSamples
 from training.answers import Evaluable, answer, encode_example
 from training.evaluate import check_labels
 from training.promise import Answer, Promise, cost_matrix, scored_examples

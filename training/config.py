@@ -6,11 +6,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dalorra.adapter import WeightDtype
-from dalorra.bank import BankSpec
-from dalorra.base_model import DEFAULT_BASE_MODEL
+from dalorra.adapter.directory import WeightDtype
+from dalorra.base.model import DEFAULT_BASE_MODEL
 from dalorra.errors import ConfigError
-from dalorra.packing import Scope
+from dalorra.posteriors.bank import BankSpec
+from dalorra.prompts import Scope
 from training.methods import METHODS, AnyMethod, Dalorra
 from training.orthography import Augment
 from training.tasks import Task, load_task

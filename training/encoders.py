@@ -3,8 +3,8 @@
 from types import MappingProxyType
 from typing import Final
 
-from dalorra.base_model import BaseModel
-from dalorra.encoder import longest_text, set_head
+from dalorra.base.families import longest_text, set_head
+from dalorra.base.model import BaseModel
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat
 from training.config import TrainingConfig

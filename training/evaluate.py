@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
 
-from dalorra import metrics
+from dalorra.decision import metrics
+from dalorra.decision.intervals import binomial_interval
+from dalorra.decision.policy import Decision, Policy
+from dalorra.decision.predictive import Prediction
 from dalorra.errors import ConfigError
-from dalorra.intervals import binomial_interval
-from dalorra.policy import Decision, Policy
-from dalorra.predictive import Prediction
 from training.answers import Answers, Evaluable, answer
 from training.environment import hardware, versions
 from training.figures import (

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from dalorra.metrics import FloatArray
+from dalorra.decision.metrics import FloatArray
 
 # Okabe and Ito's palette; marker and dash repeat what the colour says.
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#666666", "#222222"
@@ -28,7 +28,7 @@ def reliability_figure(series: Mapping[str, Sequence[Mapping[str, Any]]], path: 
     """Accuracy against confidence per bin, above the share of examples in each bin.
 
     Args:
-        series: name → bins of `dalorra.metrics.reliability_bins` as mappings; two at most. The
+        series: name → bins of `metrics.reliability_bins` as mappings; two at most. The
             shares are those of the first.
         path: PNG file to write.
     """
@@ -76,7 +76,7 @@ def risk_coverage_figure(
     """Error rate among the most certain examples against their share.
 
     Args:
-        curves: name → coverage and risk of `dalorra.metrics.risk_coverage_curve`; two at most.
+        curves: name → coverage and risk of `metrics.risk_coverage_curve`; two at most.
         path: PNG file to write.
         chosen: `share` and `error` of what the policy accepts, to be marked; not if it is nothing.
     """

@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from dalorra.adapter import Adapter
-from dalorra.policy import Policy
+from dalorra.adapter.directory import Adapter
+from dalorra.decision.policy import Policy
 from training.calibrate import PILOT_FRACTION, SPLIT_SEED, Answered, calibrated
 from training.promise import Answer, Promise
 from training.tasks import Example, split_off

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from dalorra.arranged import ArrangedBase, arrange
-from dalorra.base_model import BaseModel, load_base_model
-from dalorra.prefix_cache import PrefixCache
+from dalorra.base.model import BaseModel, load_base_model
+from dalorra.forward.arranged import ArrangedBase, arrange
+from dalorra.forward.llama.prefix_cache import PrefixCache
 from training.config import TrainingConfig
 from training.processes import Process
 from training.prompt_cache import PromptCache

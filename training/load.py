@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dalorra.adapter import read_adapter
-from dalorra.base_model import load_base_model
+from dalorra.adapter.directory import read_adapter
+from dalorra.base.model import load_base_model
 from dalorra.posteriors import Laplace
 from dalorra.predictor import Predictor
 from training.answers import Evaluable

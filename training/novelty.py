@@ -1,4 +1,4 @@
-"""Fits an adapter's novelty features, see `dalorra.novelty`."""
+"""Fits an adapter's novelty features, see `dalorra.decision.novelty`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dalorra.decision.novelty import Novelty
 from dalorra.errors import ConfigError
-from dalorra.novelty import Novelty
 from dalorra.prompts import Prompt
 from training.answers import Evaluable, encode_example
 from training.calibrate import data_digest

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dalorra.bank import NoiseBank
-from dalorra.encoder import is_encoder
-from dalorra.forward import answer_logits, class_logits
-from dalorra.packing import PackedRows, Scope, pack, pack_texts
-from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import StochasticPeftModel, module_tensors
+from dalorra.adapter.layer import StochasticPeftModel, module_tensors
+from dalorra.base.families import is_encoder
+from dalorra.forward.reference import answer_logits, class_logits
+from dalorra.forward.reference_rows import PackedRows, pack, pack_texts
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.prompts import Prompt, Scope
 from training.attention import differentiable_attention
 from training.methods import Method
 from training.prompt_cache import PromptCache

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
+from dalorra.decision.policy import Policy
+from dalorra.decision.promise_watch import false_accept_cost
 from dalorra.errors import ConfigError
-from dalorra.policy import Policy
-from dalorra.promise_watch import false_accept_cost
 from training.risk_control import FloatArray, Risk, Scored
 
 

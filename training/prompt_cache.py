@@ -18,14 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from dalorra.forward import CACHE_ARGUMENT
+from dalorra.adapter.layer import StochasticPeftModel, rank_noise, stochastic_layers
+from dalorra.forward.reference import CACHE_ARGUMENT
+from dalorra.posteriors.noise import base_only
 from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import (
-    StochasticPeftModel,
-    base_only,
-    rank_noise,
-    stochastic_layers,
-)
 from training.attention import differentiable_attention
 
 GROUP: Final = 8

@@ -6,14 +6,14 @@ from typing import Any, cast
 
 import torch
 
-from dalorra.adapter import round_adapter, save_adapter
-from dalorra.encoder import head_modules
+from dalorra.adapter.directory import round_adapter, save_adapter
+from dalorra.adapter.layer import attach, lora_config, stochastic_layers
+from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
+from dalorra.base.families import head_modules
+from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
-from dalorra.manifest import BaseReference, Manifest, library_versions
-from dalorra.policy import Policy
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
-from dalorra.stochastic_lora import attach, lora_config, stochastic_layers
 from training.answers import Evaluable, answer
 from training.config import TrainingConfig, read_config
 from training.data import load_data

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dalorra.policy import NEVER, Policy
+from dalorra.decision.policy import NEVER, Policy
 
 
 def pick_thresholds(

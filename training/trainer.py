@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
 from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 from training.config import TrainingConfig
 from training.objective import Objective
 from training.processes import Process

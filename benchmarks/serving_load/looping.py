@@ -15,8 +15,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from dalorra.adapter import read_adapter
-from dalorra.base_model import load_base_model
+from dalorra.adapter.directory import read_adapter
+from dalorra.base.model import load_base_model
 from dalorra.prompts import PromptEncoder
 
 Answer = dict[str, Any]

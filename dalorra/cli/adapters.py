@@ -23,14 +23,14 @@ def fetch(
     ] = None,
 ) -> None:
     """Download and unpack a base model, once; print its folder."""
-    from dalorra.fetch import fetch as fetch_pinned
+    from dalorra.base.fetch import fetch as fetch_pinned
 
     typer.echo(fetch_pinned(name=name) if name else fetch_pinned())
 
 
 def info(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) -> None:
     """Verify an adapter folder and print what it says about itself as JSON."""
-    from dalorra.adapter import read_adapter
+    from dalorra.adapter.directory import read_adapter
 
     read = read_adapter(adapter)
     policy = read.policy.model_dump(mode="json") if read.policy else None
@@ -45,6 +45,6 @@ def export(
     ] = ExportForm.MEAN,
 ) -> None:
     """Write an adapter as plain LoRA, which PEFT, vLLM and TGI run."""
-    from dalorra.export import export_bank, export_mean
+    from dalorra.adapter.export import export_bank, export_mean
 
     typer.echo((export_mean if form is ExportForm.MEAN else export_bank)(adapter, out))

@@ -80,7 +80,7 @@ def predict(
         raise ConfigError("--out goes with one FILE to score")
     if workers and not ray:
         raise ConfigError("--workers goes with --ray")
-    from dalorra.adapter import bundled_adapter, read_adapter
+    from dalorra.adapter.directory import bundled_adapter, read_adapter
     from dalorra.predictor import Predictor
     from dalorra.scoring.job import Job
 

@@ -21,8 +21,8 @@ from dalorra.cli.options import (
 from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dalorra.adapter import Adapter
-    from dalorra.policy import Policy
+    from dalorra.adapter.directory import Adapter
+    from dalorra.decision.policy import Policy
     from training.promise import Promise
     from training.tasks import Example
 
@@ -66,7 +66,7 @@ def evaluate(
     dtype: Dtype = "auto",
 ) -> None:
     """Score an adapter on labelled data."""
-    from dalorra.adapter import read_adapter
+    from dalorra.adapter.directory import read_adapter
     from training.evaluate import evaluate as score
     from training.load import load_evaluable
 
@@ -92,8 +92,8 @@ def novelty(
     Needs the data that the adapter was trained on: its run held some of them out. A policy with a
     novelty level is void afterwards, if the features have changed: calibrate again.
     """
-    from dalorra.adapter import read_adapter
-    from dalorra.novelty import NOVELTY_FILE
+    from dalorra.adapter.directory import read_adapter
+    from dalorra.decision.novelty import NOVELTY_FILE
     from dalorra.predictor import Predictor
     from training.novelty import fit_novelty, trained_and_held_out
 
@@ -154,8 +154,8 @@ def calibrate(
     Needs labelled data that the adapter was neither trained nor selected on. Exits with code 3,
     and writes a policy that accepts nothing, when no thresholds keep the target.
     """
-    from dalorra.adapter import read_adapter
-    from dalorra.novelty import DEFAULT_LEVEL
+    from dalorra.adapter.directory import read_adapter
+    from dalorra.decision.novelty import DEFAULT_LEVEL
     from dalorra.predictor import Predictor
     from training.calibrate import calibrate as run_calibration
     from training.promise import Promise, promise_in_words

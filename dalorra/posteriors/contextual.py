@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.bank import BankSpec, no_integrated_head, of_rows
 from dalorra.errors import ConfigError
+from dalorra.posteriors.bank import BankSpec, no_integrated_head, of_rows
+from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
-from dalorra.stochastic_lora import ModuleTensors, RankNoise
 
 Seen = list[tuple[Tensor, Tensor]]
 """(m, log σ) of the rows of a forward, `[batch, rows, r, r]` each, one pair per module."""

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.bank import BankSpec, MaskBank, no_integrated_head, of_rows
+from dalorra.posteriors.bank import BankSpec, MaskBank, no_integrated_head, of_rows
+from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
-from dalorra.stochastic_lora import ModuleTensors, RankNoise
 
 Position = Literal["input", "rank"]
 

@@ -5,11 +5,11 @@ from typing import Final
 
 from pydantic import Field
 
-from dalorra.bank import BankSpec, MaskBank, NoiseBank
 from dalorra.errors import AdapterError
+from dalorra.posteriors.bank import BankSpec, MaskBank, NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from dalorra.posteriors.posterior import Posterior
 from dalorra.posteriors.rank_masks import Deterministic
-from dalorra.stochastic_lora import ModuleTensors
 
 _REFUSAL: Final = (
     "a laplace adapter cannot be served: its predictive needs gradients, it is no average of "

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from dalorra.bank import BankSpec, NoiseBank
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import BankSpec, NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 
 
 class Posterior(BaseModel, ABC):

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.bank import BankSpec, MaskBank, no_integrated_head
 from dalorra.errors import ConfigError
-from dalorra.masks import fixed_count_masks, prior_logit
+from dalorra.posteriors.bank import BankSpec, MaskBank, no_integrated_head
+from dalorra.posteriors.masks import fixed_count_masks, prior_logit
+from dalorra.posteriors.noise import ModuleTensors
 from dalorra.posteriors.posterior import Posterior
-from dalorra.stochastic_lora import ModuleTensors
 
 
 class RankMasks(Posterior):

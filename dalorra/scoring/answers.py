@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
 from dalorra.errors import InputError
-from dalorra.policy import Policy
-from dalorra.predictive import Prediction
 from dalorra.prompts import InputFields, Prompt
 from dalorra.scoring.questions import Question
 

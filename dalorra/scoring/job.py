@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from dalorra.adapter import Adapter
+from dalorra.adapter.directory import Adapter
 from dalorra.scoring.outputs import Output, output_for
 from dalorra.scoring.questions import Columns
 

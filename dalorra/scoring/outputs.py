@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dalorra.errors import ConfigError
-from dalorra.rows import Row
 from dalorra.scoring.answers import ANSWER_COLUMNS
+from dalorra.tables import Row
 
 if TYPE_CHECKING:
     import pyarrow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dalorra.errors import ConfigError, InputError
 from dalorra.prompts import PromptFormat
-from dalorra.rows import Row, read_rows
+from dalorra.tables import Row, read_rows
 
 WINDOW_ROWS = 512
 """Rows that are sorted by length, answered, and written down together."""

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dalorra.errors import ConfigError, InputError
-from dalorra.rows import read_rows
 from dalorra.scoring.answers import Line, Scorer, answer
 from dalorra.scoring.job import Job
 from dalorra.scoring.journal import Journal
 from dalorra.scoring.outputs import own_columns
 from dalorra.scoring.questions import WINDOW_ROWS, Questions
+from dalorra.tables import read_rows
 
 Answers = Callable[[Questions], Iterator[list[Line]]]
 """Answers all windows, order kept: see `locally`."""

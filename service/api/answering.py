@@ -15,7 +15,7 @@ from service.settings import Samples
 from service.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from dalorra.policy import Policy, Verdict
+    from dalorra.decision.policy import Policy, Verdict
     from dalorra.prompts import InputFields
     from service.tracing import Tracing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from dalorra.policy import Decision
+from dalorra.decision.policy import Decision
 from service.api import problems
 from service.feedback import Ledger
 

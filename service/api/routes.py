@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import choose_encoder
 
+from dalorra.client.tool import function_schema, tool_name
 from service.adapters import Adapters
 from service.api import problems
 from service.api.answering import Answering
@@ -25,7 +26,6 @@ from service.errors import BatchTooLargeError, ClientGoneError
 from service.lifecycle import Lifecycle
 from service.settings import Samples, Settings
 from service.telemetry import Telemetry, package_version
-from service.tool import function_schema, tool_name
 
 if TYPE_CHECKING:
     from dalorra.prompts import InputFields

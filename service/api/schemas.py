@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from dalorra.policy import Decision, Policy
+from dalorra.decision.policy import Decision, Policy
 from service.settings import Samples
 
 

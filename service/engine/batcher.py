@@ -17,7 +17,7 @@ from service.engine.worker import Worker
 from service.errors import DeadlineError, InferenceError
 
 if TYPE_CHECKING:
-    from dalorra.predictive import Prediction
+    from dalorra.decision.predictive import Prediction
     from dalorra.prompts import Prompt
 
 

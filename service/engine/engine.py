@@ -27,7 +27,7 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
-    from dalorra.policy import Policy
+    from dalorra.decision.policy import Policy
     from dalorra.prompts import InputFields, Prompt
 
 _log = structlog.get_logger("dalorra.engine")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from service.engine.interfaces import Predictor
 
 if TYPE_CHECKING:
-    from dalorra.policy import Policy
-    from dalorra.predictive import Prediction
+    from dalorra.decision.policy import Policy
+    from dalorra.decision.predictive import Prediction
     from dalorra.prompts import InputFields, Prompt
 
 

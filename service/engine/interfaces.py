@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from dalorra.novelty import Novelty
-    from dalorra.policy import Policy
-    from dalorra.predictive import Prediction
+    from dalorra.decision.novelty import Novelty
+    from dalorra.decision.policy import Policy
+    from dalorra.decision.predictive import Prediction
     from dalorra.prompts import InputFields, Prompt
 
 

@@ -15,8 +15,8 @@ from service.engine.interfaces import Predictor
 from service.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from dalorra.policy import Policy
-    from dalorra.predictive import Prediction
+    from dalorra.decision.policy import Policy
+    from dalorra.decision.predictive import Prediction
     from dalorra.prompts import Prompt
 
 P = ParamSpec("P")

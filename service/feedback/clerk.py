@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-from dalorra.policy import Policy
-from dalorra.promise_watch import PromiseWatch
+from dalorra.decision.policy import Policy
+from dalorra.decision.promise_watch import PromiseWatch
 from service.errors import (
     LONGEST_ECHO,
     AlreadyJudgedError,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from dalorra.policy import Policy
+from dalorra.decision.policy import Policy
 from service.feedback.live import Live
 from service.feedback.records import Feedback, KeptAnswer, Source
 

@@ -6,8 +6,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
-from dalorra.policy import Policy
 from service.feedback.records import LabelledAnswer, Source
 from service.feedback.store import check_kind
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from dalorra.policy import Decision, Verdict
+from dalorra.decision.policy import Decision, Verdict
 from service.errors import FeedbackOffError, QueueFullError
 from service.feedback.clerk import Clerk
 from service.feedback.entries import CaughtUp, Entry, Judgement, Kept, Loaded, Served, Unloaded
@@ -27,7 +27,7 @@ from service.feedback.records import Feedback, KeptAnswer, Source
 from service.feedback.store import FeedbackStore
 
 if TYPE_CHECKING:
-    from dalorra.predictive import Prediction
+    from dalorra.decision.predictive import Prediction
     from dalorra.prompts import InputFields
     from service.engine import Predictor
 

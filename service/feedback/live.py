@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dalorra.intervals import binomial_interval
-from dalorra.promise_watch import PromiseWatch
+from dalorra.decision.intervals import binomial_interval
+from dalorra.decision.promise_watch import PromiseWatch
 
 CONFIDENCE = 0.95
 """Of the interval of the live error."""
@@ -21,7 +21,7 @@ class Group(NamedTuple):
     Attributes:
         accepted: whether the policy accepts them.
         correct: whether they were right.
-        bin: number of their confidence bin, as in `dalorra.metrics.reliability_bins`.
+        bin: number of their confidence bin, as in `dalorra.decision.metrics.reliability_bins`.
         size: how many.
         confidence: sum of their probabilities.
     """

@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from dalorra.policy import Decision
+from dalorra.decision.policy import Decision
 from service.feedback.entries import Served
 from service.feedback.ledger import Ledger
 

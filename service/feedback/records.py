@@ -28,7 +28,7 @@ class KeptAnswer(NamedTuple):
     Attributes:
         request_id: names it.
         answered_at: seconds since the epoch.
-        label, probability, variance, novelty, samples: see `dalorra.predictive.Prediction`.
+        label, probability, variance, novelty, samples: see `decision.predictive.Prediction`.
         decision: what the client was told.
         accepted: whether the policy itself accepts it, at its own target.
         input: the input as JSON; None where inputs are not kept.

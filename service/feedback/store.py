@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from dalorra.decision.metrics import ECE_BINS
 from dalorra.errors import ConfigError
-from dalorra.metrics import ECE_BINS
 from service.feedback.live import Group
 from service.feedback.records import Found, KeptAnswer, Source
 
@@ -61,7 +61,7 @@ ON CONFLICT (request_id) DO UPDATE SET
     input = excluded.input, source = excluded.source
 WHERE true_label IS NULL
 """
-# Confidence bins (lo, hi] as in `dalorra.metrics.reliability_bins`: ceil(15 p) − 1.
+# Confidence bins (lo, hi] as in `dalorra.decision.metrics.reliability_bins`: ceil(15 p) − 1.
 _COUNT = f"""
 WITH judged AS (
     SELECT accepted, true_label = label AS correct, probability, probability * {ECE_BINS} AS place

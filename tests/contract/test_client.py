@@ -5,12 +5,12 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from dalorra.policy import Decision, Policy
-from service import client
+from dalorra import client
+from dalorra.client._errors import BY_ERROR_TYPE, BY_STATUS
+from dalorra.decision.policy import Decision, Policy
 from service.api import schemas
 from service.api.feedback import FeedbackResponse
 from service.api.problems import CLIENT_GONE, ERROR_TYPES, PROBLEMS
-from service.client._errors import BY_ERROR_TYPE, BY_STATUS
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from dalorra.base_model import BaseModel, load_base_model
+from dalorra.base.model import BaseModel, load_base_model
 
 
 @pytest.fixture(scope="session")

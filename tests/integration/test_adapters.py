@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dalorra.adapter import WEIGHTS_FILE, bundled_adapter
-from dalorra.base_model import BaseModel
-from dalorra.manifest import MANIFEST_FILE
-from dalorra.novelty import NOVELTY_FILE
+from dalorra.adapter.directory import WEIGHTS_FILE, bundled_adapter
+from dalorra.adapter.manifest import MANIFEST_FILE
+from dalorra.base.model import BaseModel
+from dalorra.client import AdapterRefusedError, AsyncClient, ForbiddenError, UnknownAdapterError
+from dalorra.decision.novelty import NOVELTY_FILE
 from dalorra.predictor import Predictor
 from dalorra.shared_base import SharedBase
-from service.client import AdapterRefusedError, AsyncClient, ForbiddenError, UnknownAdapterError
 from tests.integration.test_server import SENTENCES, TOLERANCE, ServerProcess, start
 
 pytestmark = pytest.mark.integration

@@ -14,9 +14,9 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 from mcp import Client as McpClient
 from mcp.client.streamable_http import streamable_http_client
 
-from service.client import AsyncClient, Client, InvalidInputError, Retries, TransportError
-from service.langchain import UncertainPredictTool
-from service.tool import TOOL_NAME
+from dalorra.client import AsyncClient, Client, InvalidInputError, Retries, TransportError
+from dalorra.client.langchain import UncertainPredictTool
+from dalorra.client.tool import TOOL_NAME
 from tests.integration.test_server import ServerProcess, start
 
 pytestmark = pytest.mark.integration

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from dalorra.base_model import DEFAULT_BASE_MODEL, load_base_model
+from dalorra.base.cache import is_complete
+from dalorra.base.fetch import default_folder
+from dalorra.base.model import DEFAULT_BASE_MODEL, load_base_model
 from dalorra.errors import BaseModelError
-from dalorra.fetch import default_folder
-from dalorra.model_cache import is_complete
 
 pytestmark = pytest.mark.integration
 

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalorra.bank import BankSpec, MaskBank
-from dalorra.base_model import BaseModel, load_base_model
-from dalorra.forward import answer_logits
-from dalorra.packing import Scope, pack
-from dalorra.policy import Policy
-from dalorra.posteriors import RankMasks
-from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder
-from dalorra.stochastic_lora import (
+from dalorra.adapter.layer import (
     StochasticPeftModel,
     attach,
     detach,
     lora_config,
     stochastic_layers,
 )
+from dalorra.base.model import BaseModel, load_base_model
+from dalorra.decision.policy import Policy
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
+from dalorra.posteriors import RankMasks
+from dalorra.posteriors.bank import BankSpec, MaskBank
+from dalorra.predictor import Predictor
+from dalorra.prompts import PromptEncoder, Scope
 from tests.reference import PlainLora
 from training.tasks import TASKS
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import PosteriorSamples, summarise
 from dalorra.early_stop import predict_in_stages
-from dalorra.policy import Policy
-from dalorra.predictive import PosteriorSamples, summarise
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from dalorra.shared_base import SharedBase

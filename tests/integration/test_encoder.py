@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalorra.adapter import save_adapter
-from dalorra.bank import BankSpec
-from dalorra.base_model import load_base_model
-from dalorra.encoder import head_modules, set_head
-from dalorra.fetch import ENCODER, pinned_folder
-from dalorra.manifest import BaseReference, Manifest, library_versions
-from dalorra.model_cache import is_complete
+from dalorra.adapter.directory import save_adapter
+from dalorra.adapter.layer import attach, detach, lora_config, stochastic_layers
+from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
+from dalorra.base.cache import is_complete
+from dalorra.base.families import head_modules, set_head
+from dalorra.base.fetch import ENCODER, pinned_folder
+from dalorra.base.model import load_base_model
 from dalorra.posteriors import AdapterDropout
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder, PromptFormat
-from dalorra.stochastic_lora import attach, detach, lora_config, stochastic_layers
 
 pytestmark = pytest.mark.integration
 

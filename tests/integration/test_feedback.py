@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.client import Client, ConflictError, NotFoundError
+from dalorra.client import Client, ConflictError, NotFoundError
 from tests.integration.test_server import ServerProcess
 
 pytestmark = pytest.mark.integration

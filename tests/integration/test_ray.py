@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from dalorra.adapter import read_adapter
+from dalorra.adapter.directory import read_adapter
 from dalorra.errors import BaseModelError
 from dalorra.predictor import Predictor
 from dalorra.scoring.job import Job

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from dalorra.client import Client, TransportError
 from dalorra.errors import ConfigError
-from service.client import Client, TransportError
 from service.settings import Settings
 from service.tls import tls_options
 from tests.integration.test_server import start

@@ -14,14 +14,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dalorra import base_model as module
-from dalorra.base_model import (
-    choose_dtype,
-    load_base_model,
-    weight_digest,
-)
+from dalorra.base import model as module
+from dalorra.base.model import choose_dtype, load_base_model, weight_digest
 from dalorra.errors import BaseModelError
-from dalorra.processor import has_amx, multiplies_bfloat16
+from dalorra.hardware import has_amx, multiplies_bfloat16
 
 EMBEDDING = "model.embed_tokens.weight"
 

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import costs, forward, methods, padding, plans, report, roofline
 from benchmarks.report import interleaved, write_json
-from dalorra import attention
-from dalorra.adapter import read_adapter
-from dalorra.packed_base import PackedBase
+from dalorra.adapter.directory import read_adapter
+from dalorra.forward.llama import attention
+from dalorra.forward.llama.base import PackedBase
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from tests.tiny import save_tiny_adapter, tiny_base

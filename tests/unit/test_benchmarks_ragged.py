@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ragged import _plans
-from dalorra.adapter import read_adapter
-from dalorra.grouping import ForwardCost
-from dalorra.packed_base import PackedBase
+from dalorra.adapter.directory import read_adapter
+from dalorra.forward.batches import ForwardCost
+from dalorra.forward.llama.base import PackedBase
 from dalorra.predictor import Predictor
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
 

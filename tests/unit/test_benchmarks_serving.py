@@ -15,8 +15,8 @@ from benchmarks.serving_load.client import Cell, Outcome, load, numbered
 from benchmarks.serving_load.inputs import texts_of_length
 from benchmarks.serving_load.overhead import overhead
 from benchmarks.serving_load.summary import percentiles, ratio, summarise, throughput
+from dalorra.adapter.export import export_bank
 from dalorra.errors import ConfigError
-from dalorra.export import export_bank
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
 from tests.tiny import FORMAT, SENTENCES, save_tiny_adapter, tiny_base, tiny_base_model

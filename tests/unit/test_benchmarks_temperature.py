@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.temperature import compare, read_answers
-from dalorra.predictive import summarise
+from dalorra.decision.predictive import summarise
 from training.experiments.predictions import write_predictions
 from training.tasks import Example
 

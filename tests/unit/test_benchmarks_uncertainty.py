@@ -12,13 +12,13 @@ from benchmarks.promise import Half, halves, summary
 from benchmarks.rank_activations import RecordingBank
 from benchmarks.shifts import DEVELOPMENT, FAR, NEAR, shifted
 from benchmarks.uncertainty import section
-from dalorra.bank import BankSpec, MaskBank
-from dalorra.novelty import Novelty
-from dalorra.packed_llama import PackedLlama
-from dalorra.policy import Policy
+from dalorra.adapter.layer import attach, lora_config, mask_logits, stochastic_layers
+from dalorra.decision.novelty import Novelty
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
+from dalorra.forward.llama.network import PackedLlama
 from dalorra.posteriors import RankMasks
-from dalorra.predictive import Prediction
-from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
+from dalorra.posteriors.bank import BankSpec, MaskBank
 from tests.tiny import SENTENCES, tiny_base, tiny_llama, tiny_prompts
 from training.calibrate import Answered
 from training.promise import Promise

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from dalorra.decision.policy import Decision, Policy
+from dalorra.decision.predictive import PosteriorSamples, summarise
 from dalorra.errors import ConfigError
-from dalorra.policy import Decision, Policy
-from dalorra.predictive import PosteriorSamples, summarise
 from dalorra.prompts import Prompt
 from training.calibrate import calibrate, data_digest, fit_temperature
 from training.promise import Promise, cost_matrix, promise_in_words, scored_examples

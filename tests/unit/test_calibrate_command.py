@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dalorra.cli import app
-from dalorra.policy import Policy
+from dalorra.decision.policy import Policy
 from service.feedback.records import KeptAnswer, Source
 from service.feedback.store import FeedbackStore
 from tests.unit.test_calibrate import LABELS, accepted, world
@@ -26,7 +26,7 @@ def command(monkeypatch, tmp_path):
             training={"task": "sst2"}, bank=types.SimpleNamespace(model_dump=lambda: bank)
         )
         read = types.SimpleNamespace(manifest=manifest, novelty=None)
-        monkeypatch.setattr("dalorra.adapter.read_adapter", lambda _: read)
+        monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _: read)
         monkeypatch.setattr("dalorra.predictor.Predictor.load", lambda *_, **__: predictor)
         monkeypatch.setattr("training.tasks.load_examples", lambda *_: examples)
         return CliRunner().invoke(app, ["calibrate", str(adapter), *arguments])
@@ -115,7 +115,7 @@ def from_feedback(monkeypatch, tmp_path):
         prompt=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
     )
     read = types.SimpleNamespace(manifest=manifest, novelty=None, policy=None, digest="d" * 64)
-    monkeypatch.setattr("dalorra.adapter.read_adapter", lambda _: read)
+    monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _: read)
     monkeypatch.setattr(
         "dalorra.predictor.Predictor.load", lambda *_, **__: pytest.fail("it loads the model")
     )

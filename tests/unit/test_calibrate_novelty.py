@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dalorra.decision.policy import Decision
 from dalorra.errors import ConfigError
-from dalorra.policy import Decision
 from tests.unit.test_calibrate import FakePredictor, run, world
 from training.promise import Promise
 

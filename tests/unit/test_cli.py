@@ -83,7 +83,7 @@ def test_methods_lists_settings_that_a_configuration_takes(run):
 
 def test_help_and_fetch_start_without_torch():
     script = (
-        "import sys, dalorra.cli, dalorra.fetch\n"
+        "import sys, dalorra.cli, dalorra.base.fetch\n"
         "from typer.testing import CliRunner\n"
         "assert CliRunner().invoke(dalorra.cli.app, ['serve', '--help']).exit_code == 0\n"
         "print({'torch', 'transformers', 'fastapi', 'numpy'} & {m for m in sys.modules})"
@@ -115,7 +115,7 @@ def test_the_sentence_is_shown_as_it_is(run, monkeypatch):
     def refuse():
         raise BaseModelError(sentence)
 
-    monkeypatch.setattr("dalorra.fetch.fetch", refuse)
+    monkeypatch.setattr("dalorra.base.fetch.fetch", refuse)
     assert run("fetch").stderr == f"error: {sentence}\n"
 
 
@@ -123,7 +123,7 @@ def test_other_errors_are_not_hidden(run, monkeypatch):
     def fail():
         raise ZeroDivisionError
 
-    monkeypatch.setattr("dalorra.fetch.fetch", fail)
+    monkeypatch.setattr("dalorra.base.fetch.fetch", fail)
     assert isinstance(run("fetch").exception, ZeroDivisionError)
 
 
@@ -131,7 +131,7 @@ def test_a_missing_extra_is_named(run, monkeypatch):
     def fail():
         raise ModuleNotFoundError("no", name="sklearn.metrics")
 
-    monkeypatch.setattr("dalorra.fetch.fetch", fail)
+    monkeypatch.setattr("dalorra.base.fetch.fetch", fail)
     result = run("fetch")
     assert result.exit_code == 2
     assert "sklearn" in result.stderr
@@ -149,7 +149,7 @@ def test_a_bare_install_says_how_to_get_the_command():
 
 
 def test_fetch_prints_the_folder(run, monkeypatch):
-    monkeypatch.setattr("dalorra.fetch.fetch", lambda: Path("/cache/model"))
+    monkeypatch.setattr("dalorra.base.fetch.fetch", lambda: Path("/cache/model"))
     assert run("fetch").stdout == "/cache/model\n"
 
 
@@ -207,8 +207,8 @@ def test_an_override_must_be_an_assignment(run, pair):
 
 @pytest.mark.parametrize("form", ["mean", "bank"])
 def test_export_writes_the_form_that_is_asked_for(run, stand_in, form):
-    calls = stand_in("dalorra.export", f"export_{form}", Path("out"))
-    module = sys.modules["dalorra.export"]
+    calls = stand_in("dalorra.adapter.export", f"export_{form}", Path("out"))
+    module = sys.modules["dalorra.adapter.export"]
     other = {"mean": "export_bank", "bank": "export_mean"}[form]
     setattr(module, other, lambda *_: pytest.fail(f"{other} was called"))
     assert run("export", "a", "out", "--form", form).stdout == "out\n"
@@ -226,7 +226,7 @@ class FakePredictor:
     adapter_name = "sentiment"
 
     def __init__(self):
-        from dalorra.policy import Policy
+        from dalorra.decision.policy import Policy
 
         self.policy = Policy(min_probability=0.9, max_variance=0.01, source="a test")
 
@@ -239,7 +239,7 @@ class FakePredictor:
         return Prompt((1,), (2,), truncated=True)
 
     def predict(self, prompts):
-        from dalorra.predictive import Prediction
+        from dalorra.decision.predictive import Prediction
 
         probabilities = {"positive": 0.95, "negative": 0.05}
         return [Prediction("positive", 0.95, 0.001, probabilities, 0.2, 0.01, 10) for _ in prompts]
@@ -286,7 +286,7 @@ def scored(monkeypatch, predictor):
     calls: list[tuple] = []
     manifest = types.SimpleNamespace(training={"task": "sst2"})
     read = types.SimpleNamespace(manifest=manifest)
-    monkeypatch.setattr("dalorra.adapter.read_adapter", lambda _: read)
+    monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _: read)
     monkeypatch.setattr("training.load.load_evaluable", lambda *_, **__: predictor)
     monkeypatch.setattr(
         "training.evaluate.evaluate",

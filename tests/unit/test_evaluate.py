@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
 from dalorra.errors import ConfigError, InputError
-from dalorra.policy import Policy
-from dalorra.predictive import Prediction
 from dalorra.prompts import Prompt
 from training.evaluate import evaluate, score
 from training.report import write_model_card

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dalorra import fetch as fetch_module
+from dalorra.base import fetch as fetch_module
+from dalorra.base.cache import MANIFEST, build_once, cache_root, is_complete
+from dalorra.base.fetch import DEFAULT_BASE_MODEL, PINNED, PinnedModel, fetch, from_gguf
 from dalorra.errors import BaseModelError
-from dalorra.fetch import DEFAULT_BASE_MODEL, PINNED, PinnedModel, fetch, from_gguf
-from dalorra.model_cache import MANIFEST, build_once, cache_root, is_complete
 
 CONTENT = b"GGUF, but tiny"
 MEMBER = "tiny_model/weights.gguf"

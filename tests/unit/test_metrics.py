@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
-from dalorra import metrics
+from dalorra.decision import metrics
 
 # Few distinct values, so that ties are the rule.
 scores = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=7).map(
@@ -39,7 +39,7 @@ def test_the_docstrings_examples_are_true():
 
 def test_needs_numpy_alone():
     code = (
-        "import sys, dalorra.metrics;"
+        "import sys, dalorra.decision.metrics;"
         "print(sorted({'scipy', 'sklearn', 'torch', 'pandas'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

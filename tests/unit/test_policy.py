@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dalorra.decision.policy import NEVER, CalibratedPoint, Decision, Policy
 from dalorra.errors import AdapterError, InputError
-from dalorra.policy import NEVER, CalibratedPoint, Decision, Policy
 from training.thresholds import pick_thresholds
 
 POLICY = Policy(min_probability=0.9, max_variance=0.012, source="a test")

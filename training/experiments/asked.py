@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dalorra.predictive import Prediction
+from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import Evaluable, answer, encode_example
 from training.calibrate import temperature_on

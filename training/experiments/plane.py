@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import torch
 
-from dalorra.predictive import Prediction
+from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import encode_example
 from training.tasks import Example

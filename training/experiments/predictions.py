@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dalorra.predictive import Prediction
+from dalorra.decision.predictive import Prediction
 from training.tasks import Example
 
 

@@ -126,7 +126,7 @@ def relative_work(run: Result, size: Mapping[str, float]) -> float:
     """Rows of layers that one answer takes, over those of one plain pass.
 
     A pass of T tokens is T rows in each of the L layers. M samples share the rows below the first
-    of the adapted layers and, under `answer_tokens`, the prompt; see `dalorra.packing`.
+    of the adapted layers and, under `answer_tokens`, the prompt; see `forward.reference_rows`.
 
     Args:
         run: what it adapts and its samples.

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dalorra.adapter import adapter_tensors
+from dalorra.adapter.directory import adapter_tensors
+from dalorra.adapter.layer import detach, stochastic_layers
 from dalorra.errors import ConfigError
-from dalorra.prefix_cache import PrefixCache
-from dalorra.stochastic_lora import detach, stochastic_layers
+from dalorra.forward.llama.prefix_cache import PrefixCache
 from training.config import TrainingConfig
 from training.environment import hardware, versions
 from training.evaluate import without_nan

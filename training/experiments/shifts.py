@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from dalorra import metrics
-from dalorra.predictive import Prediction
+from dalorra.decision import metrics
+from dalorra.decision.predictive import Prediction
 
 SCORES: Mapping[str, Callable[[Prediction], float]] = {
     "variance": lambda p: p.variance,

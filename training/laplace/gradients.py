@@ -20,16 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dalorra.bank import MaskBank
-from dalorra.forward import answer_logits
-from dalorra.packing import Scope, pack
-from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import (
-    RankNoise,
-    StochasticLoraLinear,
-    StochasticPeftModel,
-    stochastic_layers,
-)
+from dalorra.adapter.layer import StochasticLoraLinear, StochasticPeftModel, stochastic_layers
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
+from dalorra.posteriors.bank import MaskBank
+from dalorra.posteriors.noise import RankNoise
+from dalorra.prompts import Prompt, Scope
 from training.attention import differentiable_attention
 from training.prompt_cache import PromptCache
 

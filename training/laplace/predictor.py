@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from dalorra.adapter import Adapter, load_adapter
-from dalorra.base_model import BaseModel
+from dalorra.adapter.directory import Adapter, load_adapter
+from dalorra.base.model import BaseModel
+from dalorra.decision.novelty import Novelty
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.errors import AdapterError
-from dalorra.novelty import Novelty
-from dalorra.policy import Policy
 from dalorra.posteriors import Deterministic, Laplace
-from dalorra.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.predictor import Predictor
 from dalorra.prompts import InputFields, Prompt
 from training.laplace.curvature import Curvature, along_contrasts, contrasts, in_batches

@@ -35,9 +35,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.bank import of_rows
 from dalorra.posteriors import GaussianDown
-from dalorra.stochastic_lora import ModuleTensors, RankNoise
+from dalorra.posteriors.bank import of_rows
+from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from training.methods.gaussian import gaussian_kl
 from training.methods.method import Method
 

@@ -41,10 +41,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.bank import NoiseBank
-from dalorra.packing import PackedRows
+from dalorra.forward.reference_rows import PackedRows
 from dalorra.posteriors import ContextBank, ContextualMatrix
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.gaussian import gaussian_kl
 from training.methods.method import Method
 

@@ -1,7 +1,7 @@
 """DALorRA: learned Bernoulli masks over the rank components, trained on the exact ELBO.
 
-The posterior, its KL and its relaxed samples are in `dalorra.masks`. The paper leaves open p₀, τ,
-S and the weight decay of φ, which is zero here: decay would pull every σ(φ) to one half.
+The posterior, its KL and its relaxed samples are in `posteriors.masks`. The paper leaves open p₀,
+τ, S and the weight decay of φ, which is zero here: decay would pull every σ(φ) to one half.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.bank import MaskBank
-from dalorra.masks import bernoulli_kl, relaxed_masks
 from dalorra.posteriors import RankMasks
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import MaskBank
+from dalorra.posteriors.masks import bernoulli_kl, relaxed_masks
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.method import Method
 
 

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dalorra import posteriors
-from dalorra.bank import BankSpec, NoiseBank
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import BankSpec, NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.method import Method
 
 

@@ -36,12 +36,12 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from dalorra.adapter import round_adapter
-from dalorra.bank import BankSpec, NoiseBank
+from dalorra.adapter.directory import round_adapter
 from dalorra.errors import ConfigError
 from dalorra.posteriors import Deterministic
 from dalorra.posteriors import Laplace as LaplacePosterior
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import BankSpec, NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.laplace import Kfac, LabelGradients, LaplaceFit, best_precision, fit_curvature
 from training.laplace.curvature import squared_norm
 from training.methods.map import gaussian_penalty

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.bank import BankSpec, NoiseBank
 from dalorra.posteriors import Deterministic
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import BankSpec, NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.method import Method
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from dalorra.bank import NoiseBank
 from dalorra.posteriors import AdapterDropout
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.method import Method
 
 

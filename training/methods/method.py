@@ -9,10 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from dalorra.bank import NoiseBank
-from dalorra.packing import PackedRows
+from dalorra.forward.reference_rows import PackedRows
 from dalorra.posteriors import Posterior
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 
 if TYPE_CHECKING:
     from dalorra.predictor import Predictor

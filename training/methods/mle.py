@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 
-from dalorra.bank import BankSpec, NoiseBank
 from dalorra.posteriors import Deterministic
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import BankSpec, NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.method import Method
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from dalorra.bank import MaskBank
 from dalorra.posteriors import RandomMasks
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import MaskBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.method import Method
 
 

@@ -33,10 +33,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.adapter import round_adapter
-from dalorra.bank import NoiseBank
+from dalorra.adapter.directory import round_adapter
+from dalorra.adapter.layer import module_tensors
 from dalorra.posteriors import ColumnSpaceNoise
-from dalorra.stochastic_lora import ModuleTensors, module_tensors
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 from training.methods.method import Method
 from training.tasks import subsample
 

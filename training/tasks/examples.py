@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from dalorra.errors import ConfigError
-from dalorra.rows import Row
+from dalorra.tables import Row
 from training.tasks.builtin import TASKS
 from training.tasks.sources import find_file, read_file, read_hub
 from training.tasks.task import Example, Task

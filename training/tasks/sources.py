@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dalorra.errors import ConfigError
-from dalorra.rows import SUFFIXES, Row, read_rows
+from dalorra.tables import SUFFIXES, Row, read_rows
 from training.tasks.task import Task
 
 

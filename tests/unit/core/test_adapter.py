@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dalorra.adapter import (
+from dalorra.adapter.directory import (
     CONFIG_FILE,
     DIGESTED_FILES,
     WEIGHTS_FILE,
@@ -16,12 +16,12 @@ from dalorra.adapter import (
     round_adapter,
     save_adapter,
 )
-from dalorra.manifest import MANIFEST_FILE, Manifest
-from dalorra.policy import Policy
+from dalorra.adapter.layer import mask_logits, stochastic_layers
+from dalorra.adapter.manifest import MANIFEST_FILE, Manifest
+from dalorra.decision.policy import Policy
 from dalorra.posteriors import RankMasks
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
-from dalorra.stochastic_lora import mask_logits, stochastic_layers
 from tests.tiny import (
     FORMAT,
     save_tiny_adapter,
@@ -191,7 +191,7 @@ def test_a_failing_save_leaves_the_old_adapter_and_nothing_else(tmp_path, monkey
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("dalorra.adapter.save_file", full)
+    monkeypatch.setattr("dalorra.adapter.directory.save_file", full)
     with pytest.raises(OSError, match="no space"):
         save_adapter(model, tiny_manifest(base, model), path)
     assert adapter_digest(path) == before

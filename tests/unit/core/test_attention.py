@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalorra import attention
+from dalorra.forward.llama import attention
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
 

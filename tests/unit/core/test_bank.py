@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dalorra.bank import BankSpec, MaskBank
+from dalorra.posteriors.bank import BankSpec, MaskBank
 
 LOGITS = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)) * 1.5
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dalorra.adapter import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter
-from dalorra.base_model import BaseModel
+from dalorra.adapter.directory import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter
+from dalorra.adapter.manifest import MANIFEST_FILE
+from dalorra.base.model import BaseModel
+from dalorra.decision.policy import POLICY_FILE, Decision, Policy
 from dalorra.errors import AdapterError
-from dalorra.manifest import MANIFEST_FILE
-from dalorra.policy import POLICY_FILE, Decision, Policy
 from dalorra.predictor import Predictor
 from tests.tiny import save_tiny_adapter, tiny_base, tiny_llama
 

@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dalorra.adapter import read_adapter
-from dalorra.bank import BankSpec
+from dalorra.adapter.directory import read_adapter
+from dalorra.decision.novelty import Novelty
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.early_stop import certain, predict_in_stages, stages
-from dalorra.novelty import Novelty
-from dalorra.packed_base import PackedBase
-from dalorra.policy import Policy
-from dalorra.predictive import PosteriorSamples, Prediction, summarise
+from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
-from dalorra.prefix_cache import PrefixCache
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
 
 LABELS = ("a", "b", "c", "d")

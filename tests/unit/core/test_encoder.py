@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from dalorra.adapter import (
+from dalorra.adapter.directory import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     adapter_tensors,
@@ -18,14 +18,14 @@ from dalorra.adapter import (
     read_adapter,
     save_adapter,
 )
-from dalorra.bank import BankSpec
-from dalorra.base_model import load_base_model
+from dalorra.adapter.export import export_bank, export_mean
+from dalorra.adapter.layer import module_tensors, stochastic_layers
+from dalorra.adapter.manifest import MANIFEST_FILE
+from dalorra.base.model import load_base_model
+from dalorra.decision.policy import Policy
 from dalorra.errors import AdapterError, BaseModelError, InputError
-from dalorra.export import export_bank, export_mean
-from dalorra.forward import class_logits
-from dalorra.manifest import MANIFEST_FILE
-from dalorra.packing import pack_texts
-from dalorra.policy import Policy
+from dalorra.forward.reference import class_logits
+from dalorra.forward.reference_rows import pack_texts
 from dalorra.posteriors import (
     AdapterDropout,
     ContextualMatrix,
@@ -34,10 +34,10 @@ from dalorra.posteriors import (
     RandomMasks,
     RankMasks,
 )
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
 from dalorra.shared_base import SharedBase
-from dalorra.stochastic_lora import module_tensors, stochastic_layers
 from tests.tiny import save_tiny_adapter, tiny_base
 from tests.tiny_encoder import (
     FORMAT,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from dalorra.eprocess import ODDS, EProcess
+from dalorra.decision.eprocess import ODDS, EProcess
 
 losses = st.lists(st.floats(0.0, 1.0), max_size=30)
 targets = st.floats(0.001, 0.9)

@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from dalorra.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
-from dalorra.bank import BankSpec, MaskBank
+from dalorra.adapter.directory import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from dalorra.adapter.export import export_bank, export_mean
 from dalorra.errors import AdapterError
-from dalorra.export import export_bank, export_mean
+from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from tests.tiny import save_tiny_adapter, tiny_base, tiny_llama, tiny_prompts
@@ -123,7 +123,7 @@ def test_a_failing_export_leaves_nothing(tmp_path, monkeypatch, export):
     def full(*args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("dalorra.export.save_file", full)
+    monkeypatch.setattr("dalorra.adapter.export.save_file", full)
     with pytest.raises(OSError, match="no space"):
         export(path, tmp_path / "deep" / "out")
     assert not list((tmp_path / "deep").iterdir())

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dalorra.bank import BankSpec, MaskBank
-from dalorra.base_model import BaseModel
-from dalorra.forward import answer_logits
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope, pack
-from dalorra.prompts import Prompt, PromptEncoder, PromptFormat
-from dalorra.stochastic_lora import StochasticPeftModel, mask_logits, stochastic_layers
+from dalorra.adapter.layer import StochasticPeftModel, mask_logits, stochastic_layers
+from dalorra.base.model import BaseModel
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
+from dalorra.posteriors.bank import BankSpec, MaskBank
+from dalorra.prompts import Prompt, PromptEncoder, PromptFormat, Scope
 from tests.reference import PlainLora
 from tests.tiny import FORMAT, MODULES, SENTENCES, tiny_adapter, tiny_base, tiny_prompts
 

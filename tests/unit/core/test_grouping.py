@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalorra.grouping import ForwardCost, cheapest_groups, forward_cost
+from dalorra.forward.batches import ForwardCost, cheapest_groups, forward_cost
 
 
 def work(group, rows, cost):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from dalorra.intervals import beta_cdf, binomial_interval
+from dalorra.decision.intervals import beta_cdf, binomial_interval
 
 
 @given(

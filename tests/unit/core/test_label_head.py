@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dalorra.bank import BankSpec, MaskBank
-from dalorra.packed_llama import PackedLlama
-from dalorra.predictive import PosteriorSamples, summarise
-from dalorra.stochastic_lora import mask_logits
+from dalorra.adapter.layer import mask_logits
+from dalorra.decision.predictive import PosteriorSamples, summarise
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.posteriors.bank import BankSpec, MaskBank
 from tests.unit.core.test_packed_llama import LABELS, adapted, prompts
 
 NAMES = ("a", "b", "c")

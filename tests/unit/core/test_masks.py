@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Bernoulli, kl_divergence
 
-from dalorra.masks import bernoulli_kl, hard_masks, prior_logit, relaxed_masks
+from dalorra.posteriors.masks import bernoulli_kl, hard_masks, prior_logit, relaxed_masks
 
 PRIORS = (0.1, 0.5, 0.9)
 

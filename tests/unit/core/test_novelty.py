@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dalorra.adapter import read_adapter
-from dalorra.bank import BankSpec, MaskBank
+from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.layer import attach, lora_config, mask_logits, stochastic_layers
+from dalorra.decision.novelty import NOVELTY_FILE, Novelty
+from dalorra.decision.policy import Decision, Policy
 from dalorra.errors import AdapterError
-from dalorra.novelty import NOVELTY_FILE, Novelty
-from dalorra.packed_llama import PackedLlama
-from dalorra.policy import Decision, Policy
+from dalorra.forward.llama.network import PackedLlama
 from dalorra.posteriors import RankMasks
+from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.predictor import Predictor
 from dalorra.shared_base import SharedBase
-from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base, tiny_llama, tiny_prompts
 
 DIGEST = "a" * 64

@@ -6,20 +6,15 @@ from typing import Any, cast
 import pytest
 import torch
 
-from dalorra import packed_llama
-from dalorra.bank import BankSpec, MaskBank
-from dalorra.forward import answer_logits
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope, pack
+from dalorra.adapter.layer import StochasticPeftModel, attach, lora_config, mask_logits
+from dalorra.forward.llama import network as packed_llama
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import RankMasks
-from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import (
-    RankNoise,
-    StochasticPeftModel,
-    attach,
-    lora_config,
-    mask_logits,
-)
+from dalorra.posteriors.bank import BankSpec, MaskBank
+from dalorra.posteriors.noise import RankNoise
+from dalorra.prompts import Prompt, Scope
 from tests.tiny import tiny_llama
 
 LABELS = torch.tensor([1, 2, 7])

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dalorra.packing import pack, packed_row_count
+from dalorra.forward.batches import packed_row_count
+from dalorra.forward.reference_rows import pack
 from dalorra.prompts import Prompt
 
 CUE = (91, 92)

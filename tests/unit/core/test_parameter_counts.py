@@ -4,14 +4,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dalorra.posteriors import ContextualMatrix, GaussianDown, Posterior, RankMasks
-from dalorra.stochastic_lora import (
+from dalorra.adapter.layer import (
     StochasticPeftModel,
     attach,
     lora_config,
     mask_logits,
     stochastic_layers,
 )
+from dalorra.posteriors import ContextualMatrix, GaussianDown, Posterior, RankMasks
 from tests.tiny import MODULES
 
 

@@ -6,13 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dalorra.adapter import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter
-from dalorra.bank import BankSpec, MaskBank
+from dalorra.adapter.directory import WEIGHTS_FILE, load_adapter, read_adapter, save_adapter
+from dalorra.adapter.export import export_bank
+from dalorra.adapter.layer import (
+    StochasticPeftModel,
+    attach,
+    lora_config,
+    module_tensors,
+    stochastic_layers,
+)
 from dalorra.errors import AdapterError, ConfigError
-from dalorra.export import export_bank
-from dalorra.forward import answer_logits
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope, pack
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import (
     POSTERIORS,
     AdapterDropout,
@@ -26,14 +32,9 @@ from dalorra.posteriors import (
     RankMasks,
     find_posterior,
 )
+from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.predictor import Predictor
-from dalorra.stochastic_lora import (
-    StochasticPeftModel,
-    attach,
-    lora_config,
-    module_tensors,
-    stochastic_layers,
-)
+from dalorra.prompts import Scope
 from tests.reference import PlainLora
 from tests.tiny import MODULES, tiny_base, tiny_llama, tiny_manifest, tiny_prompts
 

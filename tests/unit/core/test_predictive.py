@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalorra.masks import hard_masks
-from dalorra.predictive import PosteriorSamples, summarise
+from dalorra.decision.predictive import PosteriorSamples, summarise
+from dalorra.posteriors.masks import hard_masks
 
 LABELS = ("negative", "positive")
 

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dalorra.adapter import read_adapter
-from dalorra.bank import BankSpec
+from dalorra.adapter.directory import read_adapter
+from dalorra.decision.predictive import summarise
 from dalorra.errors import BaseModelError, InputError
-from dalorra.grouping import ForwardCost
-from dalorra.packing import packed_row_count
-from dalorra.predictive import summarise
+from dalorra.forward.batches import ForwardCost, packed_row_count
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from tests.tiny import save_tiny_adapter, tiny_base, tiny_base_model

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dalorra.packed_llama import PackedLlama
-from dalorra.prefix_cache import BLOCK, PrefixCache
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.llama.prefix_cache import BLOCK, PrefixCache
 from dalorra.prompts import Prompt
 from tests.unit.core.test_packed_llama import JOINED, LABELS, SAMPLES, TOLERANCE, adapted
 

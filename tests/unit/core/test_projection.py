@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalorra.projection import BaseProjection, Product, can_prepack
+from dalorra.forward.llama.projection import BaseProjection, Product, can_prepack
 
 ROWS, IN, OUT = 7, 32, 48
 

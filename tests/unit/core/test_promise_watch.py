@@ -1,8 +1,8 @@
 import pytest
 
-from dalorra.eprocess import EProcess
-from dalorra.policy import Policy
-from dalorra.promise_watch import PromiseWatch, false_accept_cost
+from dalorra.decision.eprocess import EProcess
+from dalorra.decision.policy import Policy
+from dalorra.decision.promise_watch import PromiseWatch, false_accept_cost
 
 LABELS = ("no", "perhaps", "yes")
 

@@ -5,24 +5,16 @@ import random
 import pytest
 import torch
 
-from dalorra.adapter import read_adapter
-from dalorra.arranged import arrange
+from dalorra.adapter.directory import read_adapter
 from dalorra.errors import ConfigError
-from dalorra.network import Answers
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope
+from dalorra.forward.arranged import arrange
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.llama.recorded import STEPS, CudaGraphs, PaddedShape, RecordedNetwork, row_step
+from dalorra.forward.llama.staging import Forward, Recorder, StagedPrompts
+from dalorra.forward.network import Answers
 from dalorra.predictor import Predictor
-from dalorra.recorded_network import (
-    STEPS,
-    CudaGraphs,
-    Forward,
-    PaddedShape,
-    RecordedNetwork,
-    Recorder,
-    row_step,
-)
+from dalorra.prompts import Scope
 from dalorra.shared_base import SharedBase
-from dalorra.staging import StagedPrompts
 from tests.tiny import save_tiny_adapter, tiny_base
 from tests.unit.core.test_packed_llama import LABELS, SAMPLES, adapted, prompts
 

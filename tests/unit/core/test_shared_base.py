@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from dalorra.adapter import read_adapter
-from dalorra.bank import BankSpec
+from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.layer import stochastic_layers
+from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError
-from dalorra.packed_base import PackedBase
-from dalorra.predictive import Prediction
+from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.prefix_cache import BLOCK
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
-from dalorra.prefix_cache import BLOCK
 from dalorra.prompts import Prompt, PromptFormat
 from dalorra.shared_base import SharedBase
-from dalorra.stochastic_lora import stochastic_layers
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
 
 READS_BESIDE_THE_MODEL = """

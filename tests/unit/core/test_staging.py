@@ -12,11 +12,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dalorra.packed_llama import PackedLlama
-from dalorra.packing import Scope
-from dalorra.prefix_cache import PrefixCache
-from dalorra.staging import StagedPrompts
-from dalorra.stochastic_lora import module_tensors
+from dalorra.adapter.layer import module_tensors
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.staging import StagedPrompts
+from dalorra.prompts import Scope
 from tests.tiny import tiny_base, tiny_prompts
 from tests.unit.core.test_packed_llama import prompts
 from tests.unit.core.test_posteriors import EXAMPLES, SPEC, adapted

@@ -8,18 +8,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from dalorra.posteriors import RankMasks
-from dalorra.stochastic_lora import (
-    RowMask,
+from dalorra.adapter.layer import (
     StochasticLoraLinear,
     attach,
-    base_only,
     detach,
     lora_config,
     mask_logits,
     rank_noise,
     stochastic_layers,
 )
+from dalorra.posteriors import RankMasks
+from dalorra.posteriors.noise import RowMask, base_only
 from tests.tiny import MODULES, tiny_adapter, tiny_base, tiny_llama
 
 IDS = torch.arange(12).view(2, 6) + 5

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dalorra.bank import BankSpec, NoiseBank
 from dalorra.errors import ConfigError
 from dalorra.posteriors import ColumnSpaceNoise, ContextualMatrix, GaussianDown, WeightNoiseBank
-from dalorra.stochastic_lora import ModuleTensors
+from dalorra.posteriors.bank import BankSpec, NoiseBank
+from dalorra.posteriors.noise import ModuleTensors
 
 RANK, WIDTH, OUT = 4, 6, 9
 MANY = 20_000

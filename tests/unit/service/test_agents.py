@@ -17,10 +17,10 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 
-from service.client import AsyncClient, Client, Info, Prediction, QueueFullError, Retries
-from service.langchain import UncertainPredictTool
-from service.langgraph import predict_node, route_by_decision
-from service.tool import TOOL_NAME, sentence
+from dalorra.client import AsyncClient, Client, Info, Prediction, QueueFullError, Retries
+from dalorra.client.langchain import UncertainPredictTool
+from dalorra.client.langgraph import predict_node, route_by_decision
+from dalorra.client.tool import TOOL_NAME, sentence
 from tests.fakes import FakePredictor
 from tests.unit.service.conftest import Serving
 from tests.unit.service.test_client import ANSWER, Script, error
@@ -69,7 +69,7 @@ def scripted_tool(monkeypatch: pytest.MonkeyPatch, script: Script, **options: An
     transport = httpx.MockTransport(script)
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(
-            f"service.langchain.{kind.__name__}",
+            f"dalorra.client.langchain.{kind.__name__}",
             lambda kind=kind, **named: kind(transport=transport, **named),
         )
     retries = Retries(attempts=1)

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service import client as package
-from service.client import (
+from dalorra import client as package
+from dalorra.client import (
     AsyncClient,
     BusyError,
     Client,
@@ -37,8 +37,8 @@ from service.client import (
     UnauthorizedError,
     UnexpectedAnswerError,
 )
-from service.client._errors import BY_ERROR_TYPE, BY_STATUS
-from service.client._retries import parse_retry_after
+from dalorra.client._errors import BY_ERROR_TYPE, BY_STATUS
+from dalorra.client._retries import parse_retry_after
 from tests.fakes import expected_prediction
 from tests.unit.service.conftest import Running, Serving
 
@@ -120,8 +120,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("service.client._client.time.sleep", slept.append)
-    monkeypatch.setattr("service.client._client.asyncio.sleep", sleep)
+    monkeypatch.setattr("dalorra.client._client.time.sleep", slept.append)
+    monkeypatch.setattr("dalorra.client._client.asyncio.sleep", sleep)
     return slept
 
 
@@ -416,7 +416,7 @@ def test_the_import_is_light():
 import sys, time
 sys.modules["click"] = None
 started = time.process_time()
-import service.client
+import dalorra.client
 print(time.process_time() - started)
 print(sorted({"torch", "transformers", "numpy", "fastapi", "starlette"} & set(sys.modules)))
 """

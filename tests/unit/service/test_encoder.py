@@ -2,7 +2,7 @@
 
 import pytest
 
-from dalorra.adapter import adapter_digest
+from dalorra.adapter.directory import adapter_digest
 from dalorra.shared_base import SharedBase
 from tests.tiny_encoder import TEXTS, save_tiny_encoder_adapter, tiny_encoder_base
 

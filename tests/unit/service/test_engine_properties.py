@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
 from dalorra.errors import InputError
-from dalorra.policy import Policy
-from dalorra.predictive import Prediction
 from dalorra.prompts import Prompt
 from service.engine import Engine
 from service.errors import DeadlineError, DrainingError, InferenceError, QueueFullError

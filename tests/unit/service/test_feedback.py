@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from dalorra.decision.intervals import binomial_interval
+from dalorra.decision.metrics import expected_calibration_error
+from dalorra.decision.policy import CalibratedPoint, Policy
 from dalorra.errors import ConfigError
-from dalorra.intervals import binomial_interval
-from dalorra.metrics import expected_calibration_error
-from dalorra.policy import CalibratedPoint, Policy
 from service.app import create_app
 from service.settings import Settings, load_settings
 from tests.fakes import FakeBase, FakePredictor, expected_prediction

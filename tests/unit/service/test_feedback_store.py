@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dalorra.decision.metrics import expected_calibration_error
 from dalorra.errors import ConfigError
-from dalorra.metrics import expected_calibration_error
 from service.feedback.export import read_labelled
 from service.feedback.live import measure
 from service.feedback.records import KeptAnswer, LabelledAnswer, Source

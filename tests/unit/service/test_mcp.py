@@ -13,10 +13,10 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
+from dalorra.client.tool import TOOL_NAME
 from dalorra.errors import ConfigError
 from service.app import create_app
 from service.settings import Settings
-from service.tool import TOOL_NAME
 from tests.fakes import FakeBase, FakePredictor, expected_prediction
 from tests.unit.service.conftest import Running, Serving
 

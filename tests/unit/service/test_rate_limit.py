@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dalorra.client import AsyncClient, BusyError, RateLimitedError, Retries
 from service.api.middleware.rate_limit import TokenBucket
-from service.client import AsyncClient, BusyError, RateLimitedError, Retries
 from tests.unit.service.conftest import Running, Serving
 from tests.unit.service.test_api_errors import JSON, check
 
@@ -88,7 +88,7 @@ async def test_the_client_waits_and_then_says_what_happened(
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr("service.client._client.asyncio.sleep", sleep)
+    monkeypatch.setattr("dalorra.client._client.asyncio.sleep", sleep)
     async with serving(**{**LIMITED, "rate_limit": 0.1, "rate_burst": 1}) as server:
         client = asking(server)
         await client.predict("a")

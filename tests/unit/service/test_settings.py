@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dalorra.errors import ConfigError
-from dalorra.grouping import DEFAULT_ROW_BUDGET
+from dalorra.forward.batches import DEFAULT_ROW_BUDGET
 from service.keys import digest, hash_key
 from service.settings import Settings, load_settings
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dalorra.policy import CalibratedPoint, Policy
+from dalorra.decision.policy import CalibratedPoint, Policy
 from tests.fakes import FakePredictor
 from tests.unit.service.conftest import Running, Serving
 

@@ -15,11 +15,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 from structlog.testing import capture_logs
 
+from dalorra.client.tool import TOOL_NAME
 from dalorra.errors import ConfigError
 from service.api.middleware.trace import trace_of
 from service.app import create_app
 from service.settings import Settings
-from service.tool import TOOL_NAME
 from service.tracing import Tracing
 from tests.fakes import FakePredictor
 from tests.unit.service.conftest import Serving

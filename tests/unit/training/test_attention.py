@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from dalorra.bank import MaskBank
-from dalorra.forward import answer_logits
-from dalorra.packing import pack
-from dalorra.stochastic_lora import mask_logits, stochastic_layers
+from dalorra.adapter.layer import mask_logits, stochastic_layers
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
+from dalorra.posteriors.bank import MaskBank
 from tests.tiny import tiny_adapter, tiny_base, tiny_prompts
 from training.attention import NAME, differentiable_attention
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from dalorra.adapter import adapter_digest, read_adapter
+from dalorra.adapter.directory import adapter_digest, read_adapter
 from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
 from tests.tiny_encoder import MODULES, tiny_encoder_folder

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from dalorra.adapter import read_adapter
-from dalorra.packing import pack
-from dalorra.posteriors import ColumnSpaceNoise, ContextBank
-from dalorra.predictor import Predictor
-from dalorra.prompts import Prompt
-from dalorra.stochastic_lora import (
+from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.layer import (
     StochasticPeftModel,
     attach,
     lora_config,
     module_tensors,
     stochastic_layers,
 )
+from dalorra.forward.reference_rows import pack
+from dalorra.posteriors import ColumnSpaceNoise, ContextBank
+from dalorra.predictor import Predictor
+from dalorra.prompts import Prompt
 from tests.tiny import MODULES, tiny_base, tiny_llama, tiny_prompts
 from training.config import read_config
 from training.methods import Method

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dalorra.adapter.layer import module_tensors, stochastic_layers
 from dalorra.errors import AdapterError
-from dalorra.forward import answer_logits
-from dalorra.packing import pack
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import Deterministic
 from dalorra.prompts import PromptEncoder
-from dalorra.stochastic_lora import module_tensors, stochastic_layers
 from tests.tiny import FORMAT, MODULES, tiny_adapter, tiny_base, tiny_prompts
 from training.laplace import (
     Curvature,

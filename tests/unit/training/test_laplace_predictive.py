@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from dalorra.bank import BankSpec
-from dalorra.policy import Policy
+from dalorra.decision.policy import Policy
 from dalorra.posteriors import Deterministic, Laplace
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptEncoder
 from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts

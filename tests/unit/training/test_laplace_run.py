@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dalorra.adapter import read_adapter
+from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.export import export_bank, export_mean
 from dalorra.cli import app
 from dalorra.errors import AdapterError, ConfigError
-from dalorra.export import export_bank, export_mean
 from dalorra.posteriors import Laplace
 from dalorra.predictor import Predictor
 from training.laplace.predictor import FACTORS_FILE

@@ -7,9 +7,9 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
-from dalorra.adapter import read_adapter
+from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
 from dalorra.predictor import Predictor
-from dalorra.stochastic_lora import attach, lora_config, module_tensors, stochastic_layers
 from tests.tiny import MODULES, tiny_base, tiny_llama, tiny_prompts
 from training.methods import METHODS, AnyMethod, Dalorra, Method
 from training.methods.ensemble import Ensemble

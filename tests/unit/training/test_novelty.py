@@ -6,10 +6,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dalorra.adapter import read_adapter
+from dalorra.adapter.directory import read_adapter
 from dalorra.cli import app
+from dalorra.decision.novelty import NOVELTY_FILE
 from dalorra.errors import ConfigError
-from dalorra.novelty import NOVELTY_FILE
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.novelty import fit_novelty, trained_and_held_out

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, kl_divergence
 
-from dalorra.masks import relaxed_masks
+from dalorra.adapter.layer import attach, lora_config, mask_logits, stochastic_layers
 from dalorra.posteriors import RankMasks
+from dalorra.posteriors.masks import relaxed_masks
 from dalorra.prompts import Prompt, PromptEncoder
-from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
 from tests.reference import PlainLora
 from tests.tiny import FORMAT, MODULES, tiny_adapter, tiny_base, tiny_prompts
 from training.methods import Dalorra

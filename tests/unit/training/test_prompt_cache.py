@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from dalorra.forward import CACHE_ARGUMENT
+from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
+from dalorra.forward.reference import CACHE_ARGUMENT
 from dalorra.prompts import Prompt, PromptEncoder
-from dalorra.stochastic_lora import StochasticPeftModel, stochastic_layers
 from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts
 from training import prompt_cache
 from training.methods import Dalorra

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dalorra.adapter import adapter_digest, read_adapter
-from dalorra.base_model import load_base_model
+from dalorra.adapter.directory import adapter_digest, read_adapter
+from dalorra.base.model import load_base_model
+from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
-from dalorra.policy import Policy
 from dalorra.predictor import Predictor
 from training.objective import Loss, Objective
 from training.run import Run, train

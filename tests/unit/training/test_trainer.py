@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
+from dalorra.adapter.layer import attach, lora_config, mask_logits, stochastic_layers
 from dalorra.prompts import PromptEncoder
-from dalorra.stochastic_lora import attach, lora_config, mask_logits, stochastic_layers
 from tests.tiny import FORMAT, MODULES, tiny_base
 from training.config import TrainingConfig
 from training.objective import Loss, Objective

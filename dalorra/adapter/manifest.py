@@ -1,0 +1,130 @@
+"""`dalorra.json`: everything beside the weights that decides an adapter's answer."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dalorra.base.families import BaseKind
+from dalorra.errors import AdapterError
+from dalorra.posteriors import Posterior, find_posterior
+from dalorra.posteriors.bank import BankSpec
+from dalorra.prompts import PromptEncoder, PromptFormat, Scope
+
+FORMAT_VERSION: Final = 1
+MANIFEST_FILE: Final = "dalorra.json"
+
+
+class BaseReference(BaseModel):
+    """The base model an adapter was trained on, and of what kind it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str
+    kind: BaseKind = "llama"
+
+
+class Manifest(BaseModel):
+    """`dalorra.json`.
+
+    Attributes:
+        method: how the adapter is stochastic, one of `dalorra.posteriors.POSTERIORS`.
+        posterior: fields of that posterior: what inference needs beside the tensors.
+        method_parameters: e.g. prior p₀ and temperature τ; for the reader, not for inference.
+        scope: rows that the adapter acts on.
+        last_layers: K when only the last K layers (and the head) are adapted, else None.
+        cue_tokens: token ids of the answer cue, compared with the tokenizer's at load; on an
+            encoder, what ends a text.
+        label_tokens: label name → token id, compared likewise; on an encoder, the class.
+        modules: adapted modules in the order of the bank's masks.
+        max_tokens: limit on T that it was trained with.
+        training: data digest, configuration and metrics, for the reader.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    name: str
+    method: str
+    posterior: dict[str, int | float | str] = Field(default_factory=dict)
+    method_parameters: dict[str, Any]
+    scope: Scope
+    last_layers: int | None = None
+    base_model: BaseReference
+    prompt: PromptFormat
+    cue_tokens: list[int]
+    label_tokens: dict[str, int]
+    modules: list[str]
+    max_tokens: int
+    bank: BankSpec
+    training: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide numbers."""
+    return {name: version(name) for name in ("torch", "transformers", "peft")}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads and verifies a file.
+
+    Raises:
+        AdapterError: it is no manifest of this format; the message names what is wrong.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        raise AdapterError(f"{path} is not format version {FORMAT_VERSION}: use a newer release")
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AdapterError(f"{path}: {where}: {first['msg']}") from error
+    encoder = manifest.base_model.kind == "encoder"
+    if encoder and manifest.scope != "all_tokens":
+        raise AdapterError(f"{path}: scope: an adapter on an encoder acts on all_tokens")
+    if encoder != (manifest.prompt.answer_cue is None):
+        raise AdapterError(
+            f"{path}: prompt.answer_cue: an adapter on an encoder has none, any other has one"
+        )
+    return manifest
+
+
+def posterior_of(manifest: Manifest, path: Path) -> Posterior:
+    """The posterior that the manifest read from `path` names.
+
+    Raises:
+        AdapterError: there is none of that name, or its parameters are impossible.
+    """
+    try:
+        return find_posterior(manifest.method, manifest.posterior)
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def check_tokens(manifest: Manifest, encoder: PromptEncoder) -> None:
+    """Compares the tokenizer's cue and label tokens with those the adapter was trained on.
+
+    Raises:
+        AdapterError: they drifted; its message names the first that did.
+    """
+    if list(encoder.cue_ids) != manifest.cue_tokens:
+        raise AdapterError(
+            f"the answer cue is {list(encoder.cue_ids)} in this tokenizer, but the adapter was "
+            f"trained with {manifest.cue_tokens}: use the tokenizer of {manifest.base_model.name}"
+        )
+    found = dict(zip(manifest.prompt.labels, encoder.label_ids, strict=True))
+    for label, token in found.items():
+        expected = manifest.label_tokens.get(label)
+        if expected != token:
+            raise AdapterError(
+                f"label {label!r} is token {token} in this tokenizer, but the adapter was trained "
+                f"with {expected}: use the tokenizer of {manifest.base_model.name}"
+            )

@@ -1,0 +1,88 @@
+"""The Python client: typed answers, typed errors, patient with a busy server.
+
+```python
+from dalorra.client import Client, QueueFullError
+
+with Client("http://localhost:8000", api_key="…") as client:
+    prediction = client.predict("This movie was fantastic!")
+    if prediction.decision == "accept":
+        print(prediction.label)
+```
+
+Needs httpx and pydantic only, as `pip install dalorra-service` without an extra brings them.
+"""
+
+from dalorra.client._answers import (
+    Adapter,
+    Decision,
+    Feedback,
+    Health,
+    Info,
+    Input,
+    Limits,
+    Policy,
+    Prediction,
+    Samples,
+)
+from dalorra.client._client import AsyncClient, Client
+from dalorra.client._errors import (
+    AdapterRefusedError,
+    BusyError,
+    ClientError,
+    ConflictError,
+    DeadlineExceededError,
+    ForbiddenError,
+    InferenceFailedError,
+    InvalidInputError,
+    MalformedRequestError,
+    NotFoundError,
+    NotReadyError,
+    QueueFullError,
+    RateLimitedError,
+    RequestError,
+    ServerError,
+    TimedOutError,
+    TooLargeError,
+    TransportError,
+    UnauthorizedError,
+    UnexpectedAnswerError,
+    UnknownAdapterError,
+)
+from dalorra.client._retries import Retries
+
+__all__ = [
+    "Adapter",
+    "AdapterRefusedError",
+    "AsyncClient",
+    "BusyError",
+    "Client",
+    "ClientError",
+    "ConflictError",
+    "DeadlineExceededError",
+    "Decision",
+    "Feedback",
+    "ForbiddenError",
+    "Health",
+    "InferenceFailedError",
+    "Info",
+    "Input",
+    "InvalidInputError",
+    "Limits",
+    "MalformedRequestError",
+    "NotFoundError",
+    "NotReadyError",
+    "Policy",
+    "Prediction",
+    "QueueFullError",
+    "RateLimitedError",
+    "RequestError",
+    "Retries",
+    "Samples",
+    "ServerError",
+    "TimedOutError",
+    "TooLargeError",
+    "TransportError",
+    "UnauthorizedError",
+    "UnexpectedAnswerError",
+    "UnknownAdapterError",
+]

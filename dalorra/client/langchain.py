@@ -1,0 +1,139 @@
+"""The prediction as a LangChain tool.
+
+```python
+from dalorra.client.langchain import UncertainPredictTool
+
+tool = UncertainPredictTool(base_url="http://localhost:8000", api_key="…")
+agent = create_agent(model, tools=[tool])
+```
+
+Needs the `langchain` extra; no torch, no server code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from langchain_core.tools import BaseTool, ToolException
+from langchain_core.tools.base import ArgsSchema
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, create_model
+
+from dalorra.client import (
+    AsyncClient,
+    BusyError,
+    Client,
+    ClientError,
+    Info,
+    Prediction,
+    RequestError,
+    Retries,
+    UnauthorizedError,
+)
+from dalorra.client import InvalidInputError as _InvalidInputError
+from dalorra.client.tool import TOOL_NAME, field_description, sentence, tool_description, tool_name
+
+DEFAULT_TIMEOUT = 65.0
+
+
+class UncertainPredictTool(BaseTool):
+    """Asks a DALorRA server; the model reads a sentence, the program gets the whole prediction.
+
+    The content of its answer is one sentence with the label and what to do with it, the artifact
+    is the prediction as a dict. What the model can mend (an input that does not fit, a busy
+    server) reaches it as a tool error that says how.
+
+    Args:
+        base_url: address of the server.
+        api_key: bearer key, if the server wants one.
+        timeout: seconds for one attempt.
+        retries: what to do when the server is busy.
+        adapter: which one answers; the server's default if none is named.
+        info: what the server serves; asked for when left out, which blocks. In a coroutine, pass
+            `await AsyncClient(…).info()`.
+
+    Raises:
+        ClientError: `info` was left out and the server did not answer.
+    """
+
+    name: str = TOOL_NAME
+    description: str = ""
+    args_schema: ArgsSchema | None = None
+    response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+    handle_tool_error: Any = True
+    handle_validation_error: Any = True
+
+    base_url: str = "http://127.0.0.1:8000"
+    api_key: SecretStr | None = Field(default=None, exclude=True)
+    timeout: float = DEFAULT_TIMEOUT
+    retries: Retries = Retries()
+    adapter: str | None = None
+    info: Info | None = None
+
+    _client: Client = PrivateAttr()
+    # A connection belongs to its event loop, and a program may have several, one after another.
+    _async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = PrivateAttr(
+        default_factory=WeakKeyDictionary
+    )
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Learns from the server what the tool's arguments are."""
+        super().model_post_init(context)
+        self._client = Client(**self._connection())
+        info = self.info or self._client.info(self.adapter)
+        self.info = info
+        if self.name == TOOL_NAME:
+            self.name = tool_name(self.adapter)
+        self.description = self.description or tool_description(info.adapter, info.labels)
+        if self.args_schema is None:
+            self.args_schema = arguments_model(info.fields)
+
+    def _run(self, **values: str) -> tuple[str, dict[str, Any]]:
+        try:
+            return _answer(self._client.predict(values, adapter=self.adapter))
+        except ClientError as error:
+            raise ToolException(_advice(error)) from error
+
+    async def _arun(self, **values: str) -> tuple[str, dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        client = self._async_clients.get(loop)
+        if client is None:
+            client = self._async_clients[loop] = AsyncClient(**self._connection())
+        try:
+            return _answer(await client.predict(values, adapter=self.adapter))
+        except ClientError as error:
+            raise ToolException(_advice(error)) from error
+
+    def _connection(self) -> dict[str, Any]:
+        return {
+            "base_url": self.base_url,
+            "api_key": self.api_key.get_secret_value() if self.api_key else None,
+            "timeout": self.timeout,
+            "retries": self.retries,
+        }
+
+
+def arguments_model(fields: tuple[str, ...]) -> type[BaseModel]:
+    """The arguments of the tool: one text for each field of the adapter's template."""
+    arguments: dict[str, Any] = {
+        name: (str, Field(min_length=1, description=field_description(name))) for name in fields
+    }
+    return create_model("PredictInput", __config__=ConfigDict(extra="forbid"), **arguments)
+
+
+def _answer(prediction: Prediction) -> tuple[str, dict[str, Any]]:
+    return sentence(prediction), prediction.model_dump(mode="json", exclude_unset=True)
+
+
+def _advice(error: ClientError) -> str:
+    """What went wrong and what the model can do about it."""
+    if isinstance(error, _InvalidInputError):
+        return f"The input was not accepted: {error}. Change it accordingly and call again."
+    if isinstance(error, BusyError):
+        wait = f"in {error.retry_after:.0f} s" if error.retry_after else "in a moment"
+        return f"The model is busy ({error}). Call again {wait}, with the same input."
+    request = f" (request {error.request_id})" if error.request_id else ""
+    if isinstance(error, UnauthorizedError) or not isinstance(error, RequestError):
+        return f"No prediction could be had: {error}{request}. Go on without it, and say so."
+    return f"The request was refused: {error}{request}. Calling again will not help."

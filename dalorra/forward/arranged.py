@@ -1,0 +1,54 @@
+"""A base model made ready for its adapters, and the network of an adapter on it, by its kind."""
+
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from dalorra.adapter.layer import StochasticPeftModel, low_rank_updates
+from dalorra.base.families import is_encoder
+from dalorra.forward.encoder import EncoderBase, EncoderNetwork
+from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.recorded import RecordedNetwork, row_step
+from dalorra.forward.llama.staging import Recorder
+from dalorra.forward.network import Network
+
+ArrangedBase = PackedBase | EncoderBase
+"""What all adapters of a base share."""
+
+
+def arrange(
+    model: nn.Module, prefix_cache: PrefixCache | None = None, record: Recorder | None = None
+) -> ArrangedBase:
+    """Arranges a base model, once; an adapter may be attached to it.
+
+    Args:
+        model: in evaluation mode.
+        prefix_cache: for a language model's prompts; an encoder has no use for it.
+        record: of short forwards; without effect on an encoder.
+    """
+    if is_encoder(model):
+        return EncoderBase(cast(PreTrainedModel, model))
+    return PackedBase(model, prefix_cache, record)
+
+
+def network_on(
+    base: ArrangedBase, model: StochasticPeftModel, label_ids: tuple[int, ...]
+) -> Network:
+    """The network of the adapter that is attached to `model`, as it is now.
+
+    Args:
+        base: of the same model.
+        model: base with the adapter.
+        label_ids: token of each label; an encoder's classes are those of its head.
+    """
+    if isinstance(base, EncoderBase):
+        return EncoderNetwork(model)
+    labels = torch.tensor(label_ids, device=base.device)
+    network = PackedLlama(base, low_rank_updates(model), labels)
+    if base.record is None:
+        return network
+    return RecordedNetwork(network, base.record, base.device, row_step(base.layer_weights))

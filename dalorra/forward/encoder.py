@@ -1,0 +1,86 @@
+"""The forward that serves an encoder: M rows per text in one batch of the unmodified model.
+
+Every adapter has a model of its own, a copy of the module tree that shares the base's weights; what
+it adds to memory is A, B and the head. So any number of adapters share a base that none of them
+touches.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dalorra.adapter.layer import StochasticPeftModel
+from dalorra.forward.network import Answers
+from dalorra.forward.reference import class_logits
+from dalorra.forward.reference_rows import pack_texts
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.prompts import Prompt, Scope
+
+
+class EncoderBase:
+    """An encoder under adapters: nothing is rearranged.
+
+    Args:
+        model: for sequence classification.
+    """
+
+    prefix_cache = None  # a text's rows see what follows them, so that no prefix can be reused
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.device = model.device
+        self.dtype = model.dtype
+        self.hidden_size = int(model.config.hidden_size)
+
+
+class EncoderNetwork:
+    """The forward of one adapter on its encoder.
+
+    Args:
+        model: with the adapter attached, as it is now; it may be detached or trained on afterwards.
+    """
+
+    def __init__(self, model: StochasticPeftModel) -> None:
+        base: nn.Module = model.get_base_model()
+        own = {id(tensor) for tensor in _own(base)}
+        shared = {id(p): p for p in base.parameters() if id(p) not in own}
+        self._model = copy.deepcopy(base, dict(shared)).eval().requires_grad_(False)
+        self._device = model.device
+
+    joins_prompts = False
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of A, B and the head."""
+        return sum(tensor.nbytes for tensor in _own(self._model))
+
+    @torch.inference_mode()
+    def answers(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> Answers:
+        """See `Network`; the features are the last hidden states of the text's first row."""
+        logits, states = self._run(prompts, members, bank)
+        return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), states.float())
+
+    @torch.inference_mode()
+    def label_logits(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> Tensor:
+        """Logits of the classes, `[B, M, K]` float32."""
+        return self._run(prompts, members, bank)[0]
+
+    def _run(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank
+    ) -> tuple[Tensor, Tensor]:
+        return class_logits(self._model, pack_texts(prompts, members).to(self._device), bank)
+
+
+def _own(model: nn.Module) -> list[nn.Parameter]:
+    """What an adapter added to an encoder: A, B, the posterior's tensors, and its head."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name or ".modules_to_save." in name
+    ]

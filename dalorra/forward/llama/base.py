@@ -1,0 +1,219 @@
+"""The frozen network, arranged once for the packed forwards of any number of adapters.
+
+Fused and prepacked weights, and the keys and values of known prompts, belong to the base model
+alone; an adapter adds its own A and B (`FusedProjection`) and nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dalorra.adapter.layer import StochasticLoraLinear
+from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.projection import (
+    ALL_ROWS,
+    AdaptedRows,
+    BaseProjection,
+    FusedProjection,
+    can_prepack,
+)
+from dalorra.forward.llama.staging import Recorder
+from dalorra.posteriors.noise import RankNoise
+
+P = TypeVar("P")
+Q = TypeVar("Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(Generic[P]):
+    """Parts of one decoder layer; the last one has its query apart from key and value.
+
+    Attributes:
+        input_norm, mlp_norm: weights `[d]`.
+        attention: query, key and value: one projection, or two in the last layer.
+        output, gate, up, down: the other projections.
+    """
+
+    input_norm: Tensor
+    attention: tuple[P, ...]
+    output: P
+    mlp_norm: Tensor
+    gate: P
+    up: P
+    down: P
+
+    @property
+    def projections(self) -> tuple[P, ...]:
+        """In order of use."""
+        return (*self.attention, self.output, self.gate, self.up, self.down)
+
+    def map(self, change: Callable[[P], Q]) -> "Layer[Q]":
+        """The same layer with every projection changed."""
+        return Layer(
+            input_norm=self.input_norm,
+            attention=tuple(change(projection) for projection in self.attention),
+            output=change(self.output),
+            mlp_norm=self.mlp_norm,
+            gate=change(self.gate),
+            up=change(self.up),
+            down=change(self.down),
+        )
+
+
+class PackedBase:
+    """A base model arranged for packed rows.
+
+    Args:
+        causal_lm: LlamaForCausalLM in evaluation mode; an adapter that is attached to it is left
+            out. Its projections become views of fused weights; their values stay.
+        prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
+        record: of short forwards, for `RecordedNetwork`; None: none is recorded.
+        joins_prompts: whether prompts of several lengths are joined (`Slots`) instead of
+            padded, which is slower.
+    """
+
+    def __init__(
+        self,
+        causal_lm: nn.Module,
+        prefix_cache: PrefixCache | None = None,
+        record: Recorder | None = None,
+        *,
+        joins_prompts: bool = True,
+    ) -> None:
+        model = cast(Any, causal_lm)
+        config, trunk = model.config, model.model
+        self.prefix_cache = prefix_cache
+        self.record = record
+        self.layer_weights = sum(p.numel() for p in trunk.layers[0].parameters())
+        self.embed = trunk.embed_tokens
+        self.head_weight = _base(model.lm_head).weight.detach()  # [vocabulary, d]
+        self.final_norm = trunk.norm.weight
+        self._rotary_embedding = trunk.rotary_emb
+        self._eps = float(config.rms_norm_eps)
+        self._heads = int(config.num_attention_heads)
+        self._kv_heads = int(config.num_key_value_heads)
+        self._width = int(trunk.layers[0].self_attn.head_dim)
+        last = len(trunk.layers) - 1
+        self.joins_prompts = joins_prompts
+        prepack = can_prepack(self.embed.weight)
+        with torch.no_grad():
+            self.layers = [
+                _arrange(layer, f"model.layers.{i}", prepack=prepack, separate_query=i == last)
+                for i, layer in enumerate(trunk.layers)
+            ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_weight.device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.head_weight.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they are stored in."""
+        return self.head_weight.dtype
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm."""
+        return F.rms_norm(x, (x.shape[-1],), weight, self._eps)
+
+    def rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, `[B or 1, 1, rows, head_dim]`, in the model's precision."""
+        cos, sin = self._rotary_embedding(self.embed.weight, position_ids)
+        return cos[:, None], sin[:, None]
+
+    def query(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`[B, rows, heads · w]` → rotated query, `[B, heads, rows, w]`."""
+        return _rotate(self._heads_of(q), cos, sin)
+
+    def key_value(self, kv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, rows, 2 kv_heads · w]` → rotated key, value."""
+        key, value = self._heads_of(kv).chunk(2, dim=1)
+        return _rotate(key, cos, sin), value
+
+    def query_key_value(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`[B, rows, (heads + 2 kv_heads) · w]` → rotated query, rotated key, value."""
+        heads = self._heads_of(qkv)
+        rotated = _rotate(heads[:, : self._heads + self._kv_heads], cos, sin)
+        return (
+            rotated[:, : self._heads],
+            rotated[:, self._heads :],
+            heads[:, self._heads + self._kv_heads :],
+        )
+
+    def after_attention(
+        self,
+        layer: Layer[FusedProjection],
+        x: Tensor,
+        attended: Tensor,
+        noise: Sequence[RankNoise | None],
+        rows: AdaptedRows = ALL_ROWS,
+    ) -> Tensor:
+        """Output projection and MLP with their residuals, `[B, rows, d]`.
+
+        Args:
+            layer: of an adapter's forward.
+            x: `[B, rows, d]`, what went into the layer.
+            attended: `[B, rows, heads · head_dim]`.
+            noise: of output, gate, up and down.
+            rows: that the noise acts on.
+        """
+        x = layer.output(attended, noise[0], rows, plus=x)
+        h = self.norm(x, layer.mlp_norm)
+        if noise[1] is None and noise[2] is None:
+            h = layer.up.base.times(h, layer.gate.base.silu(h))
+        else:
+            h = F.silu(layer.gate(h, noise[1], rows)) * layer.up(h, noise[2], rows)
+        return layer.down(h, noise[3], rows, plus=x)
+
+    def _heads_of(self, x: Tensor) -> Tensor:
+        """`[B, rows, n · head_dim]` → `[B, n, rows, head_dim]`."""
+        heads: Tensor = x.unflatten(-1, (-1, self._width))
+        return heads.transpose(1, 2)
+
+
+def _arrange(
+    layer: Any, name: str, *, prepack: bool, separate_query: bool
+) -> Layer[BaseProjection]:
+    def fused(*members: str) -> BaseProjection:
+        linears = {f"{name}.{member}": _base(layer.get_submodule(member)) for member in members}
+        return BaseProjection.fuse(linears, prepack=prepack)
+
+    q, k, v = (f"self_attn.{part}_proj" for part in "qkv")
+    return Layer(
+        input_norm=layer.input_layernorm.weight,
+        attention=(fused(q), fused(k, v)) if separate_query else (fused(q, k, v),),
+        output=fused("self_attn.o_proj"),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate=fused("mlp.gate_proj"),
+        up=fused("mlp.up_proj"),
+        down=fused("mlp.down_proj"),
+    )
+
+
+def _base(linear: nn.Module) -> nn.Linear:
+    """A projection without the adapter that may be attached to it."""
+    return cast(
+        nn.Linear, linear.base_layer if isinstance(linear, StochasticLoraLinear) else linear
+    )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of `[B, n, rows, head_dim]`."""
+    first, second = x.chunk(2, dim=-1)
+    sin_first, sin_second = sin.chunk(2, dim=-1)
+    rotated = x * cos
+    rotated_first, rotated_second = rotated.chunk(2, dim=-1)
+    rotated_first.addcmul_(second, sin_first, value=-1)
+    rotated_second.addcmul_(first, sin_second)
+    return rotated

@@ -1,0 +1,290 @@
+"""A Llama arranged for packed rows: the network of transformers in fewer, larger operations.
+
+`label_logits` returns what its reference `forward.answer_logits` does, in another order of work:
+
+- projections that read the same input are one product, and so are their down-projections A;
+- A·x and B act on the rows that carry a sample, never on the frozen prompt;
+- prompts of several lengths are joined without padding, but for attention (`Slots`); there
+  they are padded on the right, so prompt rows attend causally without a mask; cue rows attend to
+  the prompt and to their own copy;
+- under `all_tokens`, everything below the first stochastic product runs once for all samples;
+- in the last layer only the row that ends a cue has a query, an output and an MLP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from dalorra.adapter.layer import HEAD, StochasticPeftModel, Updates, low_rank_updates
+from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
+from dalorra.forward.llama.base import Layer, PackedBase
+from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
+from dalorra.forward.llama.head import LabelHead
+from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
+from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.projection import FusedProjection
+from dalorra.forward.llama.staging import StagedPrompts
+from dalorra.forward.network import Answers
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.prompts import Prompt, Scope
+
+_Layer = Layer[FusedProjection]
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """What a forward of B prompts under M samples computed.
+
+    Attributes:
+        answers: at the end of the cue, after the final norm: `[B, M, d]`.
+        prompt_end: at the end of the prompt, where the last layer reads it: `[B, d]`; under
+            `all_tokens` its mean over the M samples. Of no meaning for an empty prompt.
+    """
+
+    answers: Tensor
+    prompt_end: Tensor
+
+
+class PackedLlama:
+    """The packed forward of one adapter on its base.
+
+    Args:
+        base: shared with other adapters.
+        updates: the adapter's, copied in the base's precision.
+        label_ids: `[K]` token ids of the labels.
+
+    Attributes:
+        noise: arranged for the forwards.
+    """
+
+    def __init__(self, base: PackedBase, updates: Updates, label_ids: Tensor) -> None:
+        self._base = base
+        self.head = LabelHead(base.head_weight, updates.get(HEAD), label_ids)
+        self._layers = [
+            layer.map(lambda projection: FusedProjection(projection, updates))
+            for layer in base.layers
+        ]
+        layers = [layer.projections for layer in self._layers]
+        self.noise = BoundNoise(layers, self.head, base.head_weight)
+
+    @classmethod
+    def of(
+        cls,
+        model: StochasticPeftModel,
+        label_ids: Tensor,
+        prefix_cache: PrefixCache | None = None,
+        *,
+        joins_prompts: bool = True,
+    ) -> "PackedLlama":
+        """The forward of an attached adapter, as it is now, on a base arranged for it alone."""
+        base = PackedBase(model.get_base_model(), prefix_cache, joins_prompts=joins_prompts)
+        return cls(base, low_rank_updates(model), label_ids)
+
+    @property
+    def joins_prompts(self) -> bool:
+        """See `Network`."""
+        return self._base.joins_prompts
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the adapter's updates."""
+        projections = (projection for layer in self._layers for projection in layer.projections)
+        return self.head.nbytes + sum(projection.nbytes for projection in projections)
+
+    @torch.inference_mode()
+    def answers(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> Answers:
+        """See `Network`; the features are the hidden states at the end of the cue."""
+        states = self.hidden_states(prompts, members, bank, scope)
+        return self._answers(states, self._bound(prompts, members, bank, scope))
+
+    @torch.inference_mode()
+    def label_logits(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> Tensor:
+        """Logits of the label tokens, `[B, M, K]` float32, every module under one sample."""
+        states = self.hidden_states(prompts, members, bank, scope)
+        return self.head.logits(states.answers, members, bank)
+
+    @torch.inference_mode()
+    def hidden_states(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> HiddenStates:
+        """Runs the network up to its output projection."""
+        noise = self._bound(prompts, members, bank, scope)
+        cache = self._base.prefix_cache
+        if scope == "all_tokens":
+            return self._normed(*self._all_tokens(self._staged(prompts, scope), noise))
+        prompt_ids = [prompt.prompt_ids for prompt in prompts]
+        prefix = cache.find(prompt_ids) if cache else None
+        known = prefix.lengths if prefix else [0] * len(prompts)
+        staged = self._staged(prompts, scope, known)
+        past = prefix.keys_values if prefix else None
+        seen: list[Tensor] = []  # keys and values of the prompt rows
+        states = self._answer_tokens(staged, noise, past, seen if cache else None)
+        if cache:
+            cache.add(prompt_ids, known, torch.stack(seen))
+        return self._normed(*states)
+
+    def _staged(
+        self, prompts: Sequence[Prompt], scope: Scope, known: Sequence[int] | None = None
+    ) -> StagedPrompts:
+        """On the device; prompts of one length need no padding."""
+        lengths = {p.tokens - n for p, n in zip(prompts, known or repeat(0), strict=False)}
+        joined = self.joins_prompts and len(lengths) > 1
+        return StagedPrompts.of(prompts, scope, known, joined=joined).to(self._base.device)
+
+    @torch.inference_mode()
+    def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
+        """`answers` to prompts on the device, in a form that can be recorded: no prefix cache."""
+        run = self._answer_tokens if noise.scope == "answer_tokens" else self._all_tokens
+        return self._answers(self._normed(*run(prompts, noise)), noise)
+
+    def _bound(
+        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
+    ) -> ForwardNoise:
+        return self.noise.bind(bank, members, scope, len(prompts[0].cue_ids))
+
+    def _answers(self, states: HiddenStates, noise: ForwardNoise) -> Answers:
+        probabilities = self.head.probabilities(states.answers, noise.head)
+        return Answers(probabilities, noise.head.weights, states.answers.float())
+
+    def _normed(self, answers: Tensor, prompt_end: Tensor) -> HiddenStates:
+        return HiddenStates(self._base.norm(answers, self._base.final_norm), prompt_end)
+
+    def _answer_tokens(
+        self,
+        prompts: StagedPrompts,
+        noise: ForwardNoise,
+        past: Tensor | None = None,
+        seen: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`, `[B, d]`.
+
+        Args:
+            prompts: on the device.
+            noise: of the cue rows.
+            past: keys and values of known prefixes, `[layers, 2, B, kv_heads, C, head_dim]`.
+            seen: gets those of the prompt rows, layer by layer.
+        """
+        copies, first, last = noise.copies, noise.first, len(self._layers) - 1
+        known = [None] * len(self._layers) if past is None else past.unbind()
+        prefix = 0 if past is None else past.shape[-2]
+        layout = at = lay_out_cues(prompts, copies, prefix, self._base.rotary)
+        if first:  # the copies are equal below the first stochastic product
+            at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
+        x = self._base.embed(at.input_ids)  # [B, P + k, d]
+        for i, layer in enumerate(self._layers):
+            if i == first and i:
+                x, at = at.branch(x, copies), layout
+            if i < last:
+                x = self._packed_layer(layer, x, at, noise.layers[i], known[i], seen)
+        prompt_end = x.flatten(0, 1)[at.prompt_ends]
+        x = self._packed_end(x, at, noise.layers[-1], known[-1], seen)
+        return x.expand(-1, copies, -1), prompt_end
+
+    def _packed_layer(
+        self,
+        layer: _Layer,
+        x: Tensor,
+        layout: CueLayout,
+        noise: Noise,
+        past: Tensor | None,
+        seen: list[Tensor] | None,
+    ) -> Tensor:
+        """One layer for prompt rows and cue rows; `past` is `[2, B, kv_heads, C, head_dim]`."""
+        start = layout.prompt_slots
+        h = self._base.norm(x, layer.input_norm)
+        qkv = layout.spread(layer.attention[0](h, noise[0], layout.cues))
+        query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
+        _record(seen, key, value, start)
+        key, value = _after(past, key, value)
+        attended = [masked_attention(query[:, :, start:], key, value, layout.visible)]
+        if start:
+            before = query[:, :, :start]
+            keys = layout.prefix_keys + start
+            key, value = key[:, :, :keys], value[:, :, :keys]
+            visible = layout.visible_to_prompt
+            prompt = (
+                causal_attention(before, key, value)
+                if visible is None
+                else masked_attention(before, key, value, visible)
+            )
+            attended.insert(0, prompt)
+        collected = layout.collect(attended)
+        return self._base.after_attention(layer, x, collected, noise[1:], layout.cues)
+
+    def _packed_end(
+        self,
+        x: Tensor,
+        layout: CueLayout,
+        noise: Noise,
+        past: Tensor | None,
+        seen: list[Tensor] | None,
+    ) -> Tensor:
+        """The last layer, for the rows that end a cue alone: `[B, copies, d]`."""
+        layer, start = self._layers[-1], layout.prompt_slots
+        h = self._base.norm(x, layer.input_norm)
+        ends = h.flatten(0, 1)[layout.cue_ends]
+        query = self._base.query(layer.attention[0](ends, noise[0]), *layout.last_rotary)
+        kv = layout.spread(layer.attention[1](h, noise[1], layout.cues))
+        key, value = self._base.key_value(kv, layout.cos, layout.sin)
+        _record(seen, key, value, start)
+        key, value = _after(past, key, value)
+        attended = masked_attention(query, key, value, layout.last_visible)
+        x = x.flatten(0, 1)[layout.cue_ends]
+        return self._base.after_attention(layer, x, by_row(attended), noise[2:])
+
+    def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> tuple[Tensor, Tensor]:
+        """All rows once for each sample above the first stochastic product, once below.
+
+        Returns:
+            `[B, M, d]` and `[B, d]`.
+        """
+        copies, first, last = noise.copies, noise.first, len(self._layers) - 1
+        layout = SequenceLayout.of(prompts, self._base.rotary)
+        cos, sin = layout.cos, layout.sin
+        x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
+        for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
+            h = self._base.norm(x, layer.input_norm)
+            if i == first:
+                # W₀x and A·x are the same under every sample, the update is not.
+                out = layer.attention[0].base(h).repeat(copies, 1, 1)
+                if each[0] is not None:
+                    out += layer.attention[0].update_for_each(h, each[0], copies)
+                x = x.repeat(copies, 1, 1)
+            else:
+                out = layer.attention[0](h, each[0])
+            query, key, value = self._base.query_key_value(layout.spread(out), cos, sin)
+            attended = layout.collect(by_row(causal_attention(query, key, value)))
+            x = self._base.after_attention(layer, x, attended, each[1:])
+        if first >= last:
+            x = x.repeat(copies, 1, 1)
+
+        layer, noises = self._layers[-1], noise.layers[-1]
+        prompt_end = x[:, layout.prompt_ends].mean(dim=0)
+        h = self._base.norm(x, layer.input_norm)
+        query = layer.attention[0](h[:, layout.ends], noises[0])  # [M, B, heads · head_dim]
+        query = self._base.query(query.flatten(0, 1)[:, None], *layout.last_rotary(copies))
+        kv = layout.spread(layer.attention[1](h, noises[1]))
+        key, value = self._base.key_value(kv, cos, sin)
+        attended = by_row(masked_attention(query, key, value, layout.last_visible(copies)))
+        ends = x[:, layout.ends]
+        out = self._base.after_attention(layer, ends, attended.view_as(ends), noises[2:])
+        return out.transpose(0, 1), prompt_end
+
+
+def _record(seen: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
+    if seen is not None:
+        seen.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
+
+
+def _after(past: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a known prefix `[2, B, kv_heads, C, head_dim]` and of the rows."""
+    if past is None:
+        return key, value
+    return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)

@@ -1,0 +1,191 @@
+"""Which row of a forward carries which token under which sample: the packed layouts.
+
+`answer_tokens`: the adapter acts on the cue alone, so the prompt is the same under every sample
+and is computed once; M copies of the cue follow it in the same sequence:
+
+    [prompt | cue under z_1 | cue under z_2 | … | cue under z_M]      T − k + M·k rows instead of T
+
+Position ids restart at T − k for each copy; copy m attends to the prompt and to itself only.
+This equals M separate passes to rounding: no row sees anything that it would not see alone.
+
+`all_tokens`: the adapter touches every token, so each sample is a sequence of its own: M·B
+sequences of T rows.
+
+Ragged prompts are padded on the left, so that the cues of a batch line up.
+
+An encoder knows `all_tokens` alone. Its rows see each other in both directions, its answer is read
+off the first of them, and its texts are padded on the right (`pack_texts`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from dalorra.prompts import Prompt, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Input of one forward for B prompts under M samples each.
+
+    Attributes:
+        input_ids: `[batch, rows]`; batch is B (`answer_tokens`) or B·M (`all_tokens`).
+        position_ids: `[batch, rows]`.
+        attention_mask: `[batch, 1, rows, keys]` bool, True where a row sees a key.
+        sample_index: `[batch or 1, rows or 1]`, the bank member a row runs under, −1 for rows of
+            the frozen base alone.
+        answer_rows: `[answers]`, the rows that end a cue, or begin an encoder's text;
+            batch · answers = B · M.
+        members: `[B or 1, M]`, the bank members of each prompt.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    sample_index: Tensor
+    answer_rows: Tensor
+    members: Tensor
+
+    def to(self, device: torch.device) -> "PackedRows":
+        """The same rows on another device."""
+        return PackedRows(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    @property
+    def adapted(self) -> Tensor:
+        """`[batch, rows]` bool, the rows that the adapter acts on; padding is none of them."""
+        seen = self.attention_mask[:, 0, self.answer_rows].any(dim=1)  # [batch, keys]
+        return (self.sample_index >= 0) & seen[:, -self.input_ids.shape[1] :]
+
+    def after(self, prompt_rows: int) -> "PackedRows":
+        """The rows behind the first `prompt_rows`, whose keys and values come from a cache."""
+        return PackedRows(
+            self.input_ids[:, prompt_rows:],
+            self.position_ids[:, prompt_rows:],
+            self.attention_mask[:, :, prompt_rows:],
+            self.sample_index[:, prompt_rows:],
+            self.answer_rows - prompt_rows,
+            self.members,
+        )
+
+
+def pack(
+    prompts: Sequence[Prompt], members: Sequence[int] | range | Tensor, scope: Scope
+) -> PackedRows:
+    """Lays out prompts under bank members, on the CPU.
+
+    Args:
+        prompts: B prompts with the same cue.
+        members: M bank members that every prompt runs under, or `[B, M]` for each its own.
+        scope: which rows the adapter acts on.
+    """
+    table = _member_table(members)
+    return _pack_sequences(prompts, table) if scope == "all_tokens" else _pack_cues(prompts, table)
+
+
+def pack_texts(prompts: Sequence[Prompt], members: Sequence[int] | range | Tensor) -> PackedRows:
+    """Lays out an encoder's texts under bank members, on the CPU: B · M sequences, members inner.
+
+    Args:
+        prompts: B texts.
+        members: see `pack`.
+    """
+    table = _member_table(members)
+    copies = table.shape[1]
+    input_ids, lengths = right_padded([(*p.prompt_ids, *p.cue_ids) for p in prompts])
+    longest = input_ids.shape[1]  # T
+    real = torch.arange(longest) < lengths[:, None]  # [B, T]
+    visible = real.repeat_interleave(copies, dim=0)[:, None, None]  # every row sees the same keys
+    return PackedRows(
+        input_ids.repeat_interleave(copies, dim=0),
+        torch.arange(longest).expand(len(prompts) * copies, -1),
+        visible.expand(-1, -1, longest, -1),
+        table.expand(len(prompts), -1).reshape(-1, 1),
+        torch.tensor([0]),
+        table,
+    )
+
+
+def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids `[B, longest]`, and lengths `[B]`."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    ids = torch.zeros((len(sequences), int(lengths.max())), dtype=torch.long)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return ids, lengths
+
+
+def _member_table(members: Sequence[int] | range | Tensor) -> Tensor:
+    """`[B or 1, M]`."""
+    return members if isinstance(members, Tensor) else torch.tensor(list(members))[None]
+
+
+def _pack_cues(prompts: Sequence[Prompt], members: Tensor) -> PackedRows:
+    cue = prompts[0].cue_ids
+    k, copies = len(cue), members.shape[1]
+    longest = max(len(prompt.prompt_ids) for prompt in prompts)  # P
+    rows = longest + copies * k
+    input_ids, position_ids, padding = _left_padded(
+        [prompt.prompt_ids for prompt in prompts], longest, extra=copies * k
+    )
+    lengths = torch.tensor([len(prompt.prompt_ids) for prompt in prompts])
+    input_ids[:, longest:] = torch.tensor(cue).repeat(copies)
+    position_ids[:, longest:] = lengths[:, None] + torch.arange(k).repeat(copies)
+
+    # Segment −1 is the prompt, segment m the m-th copy of the cue; a row sees earlier rows of the
+    # prompt and of its own segment.
+    segment = torch.full((rows,), -1)
+    segment[longest:] = torch.arange(copies).repeat_interleave(k)
+    order = torch.arange(rows)
+    shared = (segment[None, :] == -1) | (segment[:, None] == segment[None, :])
+    visible = shared & (order[None, :] <= order[:, None])  # [rows, rows]
+    return PackedRows(
+        input_ids,
+        position_ids,
+        _without_padding(visible, padding),
+        torch.nn.functional.pad(members.repeat_interleave(k, dim=1), (longest, 0), value=-1),
+        longest + k * torch.arange(1, copies + 1) - 1,
+        members,
+    )
+
+
+def _pack_sequences(prompts: Sequence[Prompt], members: Tensor) -> PackedRows:
+    copies = members.shape[1]
+    longest = max(prompt.tokens for prompt in prompts)  # T
+    input_ids, position_ids, padding = _left_padded(
+        [(*prompt.prompt_ids, *prompt.cue_ids) for prompt in prompts], longest
+    )
+    causal = torch.ones((longest, longest), dtype=torch.bool).tril()
+    return PackedRows(
+        input_ids.repeat_interleave(copies, dim=0),
+        position_ids.repeat_interleave(copies, dim=0),
+        _without_padding(causal, padding).repeat_interleave(copies, dim=0),
+        members.expand(len(prompts), -1).reshape(-1, 1),
+        torch.tensor([longest - 1]),
+        members,
+    )
+
+
+def _left_padded(
+    sequences: Sequence[Sequence[int]], longest: int, extra: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, position ids and padding flags, `[B, longest + extra]` each."""
+    input_ids = torch.zeros((len(sequences), longest + extra), dtype=torch.long)
+    position_ids = torch.zeros_like(input_ids)
+    padding = torch.zeros_like(input_ids, dtype=torch.bool)
+    for b, sequence in enumerate(sequences):
+        start = longest - len(sequence)
+        input_ids[b, start:longest] = torch.tensor(sequence, dtype=torch.long)
+        position_ids[b, start:longest] = torch.arange(len(sequence))
+        padding[b, :start] = True
+    return input_ids, position_ids, padding
+
+
+def _without_padding(visible: Tensor, padding: Tensor) -> Tensor:
+    """Hides padding keys, `[rows, rows]` and `[B, rows]` → `[B, 1, rows, rows]`.
+
+    A padding row still sees itself, or its softmax would divide by zero.
+    """
+    own = torch.eye(visible.shape[-1], dtype=torch.bool)
+    return ((visible & ~padding[:, None, :]) | own)[:, None]
