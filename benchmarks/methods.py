@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.report import interleaved, print_table, write_json
 from dalorra.adapter.layer import attach, lora_config, low_rank_updates, module_tensors
 from dalorra.base.model import load_base_model
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.posteriors import POSTERIORS, ColumnSpaceNoise
 from dalorra.posteriors.bank import BankSpec
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
 
     base = load_base_model().model
-    packed = PackedBase(base)
+    packed = ArrangedLlama(base)
     prompts, labels = _examples(options.tokens, options.batch)
     results = []
     for scope in options.scopes:
@@ -87,7 +87,7 @@ class Contender:
         self,
         method: Method,
         base: nn.Module,
-        packed: PackedBase,
+        packed: ArrangedLlama,
         prompts: list[Prompt],
         labels: Tensor,
         scope: Scope,

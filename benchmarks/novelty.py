@@ -85,7 +85,7 @@ def _inputs(
         for name, part in (("train", trained), ("held_out", held_out), ("usual", validation))
     )
     in_turn = [spellings(example)[i % VARIANTS] for i, example in enumerate(train)]
-    tokenizer = predictor.encoder._backend  # noqa: SLF001 - a fast tokenizer without state
+    tokenizer = predictor.tokenizer._backend  # noqa: SLF001 - a fast tokenizer without state
     return {
         "train": _texts(train),
         "train_in_turn": _texts(in_turn),

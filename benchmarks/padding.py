@@ -74,7 +74,7 @@ def _prompts(predictor: Predictor, lengths: list[int]) -> list[Prompt]:
     return [
         Prompt(
             tuple(torch.randint(100, 300, (length,), generator=generator).tolist()),
-            predictor.encoder.cue_ids,
+            predictor.tokenizer.cue_ids,
         )
         for length in lengths
     ]

@@ -18,7 +18,7 @@ from dalorra.adapter.layer import (
     mask_logits,
 )
 from dalorra.forward.batches import DEFAULT_ROW_BUDGET, forward_cost, forwards
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.recorded import CudaGraphs, RecordedNetwork, capture, row_step
 from dalorra.forward.reference import answer_logits
@@ -64,7 +64,7 @@ class Contenders:
         self.model.eval()
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
         self.labels = torch.tensor([5, 9], device=self.device)
-        packed = PackedBase(self.model.get_base_model())
+        packed = ArrangedLlama(self.model.get_base_model())
         self.network = PackedLlama(packed, low_rank_updates(self.model), self.labels)
         self.step = row_step(packed.layer_weights)
         self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device, self.step)

@@ -21,7 +21,7 @@ from dalorra.base.model import load_base_model
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.forward.batches import ForwardCost, cheapest_groups, forward_cost
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.posteriors import RankMasks
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
@@ -66,18 +66,18 @@ def main() -> None:
     write_json(options.json, results)
 
 
-def _of_shape(shape: str) -> tuple[Predictor, PackedBase]:
+def _of_shape(shape: str) -> tuple[Predictor, ArrangedLlama]:
     """A predictor, and its base."""
     adapter, base = read_adapter(bundled_adapter()), load_base_model()
     if shape == "default":
-        packed = PackedBase(base.model)
+        packed = ArrangedLlama(base.model)
         return Predictor.from_adapter(adapter, base, packed=packed), packed
     own = Predictor.from_adapter(adapter, base)
     model = attach(llama_8b(), lora_config(8, 16, MODULES, "benchmark"), RankMasks()).eval()
-    packed = PackedBase(model.get_base_model())
+    packed = ArrangedLlama(model.get_base_model())
     predictor = Predictor(
         model,
-        own.encoder,
+        own.tokenizer,
         RankMasks(),
         BankSpec(),
         "answer_tokens",
@@ -92,7 +92,7 @@ def _of_shape(shape: str) -> tuple[Predictor, PackedBase]:
 
 
 def _plans(
-    predictor: Predictor, packed: PackedBase, prompts: Sequence[Prompt], padded: ForwardCost
+    predictor: Predictor, packed: ArrangedLlama, prompts: Sequence[Prompt], padded: ForwardCost
 ) -> dict[str, Callable[[], list[Prediction]]]:
     """Each answers the prompts in order of length; `padded` is the cost of a padded forward."""
     ordered = sorted(prompts, key=lambda prompt: prompt.tokens)

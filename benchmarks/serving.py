@@ -151,7 +151,7 @@ def _inputs(predictor: Predictor, data: Path | None, tokens: int) -> dict[str, l
     kinds = {"sst2": sentences}
     if tokens:
         kinds[f"{tokens} tokens"] = texts_of_length(
-            predictor.encoder, sentences, tokens, LONG_TEXTS
+            predictor.tokenizer, sentences, tokens, LONG_TEXTS
         )
     return kinds
 

@@ -108,7 +108,7 @@ def _fitted(fit: str, pilot: PosteriorSamples) -> float:
 
 def _nll(samples: PosteriorSamples, temperature: float) -> float:
     """In nats; the true label is the first."""
-    mean = samples.tempered(temperature).by_member.mean(dim=1)
+    mean = samples.tempered(temperature).by_sample.mean(dim=1)
     return float(-mean[:, 0].clamp_min(torch.finfo(torch.float64).tiny).log().mean())
 
 

@@ -49,7 +49,7 @@ def check_golden(predictor: "Predictor", model: StochasticPeftModel) -> None:
         raise AdapterError("the golden check failed: it answers one input in two ways")
 
     members = range(predictor.bank.samples)
-    label_ids = torch.tensor(predictor.encoder.label_ids, device=model.device)
+    label_ids = torch.tensor(predictor.tokenizer.label_ids, device=model.device)
     expected = reference_logits(model, prompts, members, predictor.bank, predictor.scope, label_ids)
     found = predictor.label_logits(prompts)
     gap = (found.softmax(-1).mean(1) - expected.softmax(-1).mean(1)).abs().max().item()

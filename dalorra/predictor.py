@@ -29,7 +29,7 @@ from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.golden import check_golden
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, NoiseBank
-from dalorra.prompts import InputFields, Overflow, Prompt, PromptEncoder, Scope
+from dalorra.prompts import InputFields, Overflow, Prompt, PromptTokenizer, Scope
 
 
 class Predictor:
@@ -38,7 +38,7 @@ class Predictor:
     Args:
         model: the base with the adapter attached, which may be detached afterwards; the base's
             weights must not change.
-        encoder: tokeniser of the adapter's prompts and labels.
+        tokenizer: tokeniser of the adapter's prompts and labels.
         posterior: how the adapter is stochastic.
         bank: how its M samples are drawn.
         scope: rows the adapter acts on.
@@ -57,7 +57,7 @@ class Predictor:
     def __init__(
         self,
         model: StochasticPeftModel,
-        encoder: PromptEncoder,
+        tokenizer: PromptTokenizer,
         posterior: Posterior,
         bank: BankSpec,
         scope: Scope,
@@ -71,7 +71,7 @@ class Predictor:
         row_budget: int = DEFAULT_ROW_BUDGET,
         packed: ArrangedBase | None = None,
     ) -> None:
-        self.encoder = encoder
+        self.tokenizer = tokenizer
         modules = module_tensors(model)
         self.bank = posterior.bank(modules, bank)
         self.scope = scope
@@ -86,7 +86,7 @@ class Predictor:
         self.dtype = packed.dtype
         self._hidden_size = packed.hidden_size
         self.prefix_cache = packed.prefix_cache
-        self._network = network_on(packed, model, encoder.label_ids)
+        self._network = network_on(packed, model, tokenizer.label_ids)
         self.forward_cost = forward_cost(packed.device, joined=self._network.joins_prompts)
         self._mean_bank = posterior.mean(modules)
 
@@ -142,13 +142,15 @@ class Predictor:
         check_base(adapter, base)
         manifest = adapter.manifest
         adapter.posterior.check_servable()
-        encoder = PromptEncoder(base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow)
-        check_tokens(manifest, encoder)
+        tokenizer = PromptTokenizer(
+            base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow
+        )
+        check_tokens(manifest, tokenizer)
         model = load_adapter(adapter, base)
         try:
             predictor = cls(
                 model,
-                encoder,
+                tokenizer,
                 adapter.posterior,
                 manifest.bank,
                 manifest.scope,
@@ -172,12 +174,12 @@ class Predictor:
     @property
     def labels(self) -> tuple[str, ...]:
         """Label names, in the order of the adapter."""
-        return tuple(self.encoder.format.labels)
+        return tuple(self.tokenizer.format.labels)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Fields of the adapter's template."""
-        return self.encoder.format.fields
+        return self.tokenizer.format.fields
 
     @property
     def samples(self) -> int:
@@ -192,15 +194,15 @@ class Predictor:
     @property
     def max_tokens(self) -> int:
         """Limit on the tokens of one input, template and cue included."""
-        return self.encoder.max_tokens
+        return self.tokenizer.max_tokens
 
     def encode(self, value: InputFields) -> Prompt:
         """Tokenises one input; may run beside `predict` on another thread.
 
         Raises:
-            InputError: see `PromptEncoder.encode`.
+            InputError: see `PromptTokenizer.encode`.
         """
-        return self.encoder.encode(value)
+        return self.tokenizer.encode(value)
 
     def packed_rows(self, prompt: Prompt) -> int:
         """Rows that this prompt adds to a forward."""
@@ -239,7 +241,7 @@ class Predictor:
 
     def sample_probabilities(self, prompts: Sequence[Prompt]) -> Tensor:
         """Softmax over the label tokens under each of the M samples, `[B, M, K]` float32."""
-        return self.posterior_samples(prompts).by_member
+        return self.posterior_samples(prompts).by_sample
 
     def label_logits(self, prompts: Sequence[Prompt]) -> Tensor:
         """Of the label tokens, every module under one sample, `[B, M, K]` float32."""
@@ -292,8 +294,8 @@ class Predictor:
 
     def warm_up(self) -> Iterator[Callable[[], object]]:
         """Steps before the first answer: the smallest and the largest input, and each recording."""
-        cue, network = self.encoder.cue_ids, self._network
-        filler = self.encoder.encode(dict.fromkeys(self.fields, "warm up")).prompt_ids
+        cue, network = self.tokenizer.cue_ids, self._network
+        filler = self.tokenizer.encode(dict.fromkeys(self.fields, "warm up")).prompt_ids
         most = self.max_tokens - len(cue)
         for tokens in (len(filler), most):
             yield partial(self.predict, [Prompt((filler * tokens)[:tokens], cue)])

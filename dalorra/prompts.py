@@ -109,7 +109,7 @@ class Prompt:
         return len(self.prompt_ids) + len(self.cue_ids)
 
 
-class PromptEncoder:
+class PromptTokenizer:
     """Tokenises inputs of one `PromptFormat`; stateless after construction, so thread-safe.
 
     Args:

@@ -32,7 +32,7 @@ class Row:
     problem: str | None = None
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_records(path: Path) -> Iterator[Row]:
     """The rows of a `.jsonl`, `.json`, `.csv` or `.parquet` file, in order.
 
     A `.json` file is read whole, the others a little at a time.

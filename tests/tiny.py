@@ -19,7 +19,7 @@ from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
 from dalorra.base.model import BaseModel, load_base_model, weight_digest
 from dalorra.posteriors import RankMasks
 from dalorra.posteriors.bank import BankSpec
-from dalorra.prompts import Prompt, PromptEncoder, PromptFormat, Scope
+from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer, Scope
 
 MODULES = ("q_proj", "v_proj", "lm_head")
 WORDS = ("Review", "Sentiment", *(f"Ġ{word}" for word in ("positive", "negative", "neutral")))
@@ -120,7 +120,7 @@ def tiny_manifest(
     bank: BankSpec | None = None,
 ) -> Manifest:
     """The manifest that belongs to `tiny_adapter(base)`."""
-    encoder = PromptEncoder(base.tokenizer, prompt)
+    tokenizer = PromptTokenizer(base.tokenizer, prompt)
     return Manifest(
         name="tiny",
         method="dalorra",
@@ -129,8 +129,8 @@ def tiny_manifest(
         last_layers=last_layers,
         base_model=BaseReference(name=base.name, digest=base.digest),
         prompt=prompt,
-        cue_tokens=list(encoder.cue_ids),
-        label_tokens=dict(zip(prompt.labels, encoder.label_ids, strict=True)),
+        cue_tokens=list(tokenizer.cue_ids),
+        label_tokens=dict(zip(prompt.labels, tokenizer.label_ids, strict=True)),
         modules=list(stochastic_layers(model)),
         max_tokens=64,
         bank=bank or BankSpec(samples=5, seed=3),
@@ -165,5 +165,5 @@ def tiny_prompts(
     base: BaseModel, sentences: tuple[str, ...] = SENTENCES, prompt: PromptFormat = FORMAT
 ) -> list[Prompt]:
     """Ragged prompts."""
-    encoder = PromptEncoder(base.tokenizer, prompt)
-    return [encoder.encode(sentence) for sentence in sentences]
+    tokenizer = PromptTokenizer(base.tokenizer, prompt)
+    return [tokenizer.encode(sentence) for sentence in sentences]

@@ -24,7 +24,7 @@ from dalorra.base.families import head_modules, set_head
 from dalorra.base.model import BaseModel, weight_digest
 from dalorra.posteriors import Posterior, RankMasks
 from dalorra.posteriors.bank import BankSpec
-from dalorra.prompts import Prompt, PromptEncoder, PromptFormat
+from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer
 
 KINDS = ("bert", "distilbert")
 MODULES = {
@@ -132,7 +132,7 @@ def tiny_encoder_manifest(
     base: BaseModel, model: StochasticPeftModel, *, bank: BankSpec | None = None
 ) -> Manifest:
     """The manifest that belongs to `tiny_encoder_adapter(base)`."""
-    encoder = PromptEncoder(base.tokenizer, FORMAT)
+    tokenizer = PromptTokenizer(base.tokenizer, FORMAT)
     return Manifest(
         name="tiny",
         method="dalorra",
@@ -140,8 +140,8 @@ def tiny_encoder_manifest(
         scope="all_tokens",
         base_model=BaseReference(name=base.name, digest=base.digest, kind="encoder"),
         prompt=FORMAT,
-        cue_tokens=list(encoder.cue_ids),
-        label_tokens=dict(zip(FORMAT.labels, encoder.label_ids, strict=True)),
+        cue_tokens=list(tokenizer.cue_ids),
+        label_tokens=dict(zip(FORMAT.labels, tokenizer.label_ids, strict=True)),
         modules=list(stochastic_layers(model)),
         max_tokens=32,
         bank=bank or BankSpec(samples=5, seed=3),
@@ -161,5 +161,5 @@ def save_tiny_encoder_adapter(
 
 def tiny_texts(base: BaseModel, texts: tuple[str, ...] = TEXTS) -> list[Prompt]:
     """Ragged texts."""
-    encoder = PromptEncoder(base.tokenizer, FORMAT)
-    return [encoder.encode(text) for text in texts]
+    tokenizer = PromptTokenizer(base.tokenizer, FORMAT)
+    return [tokenizer.encode(text) for text in texts]

@@ -273,7 +273,7 @@ def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
     smoothed[torch.arange(n), torch.tensor(targets)] = (n + 1) / (n + 2)
 
     def loss(log_temperature: float) -> float:
-        mean = samples.tempered(float(np.exp(log_temperature))).by_member.double().mean(dim=1)
+        mean = samples.tempered(float(np.exp(log_temperature))).by_sample.double().mean(dim=1)
         tiny = torch.finfo(torch.float64).tiny
         return float(-(smoothed * mean.clamp_min(tiny).log()).sum(dim=1).mean())
 

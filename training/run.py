@@ -13,7 +13,7 @@ from dalorra.base.families import head_modules
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 from training.answers import Evaluable, answer
 from training.config import TrainingConfig, read_config
 from training.data import load_data
@@ -85,7 +85,9 @@ class Run:
         adapter = config.adapter
         torch.manual_seed(config.seed)  # A and an encoder's head come from the global generator
         self.prompt_format = prepare(config, self.task, self.base)
-        self.encoder = PromptEncoder(self.base.tokenizer, self.prompt_format, adapter.max_tokens)
+        self.tokenizer = PromptTokenizer(
+            self.base.tokenizer, self.prompt_format, adapter.max_tokens
+        )
         layers = self.base.model.config.num_hidden_layers
         if adapter.last_layers is not None and adapter.last_layers > layers:
             raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
@@ -108,7 +110,7 @@ class Run:
         self.model = cast(TrainablePeftModel, model)
         self.model.objective = Objective(
             config.method,
-            torch.tensor(self.encoder.label_ids, device=self.model.device),
+            torch.tensor(self.tokenizer.label_ids, device=self.model.device),
             adapter.scope,
             len(self.data.train),
             self.frozen.prompt_cache,
@@ -215,7 +217,7 @@ class Run:
         """The model as it is now, as it would be served; thresholds that accept nothing."""
         return Predictor(
             self.model,
-            self.encoder,
+            self.tokenizer,
             self.posterior,
             self.config.bank,
             self.config.adapter.scope,
@@ -240,7 +242,7 @@ class Run:
 
     def _encoded(self, examples: Sequence[Example]) -> list[Any]:
         names = list(self.task.labels)
-        return [(self.encoder.encode(e.input), names.index(e.label)) for e in examples]
+        return [(self.tokenizer.encode(e.input), names.index(e.label)) for e in examples]
 
     def _manifest(self, holdout: dict[str, float]) -> Manifest:
         return Manifest(
@@ -254,8 +256,8 @@ class Run:
                 name=self.base.name, digest=self.base.digest, kind=self.base.kind
             ),
             prompt=self.prompt_format,
-            cue_tokens=list(self.encoder.cue_ids),
-            label_tokens=dict(zip(self.task.labels, self.encoder.label_ids, strict=True)),
+            cue_tokens=list(self.tokenizer.cue_ids),
+            label_tokens=dict(zip(self.task.labels, self.tokenizer.label_ids, strict=True)),
             modules=list(stochastic_layers(self.model)),
             max_tokens=self.config.adapter.max_tokens,
             bank=self.config.bank,

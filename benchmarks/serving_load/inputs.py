@@ -5,19 +5,19 @@ from itertools import cycle, islice
 
 from benchmarks.serving_load.client import numbered
 from dalorra.errors import ConfigError
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 
 FILLER = "a"
 """One token after a space, in most vocabularies."""
 
 
 def texts_of_length(
-    encoder: PromptEncoder, sentences: Sequence[str], tokens: int, texts: int
+    tokenizer: PromptTokenizer, sentences: Sequence[str], tokens: int, texts: int
 ) -> list[str]:
     """Bodies whose prompts, with their number in front, have `tokens` tokens, cue included.
 
     Args:
-        encoder: tokeniser of the adapter.
+        tokenizer: tokeniser of the adapter.
         sentences: what the bodies are made of; each begins with another of them.
         tokens: T.
         texts: how many.
@@ -25,18 +25,18 @@ def texts_of_length(
     Raises:
         ConfigError: the adapter takes no prompts of that length.
     """
-    if tokens > encoder.max_tokens:
+    if tokens > tokenizer.max_tokens:
         raise ConfigError(
-            f"the adapter takes {encoder.max_tokens} tokens at most, {tokens} were asked for"
+            f"the adapter takes {tokenizer.max_tokens} tokens at most, {tokens} were asked for"
         )
-    return [_text_of_length(encoder, sentences, tokens, start) for start in range(texts)]
+    return [_text_of_length(tokenizer, sentences, tokens, start) for start in range(texts)]
 
 
 def _text_of_length(
-    encoder: PromptEncoder, sentences: Sequence[str], tokens: int, start: int
+    tokenizer: PromptTokenizer, sentences: Sequence[str], tokens: int, start: int
 ) -> str:
     def length(words: Sequence[str]) -> int:
-        prompt = encoder.encode(numbered(" ".join(words), 0))
+        prompt = tokenizer.encode(numbered(" ".join(words), 0))
         return prompt.tokens + (1 if prompt.truncated else 0)
 
     words: list[str] = []

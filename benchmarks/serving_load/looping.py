@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dalorra.adapter.directory import read_adapter
 from dalorra.base.model import load_base_model
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 
 Answer = dict[str, Any]
 EXPIRED: Answer = {"expired": True}
@@ -47,7 +47,7 @@ class LoopedLora:
     def __init__(self, options: argparse.Namespace) -> None:
         manifest = read_adapter(options.adapter).manifest
         base = load_base_model(options.base_model, device=options.device, dtype=options.dtype)
-        self._encoder = PromptEncoder(base.tokenizer, manifest.prompt, manifest.max_tokens)
+        self._encoder = PromptTokenizer(base.tokenizer, manifest.prompt, manifest.max_tokens)
         self._labels = list(manifest.prompt.labels)
         folders = sorted(options.members.iterdir())
         self._members = [folder.name for folder in folders]

@@ -1,6 +1,7 @@
 """`dalorra.json`: everything beside the weights that decides an adapter's answer."""
 
 import json
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,7 +12,7 @@ from dalorra.base.families import BaseKind
 from dalorra.errors import AdapterError
 from dalorra.posteriors import Posterior, find_posterior
 from dalorra.posteriors.bank import BankSpec
-from dalorra.prompts import PromptEncoder, PromptFormat, Scope
+from dalorra.prompts import PromptFormat, PromptTokenizer, Scope
 
 FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "dalorra.json"
@@ -64,6 +65,23 @@ class Manifest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Who answers.
+
+    Attributes:
+        model: name of the base model.
+        adapter: what the adapter is called, which a server may have renamed.
+        digest: of the adapter.
+        method: that trained it.
+    """
+
+    model: str
+    adapter: str
+    digest: str
+    method: str
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide numbers."""
     return {name: version(name) for name in ("torch", "transformers", "peft")}
@@ -109,18 +127,18 @@ def posterior_of(manifest: Manifest, path: Path) -> Posterior:
         raise AdapterError(f"{path}: {error}") from error
 
 
-def check_tokens(manifest: Manifest, encoder: PromptEncoder) -> None:
+def check_tokens(manifest: Manifest, tokenizer: PromptTokenizer) -> None:
     """Compares the tokenizer's cue and label tokens with those the adapter was trained on.
 
     Raises:
         AdapterError: they drifted; its message names the first that did.
     """
-    if list(encoder.cue_ids) != manifest.cue_tokens:
+    if list(tokenizer.cue_ids) != manifest.cue_tokens:
         raise AdapterError(
-            f"the answer cue is {list(encoder.cue_ids)} in this tokenizer, but the adapter was "
+            f"the answer cue is {list(tokenizer.cue_ids)} in this tokenizer, but the adapter was "
             f"trained with {manifest.cue_tokens}: use the tokenizer of {manifest.base_model.name}"
         )
-    found = dict(zip(manifest.prompt.labels, encoder.label_ids, strict=True))
+    found = dict(zip(manifest.prompt.labels, tokenizer.label_ids, strict=True))
     for label, token in found.items():
         expected = manifest.label_tokens.get(label)
         if expected != token:

@@ -28,7 +28,7 @@ class PosteriorSamples:
     weights: Tensor
 
     @property
-    def by_member(self) -> Tensor:
+    def by_sample(self) -> Tensor:
         """`[B, M, K]`, mean over the head's masks."""
         return torch.einsum("bmsk,s->bmk", self.probabilities, self.weights)
 

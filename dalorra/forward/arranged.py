@@ -8,15 +8,15 @@ from transformers import PreTrainedModel
 
 from dalorra.adapter.layer import StochasticPeftModel, low_rank_updates
 from dalorra.base.families import is_encoder
-from dalorra.forward.encoder import EncoderBase, EncoderNetwork
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.encoder import ArrangedEncoder, EncoderNetwork
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.recorded import RecordedNetwork, row_step
 from dalorra.forward.llama.staging import Recorder
 from dalorra.forward.network import Network
 
-ArrangedBase = PackedBase | EncoderBase
+ArrangedBase = ArrangedLlama | ArrangedEncoder
 """What all adapters of a base share."""
 
 
@@ -31,8 +31,8 @@ def arrange(
         record: of short forwards; without effect on an encoder.
     """
     if is_encoder(model):
-        return EncoderBase(cast(PreTrainedModel, model))
-    return PackedBase(model, prefix_cache, record)
+        return ArrangedEncoder(cast(PreTrainedModel, model))
+    return ArrangedLlama(model, prefix_cache, record)
 
 
 def network_on(
@@ -45,7 +45,7 @@ def network_on(
         model: base with the adapter.
         label_ids: token of each label; an encoder's classes are those of its head.
     """
-    if isinstance(base, EncoderBase):
+    if isinstance(base, ArrangedEncoder):
         return EncoderNetwork(model)
     labels = torch.tensor(label_ids, device=base.device)
     network = PackedLlama(base, low_rank_updates(model), labels)

@@ -20,7 +20,7 @@ from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
 
 
-class EncoderBase:
+class ArrangedEncoder:
     """An encoder under adapters: nothing is rearranged.
 
     Args:

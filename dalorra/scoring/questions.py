@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dalorra.errors import ConfigError, InputError
 from dalorra.prompts import PromptFormat
-from dalorra.tables import Row, read_rows
+from dalorra.tables import Row, read_records
 
-WINDOW_ROWS = 512
+WINDOW_RECORDS = 512
 """Rows that are sorted by length, answered, and written down together."""
 
 
@@ -84,15 +84,15 @@ class Questions:
         path: the file.
         columns: where its rows hold the fields.
         skip: rows that are left out, from the first.
-        window_rows: size of a window.
+        window_records: size of a window.
     """
 
     path: Path
     columns: Columns
     skip: int = 0
-    window_rows: int = WINDOW_ROWS
+    window_records: int = WINDOW_RECORDS
 
     def __iter__(self) -> Iterator[list[Question]]:
-        rows = islice(read_rows(self.path), self.skip, None)
-        while window := [self.columns.question(row) for row in islice(rows, self.window_rows)]:
+        rows = islice(read_records(self.path), self.skip, None)
+        while window := [self.columns.question(row) for row in islice(rows, self.window_records)]:
             yield window

@@ -15,8 +15,8 @@ from dalorra.scoring.answers import Line, Scorer, answer
 from dalorra.scoring.job import Job
 from dalorra.scoring.journal import Journal
 from dalorra.scoring.outputs import own_columns
-from dalorra.scoring.questions import WINDOW_ROWS, Questions
-from dalorra.tables import read_rows
+from dalorra.scoring.questions import WINDOW_RECORDS, Questions
+from dalorra.tables import read_records
 
 Answers = Callable[[Questions], Iterator[list[Line]]]
 """Answers all windows, order kept: see `locally`."""
@@ -50,7 +50,7 @@ def score_file(job: Job, answers: Answers, *, resume: bool = False) -> Counter[s
     with Journal.open(job.journal, identity, resume=resume) as journal:
         if journal.lines < rows:
             with _progress(rows, journal.lines) as advance:
-                windows = Questions(job.source, job.columns, journal.lines, WINDOW_ROWS)
+                windows = Questions(job.source, job.columns, journal.lines, WINDOW_RECORDS)
                 for lines in answers(windows):
                     journal.append(lines)
                     advance(len(lines))
@@ -79,8 +79,8 @@ def _survey(job: Job) -> int:
     """Number of rows. Finds what is wrong with them while nothing is lost by stopping."""
     count = fitting = 0
     first_problem = ""
-    rows = read_rows(job.source)
-    while window := list(islice(rows, WINDOW_ROWS)):
+    rows = read_records(job.source)
+    while window := list(islice(rows, WINDOW_RECORDS)):
         for row in window:
             problem = job.columns.question(row).problem
             if problem is None:
@@ -131,7 +131,7 @@ def _finish(job: Job, journal: Journal) -> Counter[str]:
 
 def _records(job: Job, journal: Journal, counts: Counter[str]) -> Iterator[Mapping[str, object]]:
     """Rows and answers side by side; counts the decisions on the way."""
-    for row, line in zip_longest(read_rows(job.source), journal):
+    for row, line in zip_longest(read_records(job.source), journal):
         if row is None or line is None or row.number != line["row"]:
             raise ConfigError(
                 f"{journal.path} does not answer {job.source} row by row: delete it to start again"

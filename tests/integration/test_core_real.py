@@ -22,7 +22,7 @@ from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import RankMasks
 from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder, Scope
+from dalorra.prompts import PromptTokenizer, Scope
 from tests.reference import PlainLora
 from training.tasks import TASKS
 
@@ -75,7 +75,7 @@ def predictor_of(
 ) -> Predictor:
     return Predictor(
         model,
-        PromptEncoder(base.tokenizer, FORMAT),
+        PromptTokenizer(base.tokenizer, FORMAT),
         RankMasks(),
         BankSpec(samples=samples),
         scope,
@@ -103,7 +103,7 @@ def test_packed_equals_plain_lora_one_by_one(base_model, scope):
         predictor = predictor_of(model, base_model, scope, samples=3)
         prompts = [predictor.encode(sentence) for sentence in SENTENCES[:4]]
         assert len({prompt.tokens for prompt in prompts}) > 1, "ragged"
-        label_ids = predictor.encoder.label_ids
+        label_ids = predictor.tokenizer.label_ids
         assert isinstance(predictor.bank, MaskBank)
         expected = PlainLora(plain, model, scope).bank_logits(
             prompts, predictor.bank.masks, label_ids

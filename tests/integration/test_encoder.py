@@ -15,7 +15,7 @@ from dalorra.base.model import load_base_model
 from dalorra.posteriors import AdapterDropout
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder, PromptFormat
+from dalorra.prompts import PromptFormat, PromptTokenizer
 
 pytestmark = pytest.mark.integration
 
@@ -36,7 +36,7 @@ def test_it_is_fetched_whole_and_answers_under_an_adapter(tmp_path: Path) -> Non
     with torch.no_grad():
         for layer in stochastic_layers(model).values():
             layer.up.normal_(std=0.05)
-    encoder = PromptEncoder(base.tokenizer, FORMAT)
+    tokenizer = PromptTokenizer(base.tokenizer, FORMAT)
     manifest = Manifest(
         name="real",
         method="mc_dropout",
@@ -45,8 +45,8 @@ def test_it_is_fetched_whole_and_answers_under_an_adapter(tmp_path: Path) -> Non
         scope="all_tokens",
         base_model=BaseReference(name=base.name, digest=base.digest, kind="encoder"),
         prompt=FORMAT,
-        cue_tokens=list(encoder.cue_ids),
-        label_tokens=dict(zip(FORMAT.labels, encoder.label_ids, strict=True)),
+        cue_tokens=list(tokenizer.cue_ids),
+        label_tokens=dict(zip(FORMAT.labels, tokenizer.label_ids, strict=True)),
         modules=list(stochastic_layers(model)),
         max_tokens=128,
         bank=BankSpec(samples=4),

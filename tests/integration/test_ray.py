@@ -49,7 +49,7 @@ def cluster(tmp_path_factory) -> Iterator[None]:
 
 
 def test_ray_data_answers_as_one_process_does(cluster, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("dalorra.scoring.run.WINDOW_ROWS", 10)
+    monkeypatch.setattr("dalorra.scoring.run.WINDOW_RECORDS", 10)
     adapter, base = folders
     source = tmp_path / "in.jsonl"
     texts = [f"{SENTENCES[n % 4]} {n * n}" for n in range(95)]

@@ -16,7 +16,7 @@ from benchmarks import costs, forward, methods, padding, plans, report, roofline
 from benchmarks.report import interleaved, write_json
 from dalorra.adapter.directory import read_adapter
 from dalorra.forward.llama import attention
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from tests.tiny import save_tiny_adapter, tiny_base
@@ -82,7 +82,7 @@ def test_what_padding_costs_is_counted_in_rows(tmp_path: Path) -> None:
     save_tiny_adapter(tmp_path, base)
     predictor = Predictor.from_adapter(read_adapter(tmp_path), base)
     found = padding._measure(predictor, 40, repeats=2)
-    cue = predictor.samples * len(predictor.encoder.cue_ids)
+    cue = predictor.samples * len(predictor.tokenizer.cue_ids)
     short = [10 + i for i in range(found["prompts"] - 1)]
     assert found["rows"] == 40 + sum(short) + cue * found["prompts"]
     assert found["padding"] == sum(40 - length for length in short)
@@ -166,7 +166,7 @@ def _within_vocabulary(
 
 def test_every_method_is_timed_as_it_answers_once_it_is_trained() -> None:
     base, times = tiny_base(layers=3).model, {"median_ms": 2.0, "ratio_to_single": 1.5}
-    packed, options = PackedBase(base), Namespace(rank=4, samples=3)
+    packed, options = ArrangedLlama(base), Namespace(rank=4, samples=3)
     prompts, labels = [Prompt(tuple(range(9)), (1, 2, 3))] * 2, torch.tensor([0, 1])
     lines: list[dict[str, Any]] = []
     for scope in ("answer_tokens", "all_tokens"):

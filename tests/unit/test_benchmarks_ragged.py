@@ -7,7 +7,7 @@ import pytest
 from benchmarks.ragged import _plans
 from dalorra.adapter.directory import read_adapter
 from dalorra.forward.batches import ForwardCost
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.predictor import Predictor
 from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
 
@@ -15,7 +15,7 @@ from tests.tiny import SENTENCES, save_tiny_adapter, tiny_base
 def test_every_plan_answers_what_padding_answers(tmp_path: Path) -> None:
     base = tiny_base()
     adapter = read_adapter(save_tiny_adapter(tmp_path, base))
-    packed = PackedBase(base.model)
+    packed = ArrangedLlama(base.model)
     predictor = Predictor.from_adapter(adapter, base, packed=packed)
     prompts = [predictor.encode(text) for text in SENTENCES]
 

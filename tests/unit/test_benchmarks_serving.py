@@ -18,7 +18,7 @@ from benchmarks.serving_load.summary import percentiles, ratio, summarise, throu
 from dalorra.adapter.export import export_bank
 from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 from tests.tiny import FORMAT, SENTENCES, save_tiny_adapter, tiny_base, tiny_base_model
 
 
@@ -118,15 +118,15 @@ async def test_load_refuses_to_count_errors() -> None:
 
 
 def test_long_texts_have_the_length_exactly() -> None:
-    encoder = PromptEncoder(tiny_base().tokenizer, FORMAT, max_tokens=120)
+    tokenizer = PromptTokenizer(tiny_base().tokenizer, FORMAT, max_tokens=120)
 
-    bodies = texts_of_length(encoder, SENTENCES, 101, 3)
+    bodies = texts_of_length(tokenizer, SENTENCES, 101, 3)
 
     # The tiny tokenizer makes two tokens of the filler, so one more is possible.
-    assert {encoder.encode(numbered(body, 7)).tokens for body in bodies} <= {101, 102}
+    assert {tokenizer.encode(numbered(body, 7)).tokens for body in bodies} <= {101, 102}
     assert len(set(bodies)) == 3
     with pytest.raises(ConfigError, match="120 tokens at most"):
-        texts_of_length(encoder, SENTENCES, 121, 1)
+        texts_of_length(tokenizer, SENTENCES, 121, 1)
 
 
 @pytest.fixture

@@ -252,7 +252,7 @@ def test_few_examples_cannot_turn_samples_into_votes():
     margins = torch.tensor([agreed] * 60 + [contested] * 4)
     logits = torch.stack([margins, -margins], dim=-1)[:, :, None]
     samples = PosteriorSamples(logits.softmax(-1), torch.ones(1))
-    nll = [-samples.tempered(t).by_member.mean(1)[:, 0].log().mean() for t in (0.05, 0.5, 1.0)]
+    nll = [-samples.tempered(t).by_sample.mean(1)[:, 0].log().mean() for t in (0.05, 0.5, 1.0)]
     assert nll == sorted(nll)
     assert fit_temperature(samples, [0] * 64) > 0.4
 

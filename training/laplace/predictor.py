@@ -72,7 +72,7 @@ class LaplacePredictor:
         path = adapter.path / FACTORS_FILE
         mode = Predictor.from_adapter(replace(adapter, posterior=Deterministic()), base)
         model = load_adapter(adapter, base)
-        label_ids = torch.tensor(mode.encoder.label_ids, device=base.device)
+        label_ids = torch.tensor(mode.tokenizer.label_ids, device=base.device)
         gradients = LabelGradients(model, label_ids, mode.scope, PromptCache(0))
         curvature = Curvature.load(path, gradients.weights)
         if curvature.digest != posterior.factors:

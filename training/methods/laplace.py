@@ -101,7 +101,7 @@ class Laplace(Method):
             LabelGradients(run.model, objective.label_ids, objective.scope, cache)
             for cache in (run.frozen.prompt_cache, PromptCache(0))
         )
-        prompts = [run.encoder.encode(example.input) for example in run.data.train]
+        prompts = [run.tokenizer.encode(example.input) for example in run.data.train]
         curvature, _ = fit_curvature(fitted, prompts, kfac=self.kfac, limit=self.factor_rank)
 
         def fit(precision: float) -> LaplaceFit:
@@ -127,7 +127,7 @@ def _holdout_nll(run: "Run") -> Callable[[LaplaceFit], float]:
     labels = torch.tensor([[mode.labels.index(example.label)] for example in run.data.holdout])
 
     def nll(fit: LaplaceFit) -> float:
-        probabilities = fit.predictor(mode).posterior_samples(prompts).by_member[:, 0]  # [N, K]
+        probabilities = fit.predictor(mode).posterior_samples(prompts).by_sample[:, 0]  # [N, K]
         return float(-probabilities.gather(1, labels).log().mean())
 
     return nll

@@ -99,7 +99,7 @@ class Tfb(Method):
 
         def probabilities(scale: float) -> Tensor:
             bank = ColumnSpaceNoise(scale=scale).bank(modules, run.config.bank)
-            return predictor.posterior_samples(prompts, bank).by_member.mean(dim=1).double()
+            return predictor.posterior_samples(prompts, bank).by_sample.mean(dim=1).double()
 
         silent = probabilities(0.0)  # [anchors, K]
         answers = silent.argmax(dim=-1, keepdim=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dalorra.errors import ConfigError
-from dalorra.tables import SUFFIXES, Row, read_rows
+from dalorra.tables import SUFFIXES, Row, read_records
 from training.tasks.task import Task
 
 
@@ -37,7 +37,7 @@ def read_file(path: Path) -> list[Row]:
         ConfigError: the file is missing, of another kind, or damaged, or a row of it is.
     """
     rows = []
-    for row in read_rows(path):
+    for row in read_records(path):
         if row.problem is not None:
             raise ConfigError(f"{row.where}: {row.problem}")
         rows.append(row)

@@ -64,7 +64,7 @@ class Layer(Generic[P]):
         )
 
 
-class PackedBase:
+class ArrangedLlama:
     """A base model arranged for packed rows.
 
     Args:

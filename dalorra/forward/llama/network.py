@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dalorra.adapter.layer import HEAD, StochasticPeftModel, Updates, low_rank_updates
 from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
-from dalorra.forward.llama.base import Layer, PackedBase
+from dalorra.forward.llama.base import ArrangedLlama, Layer
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
 from dalorra.forward.llama.head import LabelHead
 from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
@@ -60,7 +60,7 @@ class PackedLlama:
         noise: arranged for the forwards.
     """
 
-    def __init__(self, base: PackedBase, updates: Updates, label_ids: Tensor) -> None:
+    def __init__(self, base: ArrangedLlama, updates: Updates, label_ids: Tensor) -> None:
         self._base = base
         self.head = LabelHead(base.head_weight, updates.get(HEAD), label_ids)
         self._layers = [
@@ -80,7 +80,7 @@ class PackedLlama:
         joins_prompts: bool = True,
     ) -> "PackedLlama":
         """The forward of an attached adapter, as it is now, on a base arranged for it alone."""
-        base = PackedBase(model.get_base_model(), prefix_cache, joins_prompts=joins_prompts)
+        base = ArrangedLlama(model.get_base_model(), prefix_cache, joins_prompts=joins_prompts)
         return cls(base, low_rank_updates(model), label_ids)
 
     @property

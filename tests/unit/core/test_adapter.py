@@ -21,7 +21,7 @@ from dalorra.adapter.manifest import MANIFEST_FILE, Manifest
 from dalorra.decision.policy import Policy
 from dalorra.posteriors import RankMasks
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 from tests.tiny import (
     FORMAT,
     save_tiny_adapter,
@@ -42,7 +42,7 @@ def test_save_load_predict_is_bit_identical(tmp_path, dtype, scope, tied):
     round_adapter(model, dtype)
     trained = Predictor(
         model,
-        PromptEncoder(base.tokenizer, FORMAT, manifest.max_tokens),
+        PromptTokenizer(base.tokenizer, FORMAT, manifest.max_tokens),
         RankMasks(),
         manifest.bank,
         scope,

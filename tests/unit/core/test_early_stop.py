@@ -11,7 +11,7 @@ from dalorra.decision.novelty import Novelty
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.early_stop import certain, predict_in_stages, stages
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
@@ -164,7 +164,7 @@ def adapters(tmp_path_factory):
 def predictor_of(folder, scope: str, **options) -> Predictor:
     base = tiny_base()
     cache = options.pop("cache", 0)
-    packed = PackedBase(base.model, PrefixCache(cache)) if cache else None
+    packed = ArrangedLlama(base.model, PrefixCache(cache)) if cache else None
     adapter = read_adapter(folder / scope)
     predictor = Predictor.from_adapter(adapter, base, packed=packed, **options)
     predictor.policy = policy(0.6, 1e-4)

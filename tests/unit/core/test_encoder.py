@@ -36,7 +36,7 @@ from dalorra.posteriors import (
 )
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 from dalorra.shared_base import SharedBase
 from tests.tiny import save_tiny_adapter, tiny_base
 from tests.tiny_encoder import (
@@ -78,13 +78,13 @@ def test_a_text_is_read_as_the_tokenizer_frames_it():
     base = tiny_encoder_base()
     for text, prompt in zip(TEXTS, tiny_texts(base), strict=True):
         assert [*prompt.prompt_ids, *prompt.cue_ids] == base.tokenizer(text).input_ids
-    encoder = PromptEncoder(base.tokenizer, FORMAT, max_tokens=8)
-    assert encoder.label_ids == (0, 1, 2)
-    cut = encoder.encode("bad " * 20)
+    tokenizer = PromptTokenizer(base.tokenizer, FORMAT, max_tokens=8)
+    assert tokenizer.label_ids == (0, 1, 2)
+    cut = tokenizer.encode("bad " * 20)
     assert (cut.truncated, cut.tokens) == (True, 8)
     assert [cut.prompt_ids[0], *cut.cue_ids] == base.tokenizer("").input_ids
     with pytest.raises(InputError, match="the limit is 8"):
-        PromptEncoder(base.tokenizer, FORMAT, 8, "reject").encode("bad " * 20)
+        PromptTokenizer(base.tokenizer, FORMAT, 8, "reject").encode("bad " * 20)
 
 
 # --- the forward ---
@@ -167,7 +167,7 @@ def test_save_load_predict_is_bit_identical(tmp_path, kind):
     manifest = tiny_encoder_manifest(base, model)
     trained = Predictor(
         model,
-        PromptEncoder(base.tokenizer, FORMAT, manifest.max_tokens),
+        PromptTokenizer(base.tokenizer, FORMAT, manifest.max_tokens),
         RankMasks(),
         manifest.bank,
         "all_tokens",

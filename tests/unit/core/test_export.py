@@ -40,7 +40,7 @@ def test_both_exports_equal_their_source(tmp_path, scope, tied, dtype):
     path = save_tiny_adapter(tmp_path / "adapter", tiny_base(tied=tied), scope, dtype=dtype)
     base = tiny_base(tied=tied)
     predictor = Predictor.from_adapter(read_adapter(path), base)
-    prompts, label_ids = tiny_prompts(base), predictor.encoder.label_ids
+    prompts, label_ids = tiny_prompts(base), predictor.tokenizer.label_ids
     sampled = predictor.sample_probabilities(prompts)  # [B, M, K]
 
     export_bank(path, tmp_path / "bank")
@@ -65,7 +65,7 @@ def test_adapters_of_the_last_layers_are_exported_too(tmp_path, scope):
     prompts = tiny_prompts(base)
     export_bank(path, tmp_path / "bank")
     found = plain_peft(
-        tmp_path / "bank" / "member-00", prompts, predictor.encoder.label_ids, layers=3
+        tmp_path / "bank" / "member-00", prompts, predictor.tokenizer.label_ids, layers=3
     )
     expected = predictor.sample_probabilities(prompts)[:, 0]
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)

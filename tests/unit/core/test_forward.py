@@ -19,7 +19,7 @@ from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
 from dalorra.posteriors.bank import BankSpec, MaskBank
-from dalorra.prompts import Prompt, PromptEncoder, PromptFormat, Scope
+from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer, Scope
 from tests.reference import PlainLora
 from tests.tiny import FORMAT, MODULES, SENTENCES, tiny_adapter, tiny_base, tiny_prompts
 
@@ -85,7 +85,7 @@ def case(
     model = tiny_adapter(base, modules=modules, last_layers=last_layers)
     bank = MaskBank.draw(mask_logits(model), BankSpec(samples=samples))
     prompts = tiny_prompts(base, SENTENCES, prompt)
-    label_ids = PromptEncoder(base.tokenizer, prompt).label_ids
+    label_ids = PromptTokenizer(base.tokenizer, prompt).label_ids
     return Case(base, model, PlainLora(plain, model, scope), bank, prompts, label_ids)
 
 

@@ -32,7 +32,7 @@ def test_integrated_head_is_the_mean_over_every_mask_of_the_head() -> None:
         masks[:, -1] = mask  # only the head changes
         logits = network.label_logits(inputs, members, MaskBank(masks), "answer_tokens")
         expected += weight * logits.softmax(dim=-1)
-    got = PosteriorSamples(probabilities, weights).by_member
+    got = PosteriorSamples(probabilities, weights).by_sample
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dalorra.errors import AdapterError, InputError
-from dalorra.prompts import Prompt, PromptEncoder, PromptFormat
+from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer
 from tests.tiny import FORMAT, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -58,7 +58,7 @@ def test_braces_in_values_and_doubled_braces_in_the_template_stay_literal():
     assert literal.fields == ("sentence",)
     value = "{sentence} {0} {unclosed }} {{"
     assert literal.render({"sentence": value}) == "{json} " + value
-    prompt = PromptEncoder(TOKENIZER, literal).encode(value)
+    prompt = PromptTokenizer(TOKENIZER, literal).encode(value)
     assert text_of(prompt) == "{json} " + value + FORMAT.answer_cue
 
 
@@ -70,8 +70,8 @@ def test_a_repeated_field_is_filled_everywhere():
 
 
 def test_a_string_and_an_object_with_the_one_field_are_the_same():
-    encoder = PromptEncoder(TOKENIZER, FORMAT)
-    assert encoder.encode("fine") == encoder.encode({"sentence": "fine"})
+    tokenizer = PromptTokenizer(TOKENIZER, FORMAT)
+    assert tokenizer.encode("fine") == tokenizer.encode({"sentence": "fine"})
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_a_string_and_an_object_with_the_one_field_are_the_same():
 )
 def test_an_input_that_does_not_fit_the_template_is_refused(prompt_format, value, message):
     with pytest.raises(InputError, match=message):
-        PromptEncoder(TOKENIZER, prompt_format).encode(value)
+        PromptTokenizer(TOKENIZER, prompt_format).encode(value)
 
 
 def test_one_empty_field_of_two_is_an_input():
-    prompt = PromptEncoder(TOKENIZER, PAIR).encode({"claim": "x", "text": ""})
+    prompt = PromptTokenizer(TOKENIZER, PAIR).encode({"claim": "x", "text": ""})
     assert text_of(prompt) == "Claim: x\nText:  (x)\nSentiment:"
 
 
@@ -102,68 +102,71 @@ def test_one_empty_field_of_two_is_an_input():
 
 
 def test_the_cue_is_the_same_tokens_after_every_text():
-    encoder = PromptEncoder(TOKENIZER, format_with(answer_cue=":", template="{sentence}"))
-    prompt = encoder.encode("what:")
+    tokenizer = PromptTokenizer(TOKENIZER, format_with(answer_cue=":", template="{sentence}"))
+    prompt = tokenizer.encode("what:")
     assert ids("what::")[-1] != ids(":")[0], "the tokenizer would merge across the boundary"
     assert prompt == Prompt(ids("what:"), ids(":"))
     assert prompt.tokens == 6
 
 
 def test_the_beginning_of_sequence_token_comes_first_where_the_model_has_one():
-    plain = PromptEncoder(TOKENIZER, FORMAT).encode("fine").prompt_ids
+    plain = PromptTokenizer(TOKENIZER, FORMAT).encode("fine").prompt_ids
     tokenizer = tiny_tokenizer(bos=True)
-    encoder = PromptEncoder(tokenizer, FORMAT)
-    assert encoder.encode("fine").prompt_ids == (tokenizer.bos_token_id, *plain)
-    assert encoder.cue_ids == ids(FORMAT.answer_cue), "and only there"
+    tokenizer = PromptTokenizer(tokenizer, FORMAT)
+    assert tokenizer.encode("fine").prompt_ids == (tokenizer.bos_token_id, *plain)
+    assert tokenizer.cue_ids == ids(FORMAT.answer_cue), "and only there"
 
 
 def test_label_tokens_are_those_that_follow_the_cue():
-    encoder = PromptEncoder(TOKENIZER, FORMAT)
-    assert [TOKENIZER.decode([token]) for token in encoder.label_ids] == [" negative", " positive"]
+    tokenizer = PromptTokenizer(TOKENIZER, FORMAT)
+    assert [TOKENIZER.decode([token]) for token in tokenizer.label_ids] == [
+        " negative",
+        " positive",
+    ]
 
 
 @pytest.mark.parametrize("text", [" superb", "", " positive negative", "positive"])
 def test_a_label_must_be_one_token(text):
     labels = {"good": text, "bad": " negative"}
     with pytest.raises(AdapterError, match=r"label 'good' .* is not exactly one token after"):
-        PromptEncoder(TOKENIZER, format_with(labels=labels))
+        PromptTokenizer(TOKENIZER, format_with(labels=labels))
 
 
 def test_a_label_that_merges_with_the_cue_is_refused():
     labels = {"good": ":", "bad": " negative"}  # `::` is one token
     with pytest.raises(AdapterError, match="'good'"):
-        PromptEncoder(TOKENIZER, format_with(answer_cue=":", labels=labels))
+        PromptTokenizer(TOKENIZER, format_with(answer_cue=":", labels=labels))
 
 
 def test_two_labels_must_not_share_a_token():
     labels = {"good": " positive", "great": " positive", "bad": " negative"}
     with pytest.raises(AdapterError, match="two labels share one token"):
-        PromptEncoder(TOKENIZER, format_with(labels=labels))
+        PromptTokenizer(TOKENIZER, format_with(labels=labels))
 
 
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(AdapterError, match="fast tokenizer"):
-        PromptEncoder(object(), FORMAT)  # type: ignore[arg-type]
+        PromptTokenizer(object(), FORMAT)  # type: ignore[arg-type]
 
 
 def test_the_tokenizers_own_truncation_and_padding_play_no_part():
-    expected = PromptEncoder(TOKENIZER, FORMAT).encode("fine")
+    expected = PromptTokenizer(TOKENIZER, FORMAT).encode("fine")
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=40)
-    encoder = PromptEncoder(tokenizer, FORMAT)
-    assert encoder.encode("fine") == expected
+    tokenizer = PromptTokenizer(tokenizer, FORMAT)
+    assert tokenizer.encode("fine") == expected
     tokenizer.backend_tokenizer.enable_truncation(4)  # behind its back
-    assert encoder.encode("fine") == expected
+    assert tokenizer.encode("fine") == expected
 
 
 # --- truncation ---
 
 
 def test_an_input_that_just_fits_is_not_cut():
-    encoder = PromptEncoder(TOKENIZER, FORMAT, max_tokens=20)
-    room = 20 - encoder.shell_tokens
-    whole, cut = encoder.encode("x" * room), encoder.encode("x" * (room + 1))
+    tokenizer = PromptTokenizer(TOKENIZER, FORMAT, max_tokens=20)
+    room = 20 - tokenizer.shell_tokens
+    whole, cut = tokenizer.encode("x" * room), tokenizer.encode("x" * (room + 1))
     assert (whole.tokens, whole.truncated) == (20, False)
     assert (cut.tokens, cut.truncated) == (20, True)
     assert cut.prompt_ids == whole.prompt_ids, "the end of the text goes"
@@ -171,16 +174,16 @@ def test_an_input_that_just_fits_is_not_cut():
 
 
 def test_reject_says_how_long_the_input_is():
-    encoder = PromptEncoder(TOKENIZER, FORMAT, max_tokens=20, on_overflow="reject")
-    room = 20 - encoder.shell_tokens
-    assert encoder.encode("x" * room).tokens == 20
+    tokenizer = PromptTokenizer(TOKENIZER, FORMAT, max_tokens=20, on_overflow="reject")
+    room = 20 - tokenizer.shell_tokens
+    assert tokenizer.encode("x" * room).tokens == 20
     with pytest.raises(InputError, match="takes 25 tokens, the limit is 20"):
-        encoder.encode("x" * (room + 5))
+        tokenizer.encode("x" * (room + 5))
 
 
 def test_the_longest_field_is_cut_and_the_others_stay():
-    encoder = PromptEncoder(TOKENIZER, PAIR, max_tokens=40)
-    prompt = encoder.encode({"claim": "short", "text": "word " * 40})
+    tokenizer = PromptTokenizer(TOKENIZER, PAIR, max_tokens=40)
+    prompt = tokenizer.encode({"claim": "short", "text": "word " * 40})
     assert prompt.truncated
     text = text_of(prompt)
     assert text.startswith("Claim: short\nText: word")
@@ -188,10 +191,10 @@ def test_the_longest_field_is_cut_and_the_others_stay():
 
 
 def test_a_template_that_leaves_no_room_is_refused():
-    shell = PromptEncoder(TOKENIZER, FORMAT).shell_tokens
-    assert PromptEncoder(TOKENIZER, FORMAT, max_tokens=shell + 1).encode("xyz").truncated
+    shell = PromptTokenizer(TOKENIZER, FORMAT).shell_tokens
+    assert PromptTokenizer(TOKENIZER, FORMAT, max_tokens=shell + 1).encode("xyz").truncated
     with pytest.raises(AdapterError, match=f"take {shell} tokens: raise max_tokens"):
-        PromptEncoder(TOKENIZER, FORMAT, max_tokens=shell)
+        PromptTokenizer(TOKENIZER, FORMAT, max_tokens=shell)
 
 
 @given(
@@ -204,8 +207,8 @@ def test_a_template_that_leaves_no_room_is_refused():
 def test_truncation_always_fits_and_never_touches_template_or_cue(claim, text, max_tokens, bos):
     fields = {"claim": claim, "text": "a" + text}
     tokenizer = tiny_tokenizer(bos=True) if bos else TOKENIZER
-    encoder = PromptEncoder(tokenizer, TWO, max_tokens=max_tokens)
-    prompt = encoder.encode(fields)
+    tokenizer = PromptTokenizer(tokenizer, TWO, max_tokens=max_tokens)
+    prompt = tokenizer.encode(fields)
     whole = len(ids(TWO.render(fields) + TWO.answer_cue)) + bos
     assert prompt.tokens <= max_tokens
     assert prompt.truncated == (whole > max_tokens)

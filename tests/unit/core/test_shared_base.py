@@ -16,7 +16,7 @@ from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import stochastic_layers
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError
-from dalorra.forward.llama.base import PackedBase
+from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.prefix_cache import BLOCK
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
@@ -165,8 +165,8 @@ def test_the_golden_check_sees_a_forward_that_computes_something_else(
 ) -> None:
     base = tiny_base(layers=3)
     shared = SharedBase(base)
-    norm = PackedBase.norm
-    monkeypatch.setattr(PackedBase, "norm", lambda self, x, w: norm(self, x, w) * 1.05)
+    norm = ArrangedLlama.norm
+    monkeypatch.setattr(ArrangedLlama, "norm", lambda self, x, w: norm(self, x, w) * 1.05)
     with pytest.raises(AdapterError, match=r"golden check failed: its probabilities are .* away"):
         shared.bind(shared.read(folders / "plain"))
     assert not stochastic_layers(base.model)

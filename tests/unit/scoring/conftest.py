@@ -17,7 +17,7 @@ LABELS = ("negative", "positive")
 
 @pytest.fixture(autouse=True)
 def windows_of_two(monkeypatch):
-    monkeypatch.setattr("dalorra.scoring.run.WINDOW_ROWS", 2)
+    monkeypatch.setattr("dalorra.scoring.run.WINDOW_RECORDS", 2)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_every_row_is_answered_in_order(job, predictor, out):
 
 
 def test_batches_hold_similar_lengths_and_fit_the_rows(job, predictor, monkeypatch):
-    monkeypatch.setattr("dalorra.scoring.run.WINDOW_ROWS", 100)
+    monkeypatch.setattr("dalorra.scoring.run.WINDOW_RECORDS", 100)
     texts = ["x" * (1 + 7 * n % 40) for n in range(50)]
     run(job(rows_of(texts)), predictor)
     lengths = [[len(prompt.prompt_ids) for prompt in batch] for batch in predictor.batches]

@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(on_encoder, no_figur
 def test_a_language_models_task_is_read_without_its_cue(on_encoder, files):
     run = Run(read_config(on_encoder(task=str(files / "task.yaml"))))
     assert run.prompt_format.answer_cue is None
-    prompt = run.encoder.encode("good")
+    prompt = run.tokenizer.encode("good")
     expected = run.base.tokenizer("Review: good").input_ids
     assert [*prompt.prompt_ids, *prompt.cue_ids] == expected
 

@@ -255,10 +255,10 @@ def test_tfb_is_as_noisy_as_its_anchors_bear(configure, no_figures, tolerance):
 
     def nll(scale: float) -> float:
         bank = ColumnSpaceNoise(scale=scale).bank(modules, read.manifest.bank)
-        found = predictor.posterior_samples(prompts, bank).by_member.mean(dim=1)
+        found = predictor.posterior_samples(prompts, bank).by_sample.mean(dim=1)
         return -found.gather(1, answers).log().mean().item()
 
-    silent = predictor.posterior_samples(prompts, posterior.mean(modules)).by_member[:, 0]
+    silent = predictor.posterior_samples(prompts, posterior.mean(modules)).by_sample[:, 0]
     answers = silent.argmax(dim=-1, keepdim=True)
     assert (nll(posterior.scale) - nll(0.0)) / nll(0.0) <= tolerance + 1e-4
     assert (nll(1.01 * posterior.scale) - nll(0.0)) / nll(0.0) > tolerance

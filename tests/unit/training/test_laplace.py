@@ -9,7 +9,7 @@ from dalorra.errors import AdapterError
 from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import Deterministic
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 from tests.tiny import FORMAT, MODULES, tiny_adapter, tiny_base, tiny_prompts
 from training.laplace import (
     Curvature,
@@ -30,7 +30,7 @@ THREE = FORMAT.model_copy(update={"labels": {**FORMAT.labels, "neutral": " neutr
 
 
 def label_ids(base, prompt=THREE) -> Tensor:
-    return torch.tensor(PromptEncoder(base.tokenizer, prompt).label_ids)
+    return torch.tensor(PromptTokenizer(base.tokenizer, prompt).label_ids)
 
 
 def setting(scope, modules=MODULES, prompt=THREE, **options):

@@ -10,7 +10,7 @@ from dalorra.decision.policy import Policy
 from dalorra.posteriors import Deterministic, Laplace
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts
 from tests.unit.training.test_laplace import SCOPES, THREE, dense, every_logit, label_ids, setting
 from training.laplace import (
@@ -70,7 +70,7 @@ def predictor(scope, precision, prompt=FORMAT, draws=4096) -> LaplacePredictor:
     model = tiny_adapter(base, rank=2)
     mode = Predictor(
         model,
-        PromptEncoder(base.tokenizer, prompt),
+        PromptTokenizer(base.tokenizer, prompt),
         Deterministic(),
         BankSpec(),
         scope,

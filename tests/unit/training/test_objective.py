@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, kl_divergence
 from dalorra.adapter.layer import attach, lora_config, mask_logits, stochastic_layers
 from dalorra.posteriors import RankMasks
 from dalorra.posteriors.masks import relaxed_masks
-from dalorra.prompts import Prompt, PromptEncoder
+from dalorra.prompts import Prompt, PromptTokenizer
 from tests.reference import PlainLora
 from tests.tiny import FORMAT, MODULES, tiny_adapter, tiny_base, tiny_prompts
 from training.methods import Dalorra
@@ -26,7 +26,7 @@ BATCHES = (range(3), range(3, 6), range(6, 7))  # the last one is uneven
 def objective(base: Any, cache: PromptCache | None = None, **options: Any) -> Objective:
     scope = options.pop("scope", "answer_tokens")
     size = options.pop("train_size", len(SENTENCES))
-    label_ids = torch.tensor(PromptEncoder(base.tokenizer, FORMAT).label_ids)
+    label_ids = torch.tensor(PromptTokenizer(base.tokenizer, FORMAT).label_ids)
     return Objective(Dalorra(**options), label_ids, scope, size, cache)
 
 
@@ -93,7 +93,7 @@ def test_the_kl_is_weighed_by_the_size_of_the_training_set_alone():
 def test_a_new_adapter_has_no_kl_and_the_likelihood_of_the_base():
     base = tiny_base()
     prompts = tiny_prompts(base, SENTENCES)
-    label_ids = list(PromptEncoder(base.tokenizer, FORMAT).label_ids)
+    label_ids = list(PromptTokenizer(base.tokenizer, FORMAT).label_ids)
     expected = []
     for prompt, label in zip(prompts, LABELS, strict=True):
         ids = torch.tensor([[*prompt.prompt_ids, *prompt.cue_ids]])

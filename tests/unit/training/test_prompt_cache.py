@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
 from dalorra.forward.reference import CACHE_ARGUMENT
-from dalorra.prompts import Prompt, PromptEncoder
+from dalorra.prompts import Prompt, PromptTokenizer
 from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts
 from training import prompt_cache
 from training.methods import Dalorra
@@ -24,7 +24,7 @@ def model() -> StochasticPeftModel:
 
 
 def loss_and_gradients(model, prompts, cache) -> tuple[float, dict[str, torch.Tensor]]:
-    label_ids = torch.tensor(PromptEncoder(BASE.tokenizer, FORMAT).label_ids)
+    label_ids = torch.tensor(PromptTokenizer(BASE.tokenizer, FORMAT).label_ids)
     config = Dalorra(samples=2)
     loss_of = Objective(config, label_ids, "answer_tokens", 10, cache)
     model.zero_grad()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dalorra.adapter.layer import attach, lora_config, mask_logits, stochastic_layers
-from dalorra.prompts import PromptEncoder
+from dalorra.prompts import PromptTokenizer
 from tests.tiny import FORMAT, MODULES, tiny_base
 from training.config import TrainingConfig
 from training.objective import Loss, Objective
@@ -39,15 +39,15 @@ def new_model(settings: TrainingConfig, size: int) -> TrainablePeftModel:
         TrainablePeftModel,
     )
     assert isinstance(model, TrainablePeftModel)
-    label_ids = torch.tensor(PromptEncoder(base.tokenizer, FORMAT).label_ids)
+    label_ids = torch.tensor(PromptTokenizer(base.tokenizer, FORMAT).label_ids)
     model.objective = Objective(settings.method, label_ids, settings.adapter.scope, size, None)
     return model
 
 
 def trained(settings: TrainingConfig, count: int = 12) -> tuple[TrainablePeftModel, AdapterTrainer]:
     model = new_model(settings, count)
-    encoder = PromptEncoder(tiny_base().tokenizer, FORMAT)
-    examples = [(encoder.encode(word), i % 2) for i, word in enumerate(WORDS[:count])]
+    tokenizer = PromptTokenizer(tiny_base().tokenizer, FORMAT)
+    examples = [(tokenizer.encode(word), i % 2) for i, word in enumerate(WORDS[:count])]
     trainer = AdapterTrainer(
         settings, model, examples, lambda: {"nll": 1.0}, settings.output_dir / "checkpoints"
     )
