@@ -83,5 +83,5 @@ bench: setup ## The benchmarks
 	"$(BIN)/python" -m benchmarks $(BENCH_ARGS)
 
 clean: ## Remove what the other targets made (the base model stays in its cache)
-	rm -rf "$(VENV)" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf "$(VENV)" dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,19 +3,17 @@
     python -m benchmarks.attention --json OUT
 
 `forward.llama.attention` takes the first with AMX and the second without, for a prompt's rows,
-causal, and those of ten copies of a four-token cue, masked. Nine heads share three key heads, as
-in SmolLM2-135M. `--backward` times a forward and a backward.
+causal, and those of a four-token cue under ten samples, masked. Nine heads share three key heads,
+as in SmolLM2-135M. `--backward` times a forward and a backward.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.report import interleaved, print_table, write_json
+from benchmarks.report import arguments, interleaved, print_table, write_json
 from dalorra.forward.llama.attention import causal_by_products, grouped_attention
 
 HEADS, KV_HEADS, WIDTH, CUES = 9, 3, 64, 40
@@ -24,12 +22,11 @@ COLUMNS = ("dtype", "rows", "batch", "tokens", "plan", "median_ms", "ratio_to_si
 
 def main() -> None:
     """Runs the comparison and writes its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "attention")
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 100, 200, 300])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--backward", action="store_true")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/attention.json"))
     options = parser.parse_args()
     results = []
     for dtype in (torch.bfloat16, torch.float32):

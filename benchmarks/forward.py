@@ -21,9 +21,10 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.plans import ON_GPU, ON_REQUEST, PLANS, Contenders, llama_8b
+from benchmarks.prompts import random_prompts
 from benchmarks.report import (
+    arguments,
     interleaved,
-    legend_below,
     print_table,
     read_json,
     save_figure,
@@ -31,7 +32,6 @@ from benchmarks.report import (
 )
 from benchmarks.roofline import COLUMNS, Machine, Shape, with_roofline
 from dalorra.base.model import load_base_model
-from dalorra.prompts import Prompt
 
 SLOW_ABOVE = 400  # tokens · batch: the loop over M is then timed fewer times
 COLOURS = {
@@ -51,7 +51,7 @@ COLOURS = {
 
 def main() -> None:
     """Runs the benchmark and writes its JSON and figure."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "forward")
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 100, 200, 300])
     parser.add_argument("--cue-tokens", type=int, default=4)
     parser.add_argument("--samples", type=int, default=10)
@@ -60,7 +60,6 @@ def main() -> None:
     known = PLANS | ON_GPU if torch.cuda.is_available() else PLANS
     parser.add_argument("--plans", nargs="+", choices=known | ON_REQUEST, default=list(known))
     parser.add_argument("--shape", choices=["default", "llama-3.1-8b"], default="default")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/forward.json"))
     parser.add_argument(
         "--render", action="store_true", help="draw the JSON again, measure nothing"
     )
@@ -73,7 +72,7 @@ def main() -> None:
     contenders = Contenders(base, options.samples)
     plans = ["lora", *(plan for plan in options.plans if plan != "lora")]
     machine = Machine.measure(contenders.device)
-    results = list(_measure(contenders, plans, options))
+    results = list(measure(contenders, plans, options))
     results = with_roofline(results, Shape.of(base.config), machine)
     print_table(
         f"M = {options.samples} samples, {machine.matmul_tflops:.3g} TFLOP/s, "
@@ -85,23 +84,14 @@ def main() -> None:
     _figure(results, options.json.with_suffix(".png"))
 
 
-def _measure(
+def measure(
     contenders: Contenders, plans: list[str], options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
+    cue = tuple(range(100, 100 + options.cue_tokens))
     for batch in options.batch:
         for tokens in options.tokens:
-            prompts = [
-                Prompt(
-                    tuple(
-                        torch.randint(
-                            100, 20_000, (tokens - options.cue_tokens,), generator=generator
-                        ).tolist()
-                    ),
-                    tuple(range(100, 100 + options.cue_tokens)),
-                )
-                for _ in range(batch)
-            ]
+            prompts = random_prompts([tokens - len(cue)] * batch, generator, cue)
             quick = tokens * batch <= SLOW_ABOVE
             repeats = options.repeats if quick else max(options.repeats // 2, 3)
             timed = interleaved(contenders.on(prompts, plans), repeats, warm_up=1)
@@ -140,10 +130,7 @@ def _figure(results: list[dict[str, Any]], path: Path) -> None:
         axes.set(xlabel="tokens of the prompt", title=f"batch {batch}", yscale="log")
         axes.set_yticks([0.2, 0.5, 1, 2, 5, 10], ["0.2×", "0.5×", "1×", "2×", "5×", "10×"])
         axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E6E6E6", linewidth=0.6)
     figure.axes[0].set_ylabel("time, in plain LoRA passes")
-    legend_below(figure)
     save_figure(figure, path)
 
 

@@ -7,22 +7,21 @@ prompts as they are and replayed, beyond the rows up to which the server records
 and memory that all its recordings take for prompts of up to `--longest` tokens.
 """
 
-import argparse
 import gc
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from benchmarks.plans import Contenders, llama_8b
-from benchmarks.report import interleaved, print_table, write_json
+from benchmarks.prompts import CUE
+from benchmarks.report import arguments, interleaved, print_table, write_json
 from dalorra.forward.batches import packed_row_count
 from dalorra.forward.llama.recorded import CudaGraphs, RecordedNetwork
 from dalorra.prompts import Prompt
 
-CUE, SAMPLES = (100, 101, 102, 103), 10
+SAMPLES = 10
 BATCHES = {1: (16, 76, 196, 356, 456, 700), 2: (26, 166, 316), 8: (20, 60, 196)}
 UNBOUNDED = 10**6  # steps
 COLUMNS = ("batch", "rows", "plan", "median_ms", "ratio_to_single")
@@ -30,29 +29,25 @@ COLUMNS = ("batch", "rows", "plan", "median_ms", "ratio_to_single")
 
 def main() -> None:
     """Runs the comparison and writes its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "graphs")
     parser.add_argument("--longest", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/graphs.json"))
     options = parser.parse_args()
     contenders = Contenders(llama_8b(), SAMPLES)
     del contenders.plain  # and its copy of the base
     results = [_recording(contenders, options.longest)]
-    network = contenders.network
+    network = contenders.networks["answer_tokens"]
     unbounded = RecordedNetwork(
         network, CudaGraphs(), contenders.device, contenders.step, steps=UNBOUNDED
     )
-    members, bank = range(SAMPLES), contenders.bank
     for batch, lengths in BATCHES.items():
         for tokens in lengths:
             # No two lengths are alike, so that several prompts are joined.
             prompts = [_prompt(tokens + i - batch // 2) for i in range(batch)]
-            unbounded.record(prompts, members, bank, "answer_tokens")
+            unbounded.record(prompts, range(SAMPLES))
             timed = interleaved(
                 {
-                    name: contenders.synchronised(
-                        partial(one.answers, prompts, members, bank, "answer_tokens")
-                    )
+                    name: contenders.synchronised(partial(one.answers, prompts, range(SAMPLES)))
                     for name, one in (("as it is", network), ("replayed", unbounded))
                 },
                 options.repeats,
@@ -67,16 +62,15 @@ def main() -> None:
 
 def _recording(contenders: Contenders, longest: int) -> dict[str, Any]:
     """All that the server would record for one adapter."""
-    lengths = contenders.recorded.recordable(longest, len(CUE), SAMPLES, "answer_tokens")
+    lengths = contenders.recorded.recordable(longest, len(CUE))
     batches = [[_prompt(tokens) for tokens in each] for each in lengths]
-    members, bank = range(SAMPLES), contenders.bank
-    contenders.network.answers(batches[-1], members, bank, "answer_tokens")
+    contenders.networks["answer_tokens"].answers(batches[-1], range(SAMPLES))
     gc.collect()  # a recording does it, too, and would give back what others had
     torch.cuda.empty_cache()
     torch.cuda.synchronize()
     free, began = torch.cuda.mem_get_info()[0], perf_counter()
     for prompts in batches:
-        contenders.recorded.record(prompts, members, bank, "answer_tokens")
+        contenders.recorded.record(prompts, range(SAMPLES))
     torch.cuda.synchronize()
     return {
         "plan": "recording",

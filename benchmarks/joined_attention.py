@@ -3,24 +3,22 @@
     python -m benchmarks.joined_attention --json OUT
 
 One layer of Llama-3.1-8B's heads, from fused query, key and value of all rows to attended rows,
-with ten copies of a four-token cue after each prompt, prompts of half to all of T tokens:
+with a four-token cue under ten samples after each prompt, prompts of half to all of T tokens:
 
 - spread: `dalorra.forward.llama.layout`, PyTorch's fused attention in padded slots, and back;
-- varlen: flash attention by segments, each row with its own prompt or copy, and the cue rows with
+- varlen: flash attention by segments, each row with its own prompt or cue, and the cue rows with
   their prompts once more; the two parts of a cue row are weighted by their sums of exponentials.
 
 All run as CUDA graphs of 16 layers, masks and segments made once before; results are compared.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.report import interleaved, print_table, write_json
+from benchmarks.report import arguments, interleaved, print_table, write_json
 from dalorra.forward.llama.attention import causal_attention, masked_attention
 from dalorra.forward.llama.layout import lay_out_cues
 from dalorra.forward.llama.recorded import capture
@@ -93,8 +91,8 @@ def varlen(rows: Rows) -> Callable[[], Tensor]:
     batch, n = len(rows.lengths), rows.prompt_rows
     longest = int(rows.lengths.max())
     prompts = torch.nn.functional.pad(rows.lengths.cumsum(0), (1, 0)).int()
-    copies = n + CUE * torch.arange(1, batch * SAMPLES + 1, device="cuda").int()
-    own = torch.cat([prompts, copies])
+    own_cues = n + CUE * torch.arange(1, batch * SAMPLES + 1, device="cuda").int()
+    own = torch.cat([prompts, own_cues])
     cues = CUES * torch.arange(batch + 1, device="cuda").int()
     flash = torch.ops.aten._flash_attention_forward  # noqa: SLF001 - public ones came later
 
@@ -116,13 +114,10 @@ PLANS = {"spread": spread, "varlen": varlen}
 
 def main() -> None:
     """Runs the comparison and writes its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "joined_attention")
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 200])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument(
-        "--json", type=Path, default=Path("benchmarks/results/joined_attention.json")
-    )
     options = parser.parse_args()
     results = []
     for batch in options.batch:

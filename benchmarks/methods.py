@@ -13,13 +13,13 @@ is no part of the step. Contenders take turns.
 import argparse
 import copy
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import interleaved, print_table, write_json
+from benchmarks.prompts import CUE, random_prompts
+from benchmarks.report import arguments, interleaved, print_table, write_json
 from dalorra.adapter.layer import attach, lora_config, low_rank_updates, module_tensors
 from dalorra.base.model import load_base_model
 from dalorra.forward.llama.base import ArrangedLlama
@@ -42,23 +42,22 @@ _TFB_SCALE = 0.005  # any but 0 takes the same time
 
 def main() -> None:
     """Runs the benchmark and writes its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "methods")
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--scopes", nargs="+", default=["answer_tokens", "all_tokens"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/methods.json"))
     options = parser.parse_args()
 
     base = load_base_model().model
-    packed = ArrangedLlama(base)
+    arranged = ArrangedLlama(base)
     prompts, labels = _examples(options.tokens, options.batch)
     results = []
     for scope in options.scopes:
         contenders = {
-            kind.key(): Contender(kind(), base, packed, prompts, labels, scope, options)
+            kind.key(): Contender(kind(), base, arranged, prompts, labels, scope, options)
             for kind in kinds()
         }
         steps = interleaved({n: c.step for n, c in contenders.items()}, options.repeats)
@@ -87,14 +86,14 @@ class Contender:
         self,
         method: Method,
         base: nn.Module,
-        packed: ArrangedLlama,
+        arranged: ArrangedLlama,
         prompts: list[Prompt],
         labels: Tensor,
         scope: Scope,
         options: argparse.Namespace,
     ) -> None:
         self._prompts, self._rank = prompts, options.rank
-        rank = options.rank * method.copies
+        rank = options.rank * method.adapters
         weights: dict[int, Any] = {id(p): p for p in base.parameters()}
         model = copy.deepcopy(base, weights)  # its own modules, everybody's weights
         config = lora_config(rank, 2.0 * rank, MODULES, "benchmark")
@@ -121,18 +120,17 @@ class Contender:
         if isinstance(posterior, ColumnSpaceNoise):
             posterior = ColumnSpaceNoise(scale=_TFB_SCALE)
         self.bank = posterior.bank(module_tensors(self.model), BankSpec(samples=options.samples))
-        network = PackedLlama(packed, low_rank_updates(self.model), LABELS)
-        members = range(self.bank.samples)
-        self.answer: Callable[[], object] = lambda: network.label_logits(
-            prompts, members, self.bank, scope
-        )
+        updates = low_rank_updates(self.model)
+        network = PackedLlama(arranged, updates, LABELS, self.bank, scope)
+        samples = range(self.bank.samples)
+        self.answer: Callable[[], object] = lambda: network.label_logits(prompts, samples)
         if isinstance(method, Laplace):
             self._linearise(prompts, scope)
 
     def _linearise(self, prompts: list[Prompt], scope: Scope) -> None:
         """Answers as `LaplacePredictor` does: Jacobian of the logits, and their covariance."""
         gradients = LabelGradients(self.model.eval(), LABELS, scope, PromptCache(0))
-        curvature, _ = fit_curvature(gradients, prompts)
+        curvature = fit_curvature(gradients, prompts)
         blocks = curvature.blocks.values()
         self.fitted = sum(b.out_vectors.numel() + b.in_vectors.numel() for b in blocks)
 
@@ -186,11 +184,7 @@ class Contender:
 
 def _examples(tokens: int, batch: int) -> tuple[list[Prompt], Tensor]:
     generator = torch.Generator().manual_seed(0)
-    cue = tuple(range(100, 104))
-    prompts = [
-        Prompt(tuple(torch.randint(100, 20_000, (tokens - 4,), generator=generator).tolist()), cue)
-        for _ in range(batch)
-    ]
+    prompts = random_prompts([tokens - len(CUE)] * batch, generator)
     return prompts, torch.randint(0, 2, (batch,), generator=generator)
 
 

@@ -1,6 +1,6 @@
 """Scores of how unlike the training data an input is, and what tells one score from another."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from dalorra.decision.metrics import auroc
 from dalorra.decision.novelty import COMPONENTS, DEFAULT_LEVEL, Novelty
 from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
 
 Part = dict[str, Tensor]
 """Of one set of n inputs: its features `[n, d]`, and `[n]` per doubt; higher: doubtful."""
@@ -172,6 +173,15 @@ def leniency_needed(part: Part, novelty: Novelty, policy: Policy) -> Tensor:
     return torch.where(refused, 3.0 - p_value, 1.0 - torch.minimum(probability, by_variance))
 
 
+def predictions(part: Part, p_values: Sequence[float]) -> list[Prediction]:
+    """Of each input of a part what a policy looks at, with these novelty p-values."""
+    seen = zip(part["max_probability"].tolist(), part["variance"].tolist(), p_values, strict=True)
+    return [
+        Prediction("", 1.0 - doubt, variance, {}, 0.0, 0.0, samples=1, novelty=p)
+        for doubt, variance, p in seen
+    ]
+
+
 def _ahead(score: Score, than: Score, parts: dict[str, Part], shift: str) -> list[float]:
     """95 % interval of a difference in AUROC over the draw of both sets of inputs (bootstrap)."""
     inside, outside = (torch.stack([score(p), than(p)]) for p in (parts["usual"], parts[shift]))
@@ -195,13 +205,8 @@ def _policies(usual: Part, novelty: Novelty, policy: Policy) -> dict[str, Score]
         own = policy.model_copy(update={"min_novelty_p": level})
 
         def accepts(part: Part) -> Tensor:
-            asked = zip(
-                part["max_probability"].tolist(),
-                part["variance"].tolist(),
-                novelty.p_values(part["answer"]),
-                strict=True,
-            )
-            verdicts = [own.decide(1.0 - doubt, variance, p) for doubt, variance, p in asked]
+            p_values = novelty.p_values(part["answer"])
+            verdicts = [own.decide(one) for one in predictions(part, p_values)]
             return torch.tensor([float(v.decision == "accept") for v in verdicts])
 
         return accepts

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,7 +17,7 @@ from dalorra.adapter.layer import (
     low_rank_updates,
     mask_logits,
 )
-from dalorra.forward.batches import DEFAULT_ROW_BUDGET, forward_cost, forwards
+from dalorra.forward.batches import DEFAULT_ROW_BUDGET, Batching, packed_row_count, sample_groups
 from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.recorded import CudaGraphs, RecordedNetwork, capture, row_step
@@ -64,46 +64,40 @@ class Contenders:
         self.model.eval()
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
         self.labels = torch.tensor([5, 9], device=self.device)
-        packed = ArrangedLlama(self.model.get_base_model())
-        self.network = PackedLlama(packed, low_rank_updates(self.model), self.labels)
-        self.step = row_step(packed.layer_weights)
-        self.recorded = RecordedNetwork(self.network, CudaGraphs(), self.device, self.step)
+        arranged, updates = ArrangedLlama(base), low_rank_updates(self.model)
+        self.networks = {
+            scope: PackedLlama(arranged, updates, self.labels, self.bank, scope)
+            for scope in get_args(Scope)
+        }
+        self._batching = Batching.on(self.device, pads=False, budget=DEFAULT_ROW_BUDGET)
+        self.step = row_step(arranged.layer_weights)
+        self.recorded = RecordedNetwork(
+            self.networks["answer_tokens"], CudaGraphs(), self.device, self.step
+        )
 
     def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
         """The chosen plans as functions without arguments, the unit first."""
         ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts], device=self.device)
-        members = range(self.samples)
+        samples = range(self.samples)
 
-        def ours(scope: Scope, members: range) -> Callable[[], object]:
-            cost = forward_cost(self.device, joined=True)
-            return self.synchronised(
-                lambda: [
-                    self.network.label_logits([prompts[i] for i in group], part, self.bank, scope)
-                    for group, parts in forwards(prompts, members, scope, DEFAULT_ROW_BUDGET, cost)
-                    for part in parts
-                ]
-            )
-
-        def recorded(members: range) -> Callable[[], object]:
+        def recorded(samples: range) -> Callable[[], object]:
             if self.device.type == "cuda":
-                self.recorded.record(prompts, members, self.bank, "answer_tokens")
-            return self.synchronised(
-                lambda: self.recorded.answers(prompts, members, self.bank, "answer_tokens")
-            )
+                self.recorded.record(prompts, samples)
+            return self.synchronised(lambda: self.recorded.answers(prompts, samples))
 
         def unmodified() -> Tensor:
-            rows = pack(prompts, members, "answer_tokens").to(self.device)
+            rows = pack(prompts, samples, "answer_tokens").to(self.device)
             return answer_logits(self.model, rows, self.bank, self.labels)
 
         every: dict[str, Callable[[], object]] = {
             "lora": self.synchronised(lambda: self._plain_pass(ids)),
-            "answer_tokens": ours("answer_tokens", members),
-            "one sample": ours("answer_tokens", range(1)),
-            "all_tokens": ours("all_tokens", members),
+            "answer_tokens": self._ours(prompts, "answer_tokens", samples),
+            "one sample": self._ours(prompts, "answer_tokens", range(1)),
+            "all_tokens": self._ours(prompts, "all_tokens", samples),
             "unmodified packed": self.synchronised(torch.inference_mode()(unmodified)),
-            "loop": self.synchronised(lambda: [self._plain_pass(ids) for _ in members]),
+            "loop": self.synchronised(lambda: [self._plain_pass(ids) for _ in samples]),
             "rows": self.synchronised(lambda: self._plain_pass(ids.repeat(self.samples, 1))),
-            "recorded": recorded(members),
+            "recorded": recorded(samples),
             "one sample recorded": recorded(range(1)),
         }
         if "compiled" in plans:
@@ -111,6 +105,21 @@ class Contenders:
         if "lora recorded" in plans:
             every["lora recorded"] = self.synchronised(self._graph(ids))
         return {name: every[name] for name in plans}
+
+    def _ours(self, prompts: list[Prompt], scope: Scope, samples: range) -> Callable[[], object]:
+        """In the forwards that a predictor would have."""
+        network, budget = self.networks[scope], self._batching.budget
+        rows = [packed_row_count(prompt, len(samples), scope) for prompt in prompts]
+
+        def run() -> None:
+            for places in self._batching.forwards(rows):
+                group, parts = [prompts[i] for i in places], [samples]
+                if rows[places[0]] > budget:
+                    parts = sample_groups(group[0], samples, scope, budget)
+                for part in parts:
+                    network.label_logits(group, part)
+
+        return self.synchronised(run)
 
     @torch.inference_mode()
     def _plain_pass(self, ids: Tensor) -> Tensor:

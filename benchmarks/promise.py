@@ -11,11 +11,10 @@ sample of some hundred accepted answers, so a policy whose true error is just wi
 counted in almost every other split; `above_chance` counts the splits whose errors the target
 cannot explain (exact binomial test, level 1 − confidence). All splits share the same sentences, and
 what one half lacks in errors the other has too many of: the binomial margin, which takes the splits
-for independent draws, is a yardstick and no proof. The proof is the test's, and `tests/unit/
-test_risk_control.py` checks it against a known truth.
+for independent draws, is a yardstick and no proof. The proof is the test's, and
+`tests/unit/training/test_risk_control.py` checks it against a known truth.
 """
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +23,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.report import print_table, write_json
+from benchmarks.report import arguments, print_table, write_json
 from dalorra.adapter.directory import bundled_adapter
 from dalorra.decision.novelty import DEFAULT_LEVEL
 from dalorra.decision.policy import Decision, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import answer
-from training.calibrate import PILOT_FRACTION, SPLIT_SEED, Answered, points_of
+from training.calibrate import PILOT_FRACTION, SPLIT_SEED, AnsweredExamples, points_of
 from training.promise import Promise
 from training.tasks import load_examples, split_off
 
@@ -48,14 +47,13 @@ class Half:
 
 def main() -> None:
     """Runs the splits and writes their JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "promise")
     parser.add_argument("--adapter", type=Path, default=bundled_adapter())
     parser.add_argument("--data", type=Path, help="folder with sst2/validation.jsonl; the hub")
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--target-error", type=float, nargs="+", default=[0.05])
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--predictions", type=Path)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/promise.json"))
     options = parser.parse_args()
     answered = _answered(options.adapter, options.data, options.predictions)
     levels = {0.0}
@@ -70,25 +68,27 @@ def main() -> None:
     write_json(options.json, results)
 
 
-def _answered(adapter: Path, data: Path | None, kept: Path | None) -> Answered:
+def _answered(adapter: Path, data: Path | None, kept: Path | None) -> AnsweredExamples:
     """The adapter's answers to the validation split, whatever its policy."""
     examples = load_examples("sst2", "validation", data)
     if kept and kept.exists():
-        return Answered([Prediction(**one) for one in json.loads(kept.read_text())], examples)
+        return AnsweredExamples(
+            [Prediction(**one) for one in json.loads(kept.read_text())], examples
+        )
     predictor = Predictor.load(adapter)
     predictor.policy = Policy.never()
     predictions = answer(predictor, examples, mean_mask=False).sampled
     if kept:
         kept.write_text(json.dumps([asdict(one) for one in predictions]))
-    return Answered(predictions, examples)
+    return AnsweredExamples(predictions, examples)
 
 
-def halves(answered: Answered, promise: Promise, level: float, splits: int) -> list[Half]:
+def halves(answered: AnsweredExamples, promise: Promise, level: float, splits: int) -> list[Half]:
     """Calibrates on a random half, counts on the other, `splits` times."""
     return [_one(answered, promise, level, seed) for seed in range(splits)]
 
 
-def _one(answered: Answered, promise: Promise, level: float, seed: int) -> Half:
+def _one(answered: AnsweredExamples, promise: Promise, level: float, seed: int) -> Half:
     order = np.random.default_rng(seed).permutation(len(answered.examples)).tolist()
     middle = len(order) // 2
     calibration, rest = _part(answered, order[:middle]), _part(answered, order[middle:])
@@ -110,14 +110,15 @@ def _one(answered: Answered, promise: Promise, level: float, seed: int) -> Half:
     wrong = [
         prediction.label != example.label
         for prediction, example in zip(rest.predictions, rest.examples, strict=True)
-        if policy.decide(prediction.probability, prediction.variance, prediction.novelty).decision
-        is Decision.ACCEPT
+        if policy.decide(prediction).decision is Decision.ACCEPT
     ]
     return Half(len(wrong), sum(wrong), len(rest.examples), qualified=True)
 
 
-def _part(answered: Answered, index: list[int]) -> Answered:
-    return Answered([answered.predictions[i] for i in index], [answered.examples[i] for i in index])
+def _part(answered: AnsweredExamples, index: list[int]) -> AnsweredExamples:
+    return AnsweredExamples(
+        [answered.predictions[i] for i in index], [answered.examples[i] for i in index]
+    )
 
 
 def summary(found: list[Half], promise: Promise, level: float) -> dict[str, Any]:

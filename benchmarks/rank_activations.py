@@ -11,7 +11,7 @@ from dalorra.posteriors.noise import ModuleTensors, RankNoise
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RecordingBank:
+class ObservedBank:
     """A bank that keeps what its noise is applied to in one forward of `answer_tokens`.
 
     Attributes:
@@ -36,16 +36,16 @@ class RecordingBank:
         return torch.cat([self.of_module[module] for module in sorted(self.of_module)], dim=-1)
 
     def noise(self, sample_index: Tensor) -> list[RankNoise]:
-        def recorded(module: int, noise: RankNoise) -> RankNoise:
+        def observed(module: int, noise: RankNoise) -> RankNoise:
             def apply(activations: Tensor, inputs: Tensor) -> Tensor:
-                tokens = activations.shape[1] // self.samples  # of each copy of the cue
+                tokens = activations.shape[1] // self.samples  # of the cue
                 ends = activations[:, tokens - 1 :: tokens]
                 self.of_module[module] = ends.float().mean(dim=1).cpu()
                 return noise(activations, inputs)
 
             return apply
 
-        return [recorded(i, noise) for i, noise in enumerate(self.bank.noise(sample_index))]
+        return [observed(i, noise) for i, noise in enumerate(self.bank.noise(sample_index))]
 
-    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
-        return self.bank.plain(member, modules)
+    def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+        return self.bank.plain(sample, modules)

@@ -1,5 +1,6 @@
 """What every benchmark shares: the record of the machine, the JSON, the table, the figure."""
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,10 +12,19 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from training.environment import hardware, versions
+from dalorra.adapter.manifest import library_versions
+from training.environment import hardware
 
 Line = Mapping[str, Any]
 """A measurement as its JSON has it."""
+
+
+def arguments(module: str, results: str) -> argparse.ArgumentParser:
+    """Of a benchmark: `--json` is where its results go. `module` is its docstring."""
+    parser = argparse.ArgumentParser(description=module.partition("\n")[0])
+    default = Path("benchmarks/results") / f"{results}.json"
+    parser.add_argument("--json", type=Path, default=default)
+    return parser
 
 
 def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -23,7 +33,7 @@ def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     Lines that were read from such a file keep theirs.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    context = {"hardware": hardware(), "versions": versions()}
+    context = {"hardware": hardware(), "versions": library_versions()}
     lines = [
         {**result, **{k: v for k, v in context.items() if k not in result}} for result in results
     ]
@@ -54,8 +64,8 @@ def print_table(title: str, results: Sequence[Mapping[str, Any]], columns: Seque
     Console().print(table)
 
 
-def legend_below(figure: Figure) -> None:
-    """One legend for all panels, under them, where it hides no curve."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """PNG on white, with one legend for all panels, under them, where it hides no curve."""
     found = {
         label: line
         for axes in figure.axes
@@ -69,10 +79,9 @@ def legend_below(figure: Figure) -> None:
         frameon=False,
         fontsize=8,
     )
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """PNG on white."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#E6E6E6", linewidth=0.6)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
 

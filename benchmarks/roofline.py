@@ -12,17 +12,15 @@ than
     max(work / rate, bytes of the weights it reads / bandwidth)
 """
 
-import argparse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Self
 
 import torch
 
-from benchmarks.report import print_table, read_json, write_json
+from benchmarks.report import arguments, print_table, read_json, write_json
 
 RANK = 8
 LABELS = 2
@@ -244,8 +242,7 @@ def with_roofline(
 
 def main() -> None:
     """Measures the machine and adds it to an existing JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/forward.json"))
+    parser = arguments(__doc__, "forward")
     options = parser.parse_args()
     results = read_json(options.json)
     device = torch.device("cuda" if "gpu" in results[0]["hardware"] else "cpu")

@@ -6,17 +6,16 @@ sst2 validation sentences, each alone and in batches, with the bundled
 adapter; and the batches in bfloat16 against float32.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.report import print_table, write_json
+from benchmarks.report import arguments, print_table, write_json
 from dalorra.adapter.directory import bundled_adapter
-from dalorra.forward.batches import ForwardCost
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample
@@ -27,12 +26,11 @@ UNBOUNDED = 10**9  # rows: no batch is split
 
 def main() -> None:
     """Runs the comparison and writes its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "rounding")
     parser.add_argument("--adapter", type=Path, default=bundled_adapter())
     parser.add_argument("--data", type=Path, help="folder with sst2/validation.jsonl; the hub")
     parser.add_argument("--examples", type=int, default=96)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/rounding.json"))
     options = parser.parse_args()
     examples = subsample(load_examples("sst2", "validation", options.data), options.examples, 0)
     results, batched = [], {}
@@ -54,10 +52,9 @@ def main() -> None:
 
 def in_batches(predictor: Predictor, prompts: Sequence[Prompt], size: int) -> Tensor:
     """`[n, M, K]` probabilities, `size` prompts to a forward."""
-    predictor.row_budget = UNBOUNDED
-    predictor.forward_cost = ForwardCost(UNBOUNDED, 0.0)
+    predictor.batching = replace(predictor.batching, budget=UNBOUNDED, price=UNBOUNDED)
     parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    return torch.cat([predictor.sample_probabilities(part) for part in parts])
+    return torch.cat([predictor.posterior_samples(part).by_sample for part in parts])
 
 
 def differences(found: Tensor, expected: Tensor) -> dict[str, Any]:

@@ -7,7 +7,6 @@ and of the variance against M = 1,000, for independent samples, for a stratified
 stratified bank with the head's mask integrated.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.report import legend_below, print_table, read_json, save_figure, write_json
+from benchmarks.report import arguments, print_table, read_json, save_figure, write_json
 from dalorra.adapter.directory import bundled_adapter, read_adapter
 from dalorra.decision.predictive import Prediction, summarise
 from dalorra.posteriors.bank import BankSpec, MaskBank
@@ -34,20 +33,19 @@ REFERENCE = {"samples": 1000, "seed": 10_000, "sampler": "stratified", "head": "
 
 def main() -> None:
     """Runs the study and writes its JSON and figure."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "sampling")
     parser.add_argument("--adapter", type=Path, default=bundled_adapter())
     parser.add_argument("--data", type=Path, help="folder with sst2/validation.jsonl; the hub")
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--samples", type=int, nargs="+", default=[2, 3, 5, 7, 10, 15, 20])
     parser.add_argument("--seeds", type=int, default=10, help="banks of each kind and size")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/sampling.json"))
     parser.add_argument("--render", action="store_true", help="draw the JSON, measure nothing")
     options = parser.parse_args()
     if options.render:
         _figure(read_json(options.json), options.json.with_suffix(".png"))
         return
 
-    # Short forwards: every copy of the cue is compared with every other, so rows cost their square.
+    # Short forwards: every cue row is compared with every other, so rows cost their square.
     predictor = Predictor.load(options.adapter, row_budget=ROW_BUDGET)
     examples = subsample(load_examples("sst2", "validation", options.data), options.examples, 0)
     prompts = sorted(
@@ -130,9 +128,6 @@ def _figure(results: list[dict[str, object]], path: Path) -> None:
                 label=name,
             )
         axes.set(xlabel="samples M", ylabel="RMS error", title=title, yscale="log")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E6E6E6", linewidth=0.6)
-    legend_below(figure)
     save_figure(figure, path)
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from benchmarks.report import legend_below, print_table, read_json, save_figure, write_json
+from benchmarks.report import arguments, print_table, read_json, save_figure, write_json
 from benchmarks.serving_load.client import Cell, Outcome, numbered
 from benchmarks.serving_load.contenders import (
     FASTAPI,
@@ -74,8 +74,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dalorra-serving-") as scratch:
         setup = Setup(
             adapter=options.adapter,
-            members=export_bank(options.adapter, Path(scratch) / "members"),
-            base_model=options.base_model or predictor.model_name,
+            loras=export_bank(options.adapter, Path(scratch) / "loras"),
+            base_model=options.base_model or predictor.card.model,
             device=options.device,
             dtype=options.dtype,
             litserve_batch=options.litserve_batch,
@@ -87,7 +87,7 @@ def main() -> None:
             outcomes = _measure(contenders, inputs, options, began)
     context = {
         "samples": predictor.samples,
-        "adapter_digest": predictor.adapter_digest,
+        "adapter_digest": predictor.card.digest,
         "dtype": str(predictor.dtype),
         "uvloop": find_spec("uvloop") is not None,
     }
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "serving")
     parser.add_argument("--adapter", type=Path, default=bundled_adapter())
     parser.add_argument("--base-model", help="the adapter's own")
     parser.add_argument("--device", default="auto")
@@ -136,7 +136,6 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=25, help="pairs for the overhead")
     parser.add_argument("--litserve-batch", type=int, default=4, help="more for a GPU")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/serving.json"))
     parser.add_argument(
         "--render", action="store_true", help="draw the JSON again, measure nothing"
     )
@@ -275,12 +274,9 @@ def _figure(cells: Sequence[dict[str, Any]], path: Path) -> None:
             axes.minorticks_off()
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(color="#E6E6E6", linewidth=0.6)
         panels[0, column].set_title(kind)
     panels[0, 0].set_ylabel("requests per second")
     panels[1, 0].set_ylabel("median latency, ms")
-    legend_below(figure)
     save_figure(figure, path)
 
 

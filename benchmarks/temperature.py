@@ -10,7 +10,6 @@ the distribution of each sample with its head integrated, which is tempered here
 under each mask of the head.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from pyarrow import parquet
 from scipy import optimize
 from torch import Tensor
 
-from benchmarks.report import print_table, write_json
+from benchmarks.report import arguments, print_table, write_json
 from dalorra.decision.predictive import PosteriorSamples
 from training.calibrate import TEMPERATURES, fit_temperature
 from training.experiments.earlier import PREDICTIONS_FILE
@@ -33,11 +32,10 @@ COLUMNS = ("method", *(f"nll_{f}" for f in FITS), *(f"nll_{f}_worst" for f in FI
 
 def main() -> None:
     """Runs the comparison and writes its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "temperature")
     parser.add_argument("runs", type=Path, help="folder METHOD/seed-N/predictions.parquet")
     parser.add_argument("--pilot", type=int, default=64, help="examples that a temperature gets")
     parser.add_argument("--draws", type=int, default=40, help="pilots of each adapter")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/temperature.json"))
     options = parser.parse_args()
     adapters: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(options.runs.glob(f"*/*/{PREDICTIONS_FILE}")):
@@ -57,11 +55,11 @@ def read_answers(path: Path) -> PosteriorSamples:
     Raises:
         ValueError: more than two labels, of which an answer does not hold all.
     """
-    rows = [row for row in parquet.read_table(path).to_pylist() if row["data"] == "test"]
-    if any(len(row["probabilities"]) != 2 for row in rows):
+    records = [one for one in parquet.read_table(path).to_pylist() if one["data"] == "test"]
+    if any(len(one["probabilities"]) != 2 for one in records):
         raise ValueError(f"{path}: answers of a task with two labels are needed")
-    predicted = torch.tensor([r["sample_probabilities"] for r in rows], dtype=torch.float64)
-    right = torch.tensor([r["label"] == r["true_label"] for r in rows])[:, None]
+    predicted = torch.tensor([r["sample_probabilities"] for r in records], dtype=torch.float64)
+    right = torch.tensor([r["label"] == r["true_label"] for r in records])[:, None]
     true = torch.where(right, predicted, 1 - predicted)
     return PosteriorSamples(
         torch.stack([true, 1 - true], dim=-1)[:, :, None], torch.ones(1, dtype=torch.float64)

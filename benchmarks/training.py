@@ -7,12 +7,10 @@ its prompts' keys and values computed in the step (the first epoch) and taken fr
 later one).
 """
 
-import argparse
 import copy
 import resource
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from benchmarks.report import interleaved, print_table, write_json
+from benchmarks.prompts import CUE, random_prompts
+from benchmarks.report import arguments, interleaved, print_table, write_json
 from dalorra.adapter.layer import attach, lora_config
 from dalorra.base.model import load_base_model
 from dalorra.posteriors import RankMasks
@@ -35,11 +34,10 @@ LABELS = (5, 9)
 
 def main() -> None:
     """Runs the benchmark and writes its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = arguments(__doc__, "training")
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 200])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/training.json"))
     options = parser.parse_args()
 
     base = load_base_model().model
@@ -50,13 +48,7 @@ def main() -> None:
     results = []
     for tokens in options.tokens:
         generator = torch.Generator().manual_seed(0)
-        prompts = [
-            Prompt(
-                tuple(torch.randint(100, 20_000, (tokens - 4,), generator=generator).tolist()),
-                tuple(range(100, 104)),
-            )
-            for _ in range(options.batch)
-        ]
+        prompts = random_prompts([tokens - len(CUE)] * options.batch, generator)
         labels = torch.randint(0, 2, (options.batch,), generator=generator)
         ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts], device=base.device)
         labels = labels.to(base.device)

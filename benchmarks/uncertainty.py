@@ -242,7 +242,7 @@ whose true error is just within its target is counted every other time, so these
 promise allows for, which is about the true error. *Beyond chance* are the splits whose errors the
 target cannot explain (exact binomial test at 5 %). P(≥ as many) is that of so many violations if
 each split had a chance of 5 %; the splits share their sentences, so it is a yardstick. Against a
-known truth the promise is tested in `tests/unit/test_risk_control.py`.
+known truth the promise is tested in `tests/unit/training/test_risk_control.py`.
 """
 
 

@@ -7,16 +7,14 @@ with the adapter: its digest says that it is the same one, and the base's that t
 """
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 
 from dalorra.adapter.layer import StochasticPeftModel
 from dalorra.errors import AdapterError
 from dalorra.forward.reference import reference_logits
-
-if TYPE_CHECKING:
-    from dalorra.predictor import Predictor
+from dalorra.predictor import Predictor
 
 PROBE: Final = "a short text"
 
@@ -25,7 +23,7 @@ _ROUGH_TOLERANCE: Final = 0.05  # of bfloat16, for a mean probability
 
 
 @torch.inference_mode()
-def check_golden(predictor: "Predictor", model: StochasticPeftModel) -> None:
+def check_golden(predictor: Predictor, model: StochasticPeftModel) -> None:
     """Compares the predictor with the model that it was made from, on `PROBE`.
 
     Args:
@@ -48,9 +46,9 @@ def check_golden(predictor: "Predictor", model: StochasticPeftModel) -> None:
     if not max(abs(a - b) for a, b in zip(values, again, strict=True)) <= tolerance:
         raise AdapterError("the golden check failed: it answers one input in two ways")
 
-    members = range(predictor.bank.samples)
+    samples, bank = range(predictor.samples), predictor.bank
     label_ids = torch.tensor(predictor.tokenizer.label_ids, device=model.device)
-    expected = reference_logits(model, prompts, members, predictor.bank, predictor.scope, label_ids)
+    expected = reference_logits(model, prompts, samples, bank, predictor.scope, label_ids)
     found = predictor.label_logits(prompts)
     gap = (found.softmax(-1).mean(1) - expected.softmax(-1).mean(1)).abs().max().item()
     if not gap <= tolerance:

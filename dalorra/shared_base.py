@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from dalorra.adapter.directory import Adapter, bundled_adapter, read_adapter
+from dalorra.adapter.directory import Adapter, attached, bundled_adapter, read_adapter
 from dalorra.base.model import BaseModel, load_base_model
 from dalorra.errors import ConfigError
 from dalorra.forward.arranged import arrange
 from dalorra.forward.batches import DEFAULT_ROW_BUDGET
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.recorded import CudaGraphs
+from dalorra.golden import check_golden
 from dalorra.hardware import without_team
 from dalorra.predictor import Predictor
 from dalorra.prompts import Overflow
@@ -41,7 +42,7 @@ class SharedBase:
         if cuda_graphs and not on_gpu:
             raise ConfigError(f"cuda_graphs needs a GPU, but the device is {base.device}")
         self._base = base
-        self._packed = arrange(
+        self._arranged = arrange(
             base.model,
             PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None,
             CudaGraphs() if on_gpu and cuda_graphs is not False else None,
@@ -81,7 +82,7 @@ class SharedBase:
     @property
     def prefix_cache(self) -> PrefixCache | None:
         """Shared by all adapters."""
-        return self._packed.prefix_cache
+        return self._arranged.prefix_cache
 
     def read(self, path: Path | None = None) -> Adapter:
         """Reads and verifies a directory (the bundled one by default).
@@ -106,12 +107,15 @@ class SharedBase:
         Raises:
             AdapterError: it does not fit this base model, or answers otherwise than it.
         """
-        return Predictor.from_adapter(
-            adapter,
-            self._base,
-            packed=self._packed,
-            name=name,
-            golden=True,
-            on_overflow=self._on_overflow,
-            row_budget=self._row_budget,
-        )
+        with attached(adapter, self._base) as model:
+            predictor = Predictor.of(
+                adapter,
+                self._base,
+                model,
+                name=name,
+                on_overflow=self._on_overflow,
+                row_budget=self._row_budget,
+                arranged=self._arranged,
+            )
+            check_golden(predictor, model)
+        return predictor

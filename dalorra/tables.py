@@ -1,7 +1,7 @@
-"""Rows of a file of inputs, one after the other: a file may be larger than the memory.
+"""Records of a file of inputs, one after the other: a file may be larger than the memory.
 
-What is wrong with the file as a whole is raised. What is wrong with one row comes with that row,
-so that whoever reads decides whether the others are still wanted.
+What is wrong with the file as a whole is raised. What is wrong with one record comes with it, so
+that whoever reads decides whether the others are still wanted.
 """
 
 import csv
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from dalorra.errors import ConfigError
 
-_READ_ROWS = 1024  # rows of a parquet file that are held at a time
+_READ_RECORDS = 1024  # of a parquet file that are held at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row and its place: `train.jsonl, row 3`.
+class Record:
+    """One record and its place: `train.jsonl, row 3`.
 
     Attributes:
         where: the place, for messages.
-        values: column → value; empty when the row cannot be read.
+        values: column → value; empty when the record cannot be read.
         number: from 1. In JSONL it is the line's, and in CSV the header is not counted.
         problem: what is wrong with it; None when it can be read.
     """
@@ -32,8 +32,8 @@ class Row:
     problem: str | None = None
 
 
-def read_records(path: Path) -> Iterator[Row]:
-    """The rows of a `.jsonl`, `.json`, `.csv` or `.parquet` file, in order.
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a `.jsonl`, `.json`, `.csv` or `.parquet` file, in order.
 
     A `.json` file is read whole, the others a little at a time.
 
@@ -52,21 +52,21 @@ def read_records(path: Path) -> Iterator[Row]:
         ) from error
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():  # an empty line holds no row
+            if not text.strip():  # an empty line holds no record
                 continue
             where = f"{path}, row {number}"
             try:
                 values = json.loads(text.decode())
             except UnicodeDecodeError as error:
                 problem = f"is not UTF-8 text (byte {error.start} of the line): save it as UTF-8"
-                yield Row(where, number=number, problem=problem)
+                yield Record(where, number=number, problem=problem)
             except (ValueError, RecursionError) as error:
                 problem = f"not JSON ({_fault(error)}), expected one object per line"
-                yield Row(where, number=number, problem=problem)
+                yield Record(where, number=number, problem=problem)
             else:
                 yield _object(where, number, values)
 
@@ -77,7 +77,7 @@ def _fault(error: ValueError | RecursionError) -> str:
     return str(error)  # a number of thousands of digits, a thousand brackets
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _read_json(path: Path) -> Iterator[Record]:
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -88,7 +88,7 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield _object(f"{path}, row {number}", number, value)
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def _read_csv(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
@@ -98,18 +98,18 @@ def _read_csv(path: Path) -> Iterator[Row]:
             for number, cells in enumerate((c for c in reader if c), start=1):
                 where = f"{path}, row {number}"
                 if len(cells) == len(header):
-                    yield Row(where, dict(zip(header, cells, strict=True)), number)
+                    yield Record(where, dict(zip(header, cells, strict=True)), number)
                 else:
                     problem = (
                         f"{len(cells)} cells, expected {len(header)} as in the header; "
                         "quote texts that contain commas"
                     )
-                    yield Row(where, number=number, problem=problem)
+                    yield Record(where, number=number, problem=problem)
         except csv.Error as error:
             raise ConfigError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path) -> Iterator[Record]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -120,22 +120,22 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     try:
         with parquet.ParquetFile(path) as file:
             number = 0
-            for batch in file.iter_batches(_READ_ROWS):
+            for batch in file.iter_batches(_READ_RECORDS):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path}, row {number}", values, number)
+                    yield Record(f"{path}, row {number}", values, number)
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"{path}: not a parquet file ({error})") from error
 
 
-def _object(where: str, number: int, values: object) -> Row:
+def _object(where: str, number: int, values: object) -> Record:
     if isinstance(values, dict):
-        return Row(where, values, number)
+        return Record(where, values, number)
     problem = f"a {type(values).__name__}, expected an object of columns"
-    return Row(where, number=number, problem=problem)
+    return Record(where, number=number, problem=problem)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,

@@ -12,7 +12,7 @@ def named_adapters(value: object) -> object:
     """`name=directory,name=directory` as a mapping; anything else as it is.
 
     Raises:
-        ValueError: it is not written so, or a name is none.
+        ValueError: the text is not of that form, or a name is not allowed.
     """
     named: Mapping[Any, Any] = value if isinstance(value, Mapping) else {}
     if isinstance(value, str):

@@ -89,7 +89,7 @@ class Adapters:
         """The adapter of that name; the default, which was loaded first, if none is given.
 
         Raises:
-            UnknownAdapterError: there is none.
+            UnknownAdapterError: no adapter of that name is served.
         """
         if name is None:
             return self.served[0]
@@ -104,8 +104,8 @@ class Adapters:
         """Serves the adapter in a directory, in place of the one that has its name, if any.
 
         Args:
-            path: the directory; the bundled adapter if there is none.
-            name: what it is served as; the adapter's own name if there is none.
+            path: the directory; None: the bundled adapter.
+            name: what it is served as; None: the adapter's own name.
             by: who asked for it, for the log.
 
         Raises:
@@ -124,16 +124,17 @@ class Adapters:
             except AdapterError as error:
                 _log.warning("adapter_refused", adapter=name, administrator=by, reason=str(error))
                 raise
-            before = self._served.get(predictor.adapter_name)
+            card = predictor.card
+            before = self._served.get(card.adapter)
             # The swap, in one step: whoever is admitted from here on gets the new one.
-            self._served[predictor.adapter_name] = predictor
+            self._served[card.adapter] = predictor
             for watcher in self._watchers:
                 watcher.adapter_loaded(predictor)
         _log.info(
             "adapter_loaded",
-            adapter=predictor.adapter_name,
-            adapter_digest=predictor.adapter_digest,
-            replaced_digest=before.adapter_digest if before else None,
+            adapter=card.adapter,
+            adapter_digest=card.digest,
+            replaced_digest=before.card.digest if before else None,
             path=str(path) if path else None,
             administrator=by,
             load_seconds=round(asyncio.get_running_loop().time() - began, 3),
@@ -148,8 +149,8 @@ class Adapters:
             by: who asked for it, for the log.
 
         Raises:
-            UnknownAdapterError: it is not served.
-            DefaultAdapterError: it answers requests that name no adapter.
+            UnknownAdapterError: no adapter of that name is served.
+            DefaultAdapterError: it is the one that answers requests which name none.
         """
         async with self._changing:
             predictor = self.find(name)
@@ -163,7 +164,7 @@ class Adapters:
         _log.info(
             "adapter_unloaded",
             adapter=name,
-            adapter_digest=predictor.adapter_digest,
+            adapter_digest=predictor.card.digest,
             administrator=by,
         )
 

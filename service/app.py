@@ -55,10 +55,11 @@ def create_app(
         tracing: makes spans; if the settings say so, as the environment says, by default.
 
     Returns:
-        An application whose `state.lifecycle` says what it is doing.
+        An application whose `state.lifecycle` says what it is doing, and whose `state.ledger`
+        has what is kept of its answers.
     """
     telemetry = Telemetry(problems.ERROR_TYPES)
-    ledger = Ledger(settings.keeping())
+    ledger = Ledger(settings.feedback_options())
     telemetry.registry.register(FeedbackCollector(ledger))
     lifecycle = Lifecycle(settings, load_base or load_shared_base, telemetry, ledger)
     tracing = tracing or _tracing(settings)
@@ -68,7 +69,6 @@ def create_app(
         ledger,
         timeout_seconds=settings.request_timeout_seconds,
         tracing=tracing,
-        samples=settings.samples,
         log_inputs=settings.log_inputs,
     )
     clients, administrators = settings.key_digests(), settings.admin_key_digests()
@@ -93,7 +93,7 @@ def create_app(
         lifespan=lifespan,
         middleware=_middleware(settings, keys, telemetry, tracing),
     )
-    app.state.lifecycle = lifecycle
+    app.state.lifecycle, app.state.ledger = lifecycle, ledger
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
     app.include_router(feedback_routes(ledger))
@@ -148,10 +148,10 @@ def load_shared_base(settings: Settings) -> Base:
 def _mcp_endpoint(
     settings: Settings, lifecycle: Lifecycle, answering: Answering, telemetry: Telemetry
 ) -> McpEndpoint | None:
-    """What serves /mcp, if anything does.
+    """The endpoint that serves /mcp; None where it is off or not installed.
 
     Raises:
-        ConfigError: it is wanted but not installed.
+        ConfigError: the setting turns it on, but it is not installed.
     """
     installed = find_spec("mcp") is not None
     if settings.mcp and not installed:
@@ -170,10 +170,10 @@ def _mcp_endpoint(
 
 
 def _tracing(settings: Settings) -> Tracing | None:
-    """What makes spans, if anything does.
+    """What makes spans; None where the setting does not turn them on.
 
     Raises:
-        ConfigError: they are wanted but not installed.
+        ConfigError: the setting turns them on, but OpenTelemetry is not installed.
     """
     if not settings.otel:
         return None

@@ -18,21 +18,17 @@ class ServiceError(DalorraError):
 
     retry_after: int | None = None
 
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after or self.retry_after
+
 
 class QueueFullError(ServiceError):
-    """No place is left; one will be after about `retry_after` seconds."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The queue has no place left; there will be one in about `retry_after` seconds."""
 
 
 class RateLimitedError(ServiceError):
-    """The key asks more often than it may; it may again after about `retry_after` seconds."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The key asks more often than it may; wait about `retry_after` seconds."""
 
 
 class BatchTooLargeError(ServiceError):
@@ -56,11 +52,11 @@ class DefaultAdapterError(ServiceError):
 
 
 class TooManyAdaptersError(ServiceError):
-    """As many adapters are loaded as may be."""
+    """As many adapters are loaded as `max_adapters` allows."""
 
 
 class ForbiddenError(ServiceError):
-    """The key is known, but not for this; or nobody may do it."""
+    """The key is known but does not allow this, or the settings allow it to nobody."""
 
 
 class DeadlineError(ServiceError):
@@ -96,11 +92,11 @@ class FeedbackOffError(ServiceError):
 
 
 class UnknownAnswerError(ServiceError):
-    """No answer is kept under that id, or none any more."""
+    """No answer is kept under that id, or it has been deleted."""
 
 
 class AlreadyJudgedError(ServiceError):
-    """The truth about that answer is known."""
+    """The truth about that answer was given before."""
 
 
 class OtherAdapterError(ServiceError):

@@ -29,7 +29,7 @@ def hash_key(key: str) -> str:
     """What stands for a key in a file of keys.
 
     Raises:
-        ConfigError: it is so short that its hash gives it away.
+        ConfigError: the key is so short that it could be guessed from its hash.
     """
     if len(key) < SHORTEST:
         raise ConfigError(
@@ -48,7 +48,7 @@ def known_digest(text: str) -> bytes:
     """Digest of a known key, which is written as itself or as `hash_key` writes it.
 
     Raises:
-        ValueError: it begins like a hash and is none.
+        ValueError: it begins like a hash but is not one.
     """
     if not text.startswith(_PREFIX):
         return digest(text)
@@ -73,11 +73,11 @@ def all_digests(keys: Iterable[str], file: Path | None, setting: str) -> tuple[b
 
     Args:
         keys: as a setting has them.
-        file: with more of them; None: there is none.
+        file: with more keys, if any.
         setting: what names the file.
 
     Raises:
-        ConfigError: the file cannot be read, holds no key, or one that is none.
+        ConfigError: the file cannot be read, holds no key, or holds a broken hash.
     """
     digests = [known_digest(key) for key in keys]
     if file is not None:
@@ -99,9 +99,9 @@ def fingerprint(digest: bytes) -> str:
 
 
 def matching(key: str, known: Sequence[bytes]) -> bytes | None:
-    """The known digest that a client's key has, if any.
+    """The digest of a client's key if it is a known one, else None.
 
-    Digests of equal length, all of them compared, each to its end: the time tells nothing.
+    All digests are compared, each to its end, so that the time this takes tells nothing.
     """
     asked = digest(key)
     found = [hmac.compare_digest(asked, one) for one in known]

@@ -62,10 +62,10 @@ class Lifecycle:
 
     @property
     def engine(self) -> Engine:
-        """The engine, when it may be asked.
+        """The engine, while requests are taken.
 
         Raises:
-            LoadingError, DrainingError, UnavailableError: it may not.
+            LoadingError, DrainingError, UnavailableError: no request is taken now.
         """
         refusal = self.not_ready()
         if refusal is not None:
@@ -76,17 +76,17 @@ class Lifecycle:
 
     @property
     def adapters(self) -> Adapters:
-        """The adapters, when the engine may be asked.
+        """The adapters, while requests are taken.
 
         Raises:
-            LoadingError, DrainingError, UnavailableError: it may not.
+            LoadingError, DrainingError, UnavailableError: no request is taken now.
         """
         if self.not_ready() is None and self._adapters is not None:
             return self._adapters
         raise self.not_ready() or LoadingError("the model is still loading")
 
     def not_ready(self) -> ServiceError | None:
-        """Why no request is taken now; None when they are."""
+        """Why no request is taken now; None while requests are taken."""
         if self.phase is Phase.LOADING:
             return LoadingError("the model is still loading: try again in a moment")
         if self.phase is Phase.DRAINING:
@@ -94,7 +94,7 @@ class Lifecycle:
         return self.not_alive()
 
     def not_alive(self) -> ServiceError | None:
-        """Why only a restart can help; None when none is needed."""
+        """Why only a restart can help; None as long as the server works."""
         if self.failure is not None:
             return UnavailableError(f"the model could not be loaded: {self.failure}")
         if self._engine is not None and self.phase is Phase.READY and not self._engine.alive:
@@ -115,7 +115,7 @@ class Lifecycle:
             if self.phase is not Phase.FAILED:
                 self.phase = Phase.DRAINING
             self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
-        # Whoever waits may be cancelled; the draining goes on.
+        # A caller that is cancelled does not stop the draining.
         await asyncio.shield(self._draining)
 
     async def _load(self, model: ModelThread, tokenizer: ThreadPoolExecutor) -> None:
@@ -146,7 +146,6 @@ class Lifecycle:
             limits=Limits(
                 queue_requests=settings.max_queue_requests,
                 queue_rows=settings.max_queue_rows,
-                batch_rows=settings.batch_rows,
                 stall_seconds=settings.stall_seconds,
             ),
             observer=self._telemetry,
@@ -154,11 +153,12 @@ class Lifecycle:
         self._telemetry.base_loaded(base.prefix_cache)
         self._engine.start()
         self.phase = Phase.READY
+        cards = [one.card for one in adapters.served]
         _log.info(
             "ready",
-            model=adapters.find().model_name,
-            adapter=adapters.find().adapter_name,
-            adapters={one.adapter_name: one.adapter_digest for one in adapters.served},
+            model=cards[0].model,
+            adapter=cards[0].adapter,
+            adapters={card.adapter: card.digest for card in cards},
             load_seconds=round(loaded - started, 3),
             adapters_seconds=round(loop.time() - loaded, 3),
         )

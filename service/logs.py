@@ -38,7 +38,7 @@ def configure_logging(level: str, log_format: Literal["json", "console"]) -> Non
     root.handlers = [handler]
     ours = logging.getLogger("dalorra")
     ours.setLevel(level.upper())
-    root.setLevel(max(logging.WARNING, ours.level))  # what libraries say below, we say better
+    root.setLevel(max(logging.WARNING, ours.level))  # below, libraries repeat what our lines say
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[

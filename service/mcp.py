@@ -36,7 +36,7 @@ from dalorra.client.tool import adapter_of, parameters_schema, sentence, tool_de
 from dalorra.errors import InputError
 from service.api.answering import Answering
 from service.api.problems import INTERNAL, problem_of
-from service.api.schemas import PredictRequest, PredictResponse
+from service.api.schemas import PredictOptions, PredictRequest, PredictResponse
 from service.engine import Predictor
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle
@@ -53,7 +53,7 @@ class McpEndpoint:
     """The tool, and the ASGI endpoint that serves it.
 
     Args:
-        lifecycle: knows the adapter, once there is one.
+        lifecycle: knows the adapters, once they are loaded.
         answering: answers.
         telemetry: counts calls of the tool like requests to /predict.
         max_body_bytes: longest request body.
@@ -98,7 +98,7 @@ class McpEndpoint:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serves while it is entered, which it can be once."""
+        """Serves inside this context, which can be entered once."""
         async with self._manager.run():
             yield
 
@@ -109,7 +109,7 @@ class McpEndpoint:
             default, *others = self._lifecycle.adapters.served
         except ServiceError as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error
-        named = [(tool_name(one.adapter_name), one) for one in others]
+        named = [(tool_name(one.card.adapter), one) for one in others]
         tools = [_tool(*item) for item in [(tool_name(None), default), *named]]
         return ListToolsResult(tools=tools)
 
@@ -126,7 +126,8 @@ class McpEndpoint:
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
             inputs = [_checked(params.arguments)]
-            answered = await self._answering.answer(inputs, [request_id], adapter=adapter)
+            options = PredictOptions(adapter=adapter)
+            reply = await self._answering.answer(inputs, [request_id], options)
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type
@@ -138,8 +139,8 @@ class McpEndpoint:
                 content=[TextContent(type="text", text=f"{error_type}: {said}")], is_error=True
             )
         else:
-            outcome, facts = Outcome.OK, answered.facts
-            [body] = answered.bodies
+            outcome, facts = Outcome.OK, reply.facts
+            [body] = reply.bodies
             return CallToolResult(
                 content=[TextContent(type="text", text=sentence(body))],
                 structured_content=body.model_dump(mode="json", exclude_unset=True),
@@ -160,7 +161,7 @@ def _tool(name: str, predictor: Predictor) -> Tool:
     return Tool(
         name=name,
         title="Predict with uncertainty",
-        description=tool_description(predictor.adapter_name, predictor.labels),
+        description=tool_description(predictor.card.adapter, predictor.labels),
         input_schema=parameters_schema(predictor.fields),
         output_schema=_OUTPUT_SCHEMA,
         annotations=ToolAnnotations(
@@ -170,10 +171,10 @@ def _tool(name: str, predictor: Predictor) -> Tool:
 
 
 def _checked(arguments: dict[str, Any] | None) -> dict[str, str]:
-    """The arguments as an input; whether they fit the template is the engine's to say.
+    """The arguments as an input; the engine checks whether they fit the template.
 
     Raises:
-        InputError: one of them is not text.
+        InputError: an argument is not text.
     """
     try:
         value = PredictRequest(input=arguments or {}).input

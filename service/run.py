@@ -18,8 +18,8 @@ from service.tls import tls_options
 
 _log = structlog.get_logger("dalorra.service")
 
-_CLOSE_SECONDS = 5  # for the last answers to be read, once all are written
-_KEEP_ALIVE_SECONDS = 75  # above the idle time of common balancers: they close first, not we
+CLOSE_SECONDS = 5  # for the last answers to be read, once all are written
+_KEEP_ALIVE_SECONDS = 75  # above the idle time of common balancers, so that they close first
 
 
 def serve(config: Path | None = None, **overrides: Any) -> None:
@@ -60,7 +60,7 @@ def serve_app(app: FastAPI, settings: Settings) -> None:
         ws="none",
         lifespan="on",
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_CLOSE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
         **tls_options(settings),
     )
     Server(config, lifecycle).run()

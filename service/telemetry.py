@@ -23,8 +23,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dalorra.decision.policy import Decision
+from dalorra.decision.predictive import Prediction
 from dalorra.forward.llama.prefix_cache import PrefixCache
-from service.engine import Answer, Predictor
+from service.engine import Predictor
 from service.exemplars import exemplar
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -33,7 +34,7 @@ ROWS = tuple(float(2**n) for n in range(5, 17))
 REQUESTS = tuple(float(2**n) for n in range(9))
 # A variance of a probability is at most 1/4, and thresholds lie near its low end.
 VARIANCE = (0.00001, 0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
-# Policies cut at its low end; usual inputs are spread evenly over the rest.
+# Policies look at small p-values; usual inputs are spread evenly over all.
 NOVELTY_P = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 CONFIDENCE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
@@ -68,11 +69,6 @@ class Telemetry:
         self._tokens = self._counter("tokens", "Prompt tokens tokenised.")
         self._mask_samples = self._counter(
             "mask_samples", "Posterior samples averaged in answers.", ["adapter"]
-        )
-        self._early_stops = self._counter(
-            "early_stops",
-            "Answers that used fewer samples, as the rest could not change the decision.",
-            ["adapter", "decision"],
         )
         self._coalesced = self._counter(
             "coalesced_inputs", "Inputs answered by an identical one that was in flight."
@@ -151,16 +147,16 @@ class Telemetry:
             self.registry.register(_PrefixCacheCollector(prefix_cache))
 
     def adapter_loaded(self, predictor: Predictor) -> None:
-        """Says which adapter is served, and creates its series; those of its name go."""
-        name = predictor.adapter_name
+        """Creates the series of an adapter, in place of those under its name."""
+        card, name = predictor.card, predictor.card.adapter
         if name in self._served:
             self.adapter_unloaded(name)
         self._served[name] = predictor.labels
         self._adapter.labels(name).info(
             {
-                "digest": predictor.adapter_digest,
-                "model": predictor.model_name,
-                "method": predictor.method,
+                "digest": card.digest,
+                "model": card.model,
+                "method": card.method,
                 "scope": str(predictor.scope),
                 "samples": str(predictor.samples),
             }
@@ -171,7 +167,6 @@ class Telemetry:
         self._adapter_bytes.labels(name).set(predictor.nbytes)
         for decision in Decision:
             self._decisions.labels(name, decision)
-            self._early_stops.labels(name, decision)
         for label in predictor.labels:
             self._labels.labels(name, label)
         for metric in (self._mask_samples, self._variance, self._confidence, self._novelty):
@@ -183,7 +178,6 @@ class Telemetry:
             self._labels.remove(name, label)
         for decision in Decision:
             self._decisions.remove(name, decision)
-            self._early_stops.remove(name, decision)
         for metric in (
             self._adapter,
             self._adapter_bytes,
@@ -200,24 +194,20 @@ class Telemetry:
         self._inflight.inc()
 
     def request_finished(self, outcome: Outcome, error_type: str | None, seconds: float) -> None:
-        """It was answered, or its client left."""
+        """One prediction request was answered, or its client left."""
         self._inflight.dec()
         self._requests.labels(outcome).inc()
         if error_type is not None:
             self._failures.labels(error_type).inc()
         self._request_seconds.observe(seconds, exemplar())
 
-    def answered(
-        self, adapter: str, answer: Answer, decision: Decision, *, stopped_early: bool
-    ) -> None:
+    def answered(self, adapter: str, prediction: Prediction, decision: Decision) -> None:
         """One input was answered; not counted for an adapter that was unloaded meanwhile."""
-        prediction, link = answer.prediction, exemplar()
+        link = exemplar()
         if prediction.label not in self._served.get(adapter, ()):
             return
         self._mask_samples.labels(adapter).inc(prediction.samples)
         self._decisions.labels(adapter, decision).inc(exemplar=link)
-        if stopped_early:
-            self._early_stops.labels(adapter, decision).inc()
         self._labels.labels(adapter, prediction.label).inc()
         self._variance.labels(adapter).observe(prediction.variance, link)
         self._confidence.labels(adapter).observe(prediction.probability, link)

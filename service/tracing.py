@@ -20,13 +20,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from starlette.types import Scope
 
-from service.api.problems import Problem
 from service.engine import Answer
 from service.telemetry import package_version
 
 
 class Tracing:
-    """Makes spans; it is this app's own, not the process's.
+    """Makes the spans of one application, without touching what is global to the process.
 
     Args:
         provider: makes and exports spans; by default one as the environment says.
@@ -64,8 +63,7 @@ class Tracing:
                 span.set_attribute("http.route", route)
             if status := state.get("status"):  # none: the client left before
                 span.set_attribute("http.response.status_code", status)
-            problem: Problem | None = state.get("problem")
-            if problem is not None:
+            if problem := state.get("problem"):  # a Problem of the API, left by its errors
                 span.set_attribute("error.type", problem.error_type)
                 if problem.status >= 500:
                     span.set_status(trace.StatusCode.ERROR)

@@ -12,7 +12,7 @@ from tests.virtual_time import VirtualLoop, VirtualThread, run
 
 
 @dataclass
-class Record:
+class Journal:
     """An observer that remembers."""
 
     tokens: list[int] = field(default_factory=list)
@@ -44,15 +44,16 @@ class Bench:
         tokenize: float = 0.0,
         forward: float = 10.0,
         fields: Sequence[str] = ("sentence",),
+        batch_rows: int = 2_048,
     ) -> None:
         self.loop = loop
-        self.predictor = FakePredictor(fields)
-        self.record = Record()
+        self.predictor = FakePredictor(fields, batch_rows=batch_rows)
+        self.journal = Journal()
         self.engine = Engine(
-            model=VirtualThread(loop, lambda prompts: forward),
+            model=VirtualThread(loop, lambda predictor, prompts: forward),
             tokenizer=VirtualThread(loop, lambda entries: tokenize),
             limits=limited or limits(),
-            observer=self.record,
+            observer=self.journal,
         )
         self.engine.start()
 
@@ -67,10 +68,13 @@ class Bench:
         return [[text_of(prompt) for prompt in batch] for batch in self.predictor.batches]
 
     def assert_empty(self) -> None:
-        assert self.engine.queue_requests == 0
-        assert self.engine.queue_rows == 0
-        assert not self.engine._in_flight
-        assert not len(self.engine._queue)
+        assert_empty(self.engine)
+
+
+def assert_empty(engine: Engine) -> None:
+    """Nothing waits, holds a place or is on its way."""
+    assert (engine.queue_requests, engine.queue_rows) == (0, 0)
+    assert (engine.in_flight, engine.waiting) == (0, 0)
 
 
 def text_of(prompt: Prompt) -> str:

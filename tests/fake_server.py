@@ -17,7 +17,7 @@ from tests.fakes import FakeBase, FakePredictor
 
 def main(settings_json: str, predictor_json: str) -> None:
     settings = load_settings(**json.loads(settings_json))
-    options = json.loads(predictor_json)
+    options = {"batch_rows": settings.batch_rows, **json.loads(predictor_json)}
     load_seconds = options.pop("load_seconds", 0)
 
     def load(_: object) -> Base:

@@ -6,41 +6,59 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Self
 
-from dalorra.decision.policy import Policy
+from dalorra.adapter.manifest import Card
+from dalorra.decision.policy import CalibratedPoint, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError, InputError
+from dalorra.forward.batches import Batching
 from dalorra.prompts import InputFields, Prompt
 from service.engine import Limits
 
 POISON = ord("☠")
 CUE = (1, 2)
+POLICY = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
+PROMISE = Policy(
+    min_probability=0.6,
+    max_variance=0.05,
+    source="made up for a test",
+    target_error=0.05,
+    confidence=0.95,
+    path=tuple(
+        CalibratedPoint(
+            target_error=target,
+            min_probability=probability,
+            max_variance=variance,
+            accepted=0.3,
+            error=target / 2,
+            upper_bound=target,
+        )
+        for target, probability, variance in ((0.02, 0.9, 0.03), (0.01, 0.999, 0.05))
+    ),
+)
 
 
 def limits(**changes: float) -> Limits:
     """Limits that are in nobody's way, apart from `changes`."""
-    roomy = Limits(queue_requests=512, queue_rows=65_536, batch_rows=2_048, stall_seconds=300)
+    roomy = Limits(queue_requests=512, queue_rows=65_536, stall_seconds=300)
     return replace(roomy, **changes)  # type: ignore[arg-type]
 
 
 class FakePredictor:
-    """One token per character; the answer depends on the prompt, its samples on who decides.
+    """One token per character; the answer depends on the prompt alone.
 
     Attributes:
+        label: of every answer.
         seconds: time of one forward.
         gate: a forward waits for it; open by default.
         broken: every forward fails.
+        most: prompts that the memory has room for.
         encoded: inputs that were tokenised.
         batches: prompts of each forward that was tried.
     """
 
-    model_name = "fake-model"
-    adapter_name = "fake-adapter"
-    adapter_digest = "0123abcd"
-    method = "dalorra"
     scope = "answer_tokens"
     labels = ("negative", "positive")
     samples = 10
@@ -51,17 +69,25 @@ class FakePredictor:
         self,
         fields: Sequence[str] = ("sentence",),
         *,
+        policy: Policy = POLICY,
+        digest: str = "0123abcd",
+        label: str = "positive",
+        batch_rows: int = 2_048,
         seconds: float = 0.0,
         on_warm_up: Callable[[], None] = lambda: None,
     ) -> None:
+        self.card = Card("fake-model", "fake-adapter", digest, "dalorra")
         self.fields = tuple(fields)
         self.prefix_cache = None  # for it is its own base, too
         self.novelty = None
-        self.policy = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
+        self.policy = policy
+        self.batching = Batching(budget=batch_rows, price=40, padding=0.25, pads=False)
+        self.label = label
         self.seconds = seconds
         self.gate = threading.Event()
         self.gate.set()
         self.broken = False
+        self.most = 1_000
         self.encoded: list[InputFields] = []
         self.batches: list[list[Prompt]] = []
         self._on_warm_up = on_warm_up
@@ -84,21 +110,18 @@ class FakePredictor:
     def packed_rows(self, prompt: Prompt) -> int:
         return len(prompt.prompt_ids) + self.samples * len(prompt.cue_ids)
 
-    def predict(
-        self, prompts: Sequence[Prompt], deciders: Sequence[Policy | None] = ()
-    ) -> list[Prediction]:
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         self.batches.append(list(prompts))
         self.gate.wait()
         if self.seconds:
             time.sleep(self.seconds)
         if self.broken:
             raise RuntimeError("the device fell off the bus")
+        if len(prompts) > self.most:
+            raise MemoryError
         if any(POISON in prompt.prompt_ids for prompt in prompts):
             raise RuntimeError("this prompt is poisoned")
-        return [
-            replace(expected_prediction(prompt), samples=6 if decider else self.samples)
-            for prompt, decider in zip_longest(prompts, deciders)
-        ]
+        return [expected_prediction(prompt, self.label) for prompt in prompts]
 
     def read(self, path: Path | None) -> Self:
         """As a base on which it is the only adapter."""
@@ -143,28 +166,36 @@ class FakeBase:
         if adapter in self.misfits:
             raise AdapterError(f"{adapter} was trained on another base model")
         predictor = self._predictors.get(adapter) or FakePredictor()
-        predictor.adapter_name = name or adapter
-        predictor.adapter_digest = f"digest-of-{adapter}"
+        digest = f"digest-of-{adapter}"
+        predictor.card = replace(predictor.card, adapter=name or adapter, digest=digest)
         self.bound.append(predictor)
         return predictor
 
 
-def expected_prediction(prompt: Prompt) -> Prediction:
+def expected_prediction(prompt: Prompt, label: str = "positive") -> Prediction:
     """What the fake answers to a prompt."""
     digest = hashlib.sha256(repr(prompt.prompt_ids).encode()).digest()
     positive = 0.5 + digest[0] / 512
     # Ten samples, evenly spread; none may leave [0, 1].
     steps = [(2 * m - 9) / math.sqrt(33) for m in range(10)]  # mean 0, variance 1
     variance = digest[1] / 256 * min(0.04, ((1 - positive) / steps[-1]) ** 2)
+    return replace(
+        prediction(positive, variance, novelty=(1 + digest[2]) / 256),
+        label=label,
+        standard_error=math.sqrt(variance / 9),
+        sample_probabilities=tuple(positive + step * math.sqrt(variance) for step in steps),
+    )
+
+
+def prediction(probability: float, variance: float, novelty: float | None = None) -> Prediction:
+    """One with these numbers, as far as a policy looks at them."""
     return Prediction(
         label="positive",
-        probability=positive,
+        probability=probability,
         variance=variance,
-        probabilities={"negative": 1 - positive, "positive": positive},
+        probabilities={"negative": 1 - probability, "positive": probability},
         entropy=0.5,
         mutual_information=0.1,
         samples=10,
-        standard_error=math.sqrt(variance / 9),
-        novelty=(1 + digest[2]) / 256,
-        sample_probabilities=tuple(positive + step * math.sqrt(variance) for step in steps),
+        novelty=novelty,
     )

@@ -12,23 +12,22 @@ from dalorra.scoring.job import Job
 from dalorra.scoring.run import locally, score_file
 from tests.fakes import FakePredictor
 
-BATCH_ROWS = 200
 TEXTS = ["fine", "a much longer sentence, in two parts", "no", "good fun all the way", "x" * 60]
 
 
-def rows_of(texts: Iterable[str], **more: object) -> list[dict[str, object]]:
+def records_of(texts: Iterable[str], **more: object) -> list[dict[str, object]]:
     return [{"sentence": text, **more} for text in texts]
 
 
 def run(job: Job, predictor: FakePredictor, *, resume: bool = False) -> list[dict[str, Any]]:
-    score_file(job, locally(lambda: predictor, BATCH_ROWS), resume=resume)
+    score_file(job, locally(lambda: predictor), resume=resume)
     return read(job.out)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-        return rows
+        lines: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        return lines
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -4,6 +4,7 @@ The weights are random and large enough that a wrong row, mask or position chang
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,48 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dalorra.adapter.directory import save_adapter
-from dalorra.adapter.layer import StochasticPeftModel, attach, lora_config, stochastic_layers
-from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
+from dalorra import posteriors
+from dalorra.adapter.directory import Adapter, attached, read_adapter, save_adapter
+from dalorra.adapter.layer import (
+    StochasticPeftModel,
+    attach,
+    lora_config,
+    low_rank_updates,
+    mask_logits,
+    stochastic_layers,
+)
+from dalorra.adapter.manifest import BaseReference, Card, Manifest, library_versions
 from dalorra.base.model import BaseModel, load_base_model, weight_digest
-from dalorra.posteriors import RankMasks
-from dalorra.posteriors.bank import BankSpec
+from dalorra.decision.policy import Policy
+from dalorra.decision.predictive import Prediction
+from dalorra.forward.llama.base import ArrangedLlama
+from dalorra.forward.llama.network import PackedLlama
+from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.posteriors import Posterior
+from dalorra.posteriors.bank import BankSpec, MaskBank, NoiseBank
+from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer, Scope
 
 MODULES = ("q_proj", "v_proj", "lm_head")
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EXAMPLES: dict[str, tuple[str, Posterior]] = {
+    "dalorra": ("dalorra", posteriors.RankMasks()),
+    "mle": ("mle", posteriors.Deterministic()),
+    "map": ("map", posteriors.Deterministic()),
+    "input dropout": ("mc_dropout", posteriors.AdapterDropout(rate=0.3)),
+    "rank dropout": ("mc_dropout", posteriors.AdapterDropout(rate=0.3, position="rank")),
+    "ensemble": ("ensemble", posteriors.Ensemble(members=2)),
+    "random_mask": ("random_mask", posteriors.RandomMasks(off=1)),
+    "blob": ("blob", posteriors.GaussianDown()),
+    "tfb": ("tfb", posteriors.ColumnSpaceNoise(scale=0.3)),
+    "c_lora": ("c_lora", posteriors.ContextualMatrix(hidden=5)),
+}
+"""Method and posterior of everything that a bank can be drawn of."""
+
+_DEVIATIONS = {"down": 0.2, "up": 0.3, "mask_logits": 1.5}
 WORDS = ("Review", "Sentiment", *(f"Ġ{word}" for word in ("positive", "negative", "neutral")))
 FORMAT = PromptFormat(
     template="Review: {sentence}",
@@ -90,24 +122,30 @@ def tiny_base_model(folder: Path, **options: Any) -> Path:
 
 def tiny_adapter(
     base: BaseModel,
+    posterior: Posterior | None = None,
     *,
     rank: int = 4,
     last_layers: int | None = None,
-    modules: tuple[str, ...] = MODULES,
+    modules: Sequence[str] = MODULES,
     seed: int = 1,
 ) -> StochasticPeftModel:
-    """An adapter on `base` as after training: no tensor of it is zero, φ differs everywhere."""
+    """An adapter on `base` as after training: no tensor of it is zero; rank masks by default."""
     layers = base.model.config.num_hidden_layers
     last = None if last_layers is None else range(layers - last_layers, layers)
-    model: StochasticPeftModel = attach(
-        base.model, lora_config(rank, 3.0 * rank, modules, base.name, last), RankMasks()
-    )
+    config = lora_config(rank, 3.0 * rank, modules, base.name, last)
+    model: StochasticPeftModel = attach(base.model, config, posterior or posteriors.RankMasks())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in stochastic_layers(model).values():
-            for tensor, scale in ((layer.down, 0.2), (layer.up, 0.3), (layer.mask_logits, 1.5)):
-                tensor.copy_(scale * torch.randn(tensor.shape, generator=generator))
+            for name, tensor in layer.tensors.items():
+                drawn = torch.randn(tensor.shape, generator=generator)
+                tensor.copy_(_DEVIATIONS.get(name, 0.4) * drawn)
     return model.eval()
+
+
+def tiny_bank(model: StochasticPeftModel, samples: int = 5) -> MaskBank:
+    """Of an adapter with rank masks."""
+    return MaskBank.draw(mask_logits(model).detach(), BankSpec(samples=samples))
 
 
 def tiny_manifest(
@@ -115,24 +153,28 @@ def tiny_manifest(
     model: StochasticPeftModel,
     scope: Scope = "answer_tokens",
     *,
+    method: str = "dalorra",
+    posterior: Posterior | None = None,
     prompt: PromptFormat = FORMAT,
     last_layers: int | None = None,
     bank: BankSpec | None = None,
+    max_tokens: int = 64,
 ) -> Manifest:
-    """The manifest that belongs to `tiny_adapter(base)`."""
+    """The manifest that belongs to `tiny_adapter(base, posterior)`."""
     tokenizer = PromptTokenizer(base.tokenizer, prompt)
     return Manifest(
         name="tiny",
-        method="dalorra",
+        method=method,
+        posterior=posterior.model_dump() if posterior else {},
         method_parameters={"prior": 0.5, "temperature": 0.5},
         scope=scope,
         last_layers=last_layers,
-        base_model=BaseReference(name=base.name, digest=base.digest),
+        base_model=BaseReference(name=base.name, digest=base.digest, kind=base.kind),
         prompt=prompt,
         cue_tokens=list(tokenizer.cue_ids),
         label_tokens=dict(zip(prompt.labels, tokenizer.label_ids, strict=True)),
         modules=list(stochastic_layers(model)),
-        max_tokens=64,
+        max_tokens=max_tokens,
         bank=bank or BankSpec(samples=5, seed=3),
         versions=library_versions(),
     )
@@ -155,6 +197,42 @@ def save_tiny_adapter(
     return path
 
 
+def predictor_on(adapter: Adapter | Path, base: BaseModel, **options: Any) -> Predictor:
+    """The predictor of an adapter on `base`; options of `Predictor.of`."""
+    if isinstance(adapter, Path):
+        adapter = read_adapter(adapter)
+    with attached(adapter, base) as model:
+        return Predictor.of(adapter, base, model, **options)
+
+
+def predictor_before_saving(
+    model: StochasticPeftModel, base: BaseModel, manifest: Manifest, **options: Any
+) -> Predictor:
+    """The predictor of an attached adapter, as it is now; options of `Predictor`."""
+    return Predictor(
+        model,
+        PromptTokenizer(base.tokenizer, manifest.prompt, manifest.max_tokens),
+        posteriors.find_posterior(manifest.method, manifest.posterior),
+        manifest.bank,
+        manifest.scope,
+        card=Card(base.name, manifest.name, "", manifest.method),
+        policy=Policy.never(),
+        **options,
+    )
+
+
+def packed(
+    model: StochasticPeftModel,
+    label_ids: Tensor,
+    bank: NoiseBank,
+    scope: Scope = "answer_tokens",
+    prefix_cache: PrefixCache | None = None,
+) -> PackedLlama:
+    """The packed forward of an attached adapter, as it is now, on a base of its own."""
+    base = ArrangedLlama(model.get_base_model(), prefix_cache)
+    return PackedLlama(base, low_rank_updates(model), label_ids, bank, scope)
+
+
 def tiny_folders(folder: Path) -> tuple[Path, Path]:
     """A tiny adapter and its base model, both on disk."""
     base = tiny_base_model(folder / "base")
@@ -167,3 +245,17 @@ def tiny_prompts(
     """Ragged prompts."""
     tokenizer = PromptTokenizer(base.tokenizer, prompt)
     return [tokenizer.encode(sentence) for sentence in sentences]
+
+
+def random_prompts(lengths: Sequence[int], k: int) -> list[Prompt]:
+    """Prompts of these lengths, with a cue of k tokens after each."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Prompt(tuple(torch.randint(0, 300, (n,), generator=generator).tolist()), tuple(range(k)))
+        for n in lengths
+    ]
+
+
+def answer(probability: float, variance: float, novelty: float | None = None) -> Prediction:
+    """One of these numbers; the others say nothing."""
+    return Prediction("", probability, variance, {}, 0.0, 0.0, samples=1, novelty=novelty)

@@ -18,13 +18,14 @@ from transformers import (
 )
 
 from dalorra.adapter.directory import save_adapter
-from dalorra.adapter.layer import StochasticPeftModel, attach, lora_config, stochastic_layers
-from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
+from dalorra.adapter.layer import StochasticPeftModel, attach, lora_config
+from dalorra.adapter.manifest import Manifest
 from dalorra.base.families import head_modules, set_head
 from dalorra.base.model import BaseModel, weight_digest
 from dalorra.posteriors import Posterior, RankMasks
 from dalorra.posteriors.bank import BankSpec
 from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer
+from tests.tiny import tiny_manifest
 
 KINDS = ("bert", "distilbert")
 MODULES = {
@@ -59,34 +60,21 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_encoder(kind: str = "bert", *, seed: int = 0) -> PreTrainedModel:
     """Random float32 weights, frozen, dropout as published."""
-    vocabulary = len(tiny_tokenizer())
+    shared = {
+        "vocab_size": len(tiny_tokenizer()),
+        "max_position_embeddings": 48,
+        "initializer_range": 0.25,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel
         if kind == "bert":
-            model = BertForSequenceClassification(
-                BertConfig(
-                    vocab_size=vocabulary,
-                    hidden_size=16,
-                    num_hidden_layers=2,
-                    num_attention_heads=2,
-                    intermediate_size=24,
-                    max_position_embeddings=48,
-                    initializer_range=0.25,
-                )
-            )
+            sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+            config = BertConfig(**shared, **sizes, intermediate_size=24)
+            model = BertForSequenceClassification(config)
         else:
-            model = DistilBertForSequenceClassification(
-                DistilBertConfig(
-                    vocab_size=vocabulary,
-                    dim=16,
-                    n_layers=2,
-                    n_heads=2,
-                    hidden_dim=24,
-                    max_position_embeddings=48,
-                    initializer_range=0.25,
-                )
-            )
+            small = DistilBertConfig(**shared, dim=16, n_layers=2, n_heads=2, hidden_dim=24)
+            model = DistilBertForSequenceClassification(small)
     return model.eval().requires_grad_(False)
 
 
@@ -132,21 +120,7 @@ def tiny_encoder_manifest(
     base: BaseModel, model: StochasticPeftModel, *, bank: BankSpec | None = None
 ) -> Manifest:
     """The manifest that belongs to `tiny_encoder_adapter(base)`."""
-    tokenizer = PromptTokenizer(base.tokenizer, FORMAT)
-    return Manifest(
-        name="tiny",
-        method="dalorra",
-        method_parameters={},
-        scope="all_tokens",
-        base_model=BaseReference(name=base.name, digest=base.digest, kind="encoder"),
-        prompt=FORMAT,
-        cue_tokens=list(tokenizer.cue_ids),
-        label_tokens=dict(zip(FORMAT.labels, tokenizer.label_ids, strict=True)),
-        modules=list(stochastic_layers(model)),
-        max_tokens=32,
-        bank=bank or BankSpec(samples=5, seed=3),
-        versions=library_versions(),
-    )
+    return tiny_manifest(base, model, "all_tokens", prompt=FORMAT, bank=bank, max_tokens=32)
 
 
 def save_tiny_encoder_adapter(

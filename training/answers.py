@@ -1,64 +1,26 @@
-"""An adapter's answers to labelled examples, in batches of similar length."""
+"""An adapter's answers to labelled examples."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final
 
 from rich.console import Console
 from rich.progress import Progress
 
-from dalorra.decision.policy import Policy
-from dalorra.decision.predictive import PosteriorSamples, Prediction
+from dalorra.decision.predictive import Prediction
 from dalorra.errors import InputError
-from dalorra.prompts import InputFields, Prompt
+from dalorra.predictor import Predictor
+from dalorra.prompts import Prompt
+from training.laplace import LaplacePredictor
 from training.tasks import Example
 
+WINDOW: Final = 256
+"""Examples between two steps of the progress bar."""
 
-class Evaluable(Protocol):
-    """What is scored: the part of `dalorra.predictor.Predictor` that it takes."""
 
-    model_name: str
-    adapter_name: str
-    adapter_digest: str
-    method: str
-    policy: Policy
-
-    @property
-    def scope(self) -> str:
-        """Rows that the adapter acts on."""
-        ...
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names."""
-        ...
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Fields of the template."""
-        ...
-
-    @property
-    def samples(self) -> int:
-        """M."""
-        ...
-
-    def encode(self, value: InputFields, /) -> Prompt:
-        """Tokenises one input; `InputError` when it does not fit."""
-        ...
-
-    def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
-        """Answers by the M samples, order kept."""
-        ...
-
-    def predict_mean(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
-        """Answers by the mean mask, order kept."""
-        ...
-
-    def posterior_samples(self, prompts: Sequence[Prompt], /) -> PosteriorSamples:
-        """Distributions over the labels under every sample."""
-        ...
+Evaluable = Predictor | LaplacePredictor
+"""An adapter on its base that can be scored; the second kind cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +45,21 @@ def answer(
     examples: Sequence[Example],
     *,
     mean_mask: bool = True,
-    batch_size: int = 32,
     quiet: bool = True,
 ) -> Answers:
-    """Predicts every example, in batches of similar length, the longest first.
+    """Predicts every example, in windows of `WINDOW` of similar length, the longest first.
+
+    Args:
+        predictor: an adapter on its base model.
+        examples: labelled inputs.
+        mean_mask: whether to ask the mean mask, too.
+        quiet: whether to leave out the progress bar.
 
     Raises:
         InputError: an input does not fit the template; the message names the example.
     """
     prompts = [encode_example(predictor, example, n) for n, example in enumerate(examples, start=1)]
-    # Longest first: a batch that does not fit in memory fails at once and not at the end.
+    # What does not fit in memory then fails at once and not at the end.
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].tokens)
     sampled: dict[int, Prediction] = {}
     by_mean_mask: dict[int, Prediction] = {}
@@ -101,17 +68,17 @@ def answer(
     hidden = quiet or not error_console.is_terminal
     with Progress(console=error_console, disable=hidden, transient=True) as progress:
         bar = progress.add_task("evaluating", total=len(prompts))
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            chosen = [prompts[i] for i in batch]
+        for start in range(0, len(order), WINDOW):
+            window = order[start : start + WINDOW]
+            chosen = [prompts[i] for i in window]
             began = time.perf_counter()
-            sampled.update(zip(batch, predictor.predict(chosen), strict=True))
+            sampled.update(zip(window, predictor.predict(chosen), strict=True))
             between = time.perf_counter()
             if mean_mask:
-                by_mean_mask.update(zip(batch, predictor.predict_mean(chosen), strict=True))
+                by_mean_mask.update(zip(window, predictor.predict_mean(chosen), strict=True))
             seconds["sampled"] += between - began
             seconds["mean_mask"] += time.perf_counter() - between
-            progress.advance(bar, len(batch))
+            progress.advance(bar, len(window))
     return Answers(
         sampled=[sampled[i] for i in range(len(prompts))],
         mean_mask=[by_mean_mask[i] for i in range(len(by_mean_mask))],
@@ -123,7 +90,7 @@ def answer(
 def encode_example(predictor: Evaluable, example: Example, number: int) -> Prompt:
     """Tokenises the input of the `number`-th example, which an `InputError` names."""
     values = list(example.input.values())
-    # Where both have one field its name does not matter: any text can be asked of any template.
+    # Where both have one field its name does not matter: any text fits any such template.
     single = len(values) == 1 and len(predictor.fields) == 1
     try:
         return predictor.encode(values[0] if single else dict(example.input))

@@ -3,8 +3,6 @@
 `training.risk_control` has the mathematics; here are the data, the costs and the policy.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,34 +11,28 @@ import numpy as np
 import torch
 from scipy import optimize
 
-from dalorra.decision.policy import NEVER, CalibratedPoint, Decision, Policy
+from dalorra.decision.policy import NEVER, Answer, CalibratedPoint, Decision, Policy
 from dalorra.decision.predictive import PosteriorSamples
 from dalorra.errors import ConfigError
 from training.answers import Evaluable, answer, encode_example
 from training.evaluate import check_labels
-from training.promise import Answer, Promise, cost_matrix, scored_examples
-from training.risk_control import (
-    Scored,
-    ThresholdPath,
-    choose_steps,
-    declare_path,
-    upper_limit,
-)
-from training.tasks import Example, split_off
+from training.promise import Promise, cost_matrix, scored_examples
+from training.risk_control import ScoredExamples, choose_steps, declare_path, upper_limit
+from training.tasks import Example, data_digest, split_off
 
 PILOT_FRACTION = 0.1
-"""Share of the examples that declares the path: enough for its shape, most is left to test with."""
+"""Share of the examples that declares the path. Few show its shape; the tests need many."""
 
 STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Stricter targets to calibrate too, as fractions of the one that is asked for."""
 
-SPLIT_SEED = 0  # not an option: who may draw again until something qualifies proves nothing
+SPLIT_SEED = 0  # fixed: drawing again until something qualifies would void the promise
 TEMPERATURES = (0.05, 20.0)
-"""Least and most that `fit_temperature` looks at."""
+"""Lowest and highest temperature that `fit_temperature` tries."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredExamples:
     """Labelled examples and the predictions for them, in one order."""
 
     predictions: Sequence[Answer]
@@ -75,13 +67,13 @@ def calibrate(
         predictor: an adapter on its base model; it carries the new policy afterwards.
         examples: labelled inputs.
         promise: what must hold.
-        source: what the examples are, for the policy's record.
-        bank: how the predictor's samples were drawn, for the policy's record.
+        source: what the examples are, for the policy.
+        bank: how the predictor's samples were drawn, likewise.
         temperature: whether to divide all label logits by the temperature that makes the pilot's
             labels most likely. It changes the probabilities that are served.
         min_novelty_p: ε of the policy; None or 0 for none. An adapter without novelty features
             has nothing to compare with it.
-        novelty_digest: of those features, for the policy's record.
+        novelty_digest: of those features, for the policy.
         pilot_fraction: share of the examples that is not tested on.
         quiet: whether to leave out the progress bar.
 
@@ -97,7 +89,7 @@ def calibrate(
     check_labels(predictor.labels, examples)
     promise.check_labels(predictor.labels)
     tested, pilot = split_off(examples, float(pilot_fraction), SPLIT_SEED)
-    predictor.policy = Policy.never(predictor.adapter_digest)
+    predictor.policy = Policy.never(predictor.card.digest)
     if temperature:
         fitted = temperature_on(predictor, pilot)
         predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
@@ -111,7 +103,7 @@ def calibrate(
         }
     )
     declaring, deciding = (
-        Answered(answer(predictor, part, mean_mask=False, quiet=quiet).sampled, part)
+        AnsweredExamples(answer(predictor, part, mean_mask=False, quiet=quiet).sampled, part)
         for part in (pilot, tested)
     )
     predictor.policy = calibrated(frame, declaring, deciding, promise, predictor.labels)
@@ -119,13 +111,17 @@ def calibrate(
 
 
 def calibrated(
-    frame: Policy, pilot: Answered, tested: Answered, promise: Promise, labels: Sequence[str]
+    frame: Policy,
+    pilot: AnsweredExamples,
+    tested: AnsweredExamples,
+    promise: Promise,
+    labels: Sequence[str],
 ) -> Policy:
-    """The policy that accepts the most of what was answered and keeps the promise.
+    """The policy that accepts the most of the answers and keeps the promise.
 
     Args:
         frame: how the answers were made and where they are from; its thresholds are replaced.
-        pilot: declares what is tested.
+        pilot: declares which thresholds are tested.
         tested: tests it.
         promise: what must hold.
         labels: of the adapter.
@@ -159,32 +155,55 @@ def calibrated(
 
 def _escalated(policy: Policy, predictions: Sequence[Answer]) -> float:
     """Share of the predictions that the policy escalates."""
-    verdicts = [policy.decide(p.probability, p.variance, p.novelty) for p in predictions]
+    verdicts = [policy.decide(p) for p in predictions]
     return sum(verdict.decision is Decision.ESCALATE for verdict in verdicts) / len(verdicts)
 
 
 def points_of(
-    policy: Policy, pilot: Answered, tested: Answered, promise: Promise, labels: Sequence[str]
+    policy: Policy,
+    pilot: AnsweredExamples,
+    tested: AnsweredExamples,
+    promise: Promise,
+    labels: Sequence[str],
 ) -> list[CalibratedPoint]:
-    """Thresholds for the promise and for stricter targets, of what is not too novel for `policy`.
+    """Thresholds for the promise and for the stricter targets that are reached too, strictest last.
 
-    Empty when the promise cannot be kept.
+    Empty when the promise itself cannot be kept. What is too novel for `policy` is left out of the
+    pilot and of the tests, and counts among those not accepted.
 
     Raises:
         ConfigError: the policy has a novelty level, and the predictions no novelty.
     """
-    familiar = [_familiar(policy, part, promise, labels) for part in (pilot, tested)]
-    if familiar[0] is None or familiar[1] is None:
+    declaring, deciding = (_familiar(policy, part, promise, labels) for part in (pilot, tested))
+    if declaring is None or deciding is None:
         return []
-    scale = float(cost_matrix(labels, promise.costs).max())
-    asked = len(tested.examples)
-    return calibrated_points(familiar[0], familiar[1], promise, scale=scale, asked=asked)
+    scale = float(cost_matrix(labels, promise.costs).max())  # what a loss of 1 costs
+    stricter = [float(f"{promise.target_error * part:.6g}") for part in STRICTER]
+    targets = [promise.target_error, *stricter]
+    path = declare_path(declaring)
+    in_losses = [target / scale for target in targets]
+    steps = choose_steps(path, declaring, deciding, in_losses, promise.confidence)
+    counts, losses = path.totals(deciding, deciding.risks[0])
+
+    def point(step: int, target: float) -> CalibratedPoint:
+        count, loss = int(counts[step]), float(losses[step])
+        limit = upper_limit(loss, count, promise.confidence, binary=deciding.risks[0].binary)
+        return CalibratedPoint(
+            target_error=target,
+            min_probability=float(path.min_probability[step]),
+            max_variance=float(path.max_variance[step]),
+            accepted=count / len(tested.examples),
+            error=scale * loss / count,
+            upper_bound=min(scale * limit, target),  # rounding must not make it exceed the target
+        )
+
+    return [point(s, target) for s, target in zip(steps, targets, strict=True) if s is not None]
 
 
 def _familiar(
-    policy: Policy, part: Answered, promise: Promise, labels: Sequence[str]
-) -> Scored | None:
-    """The examples that are not too novel for `policy`; None when there is none."""
+    policy: Policy, part: AnsweredExamples, promise: Promise, labels: Sequence[str]
+) -> ScoredExamples | None:
+    """The examples that are not too novel for `policy`; None where all are."""
     if policy.min_novelty_p and any(p.novelty is None for p in part.predictions):
         raise ConfigError(
             "a novelty level needs novelty features, which the adapter does not have: fit them "
@@ -199,59 +218,6 @@ def _familiar(
         return None
     predictions, truth = zip(*kept, strict=True)
     return scored_examples(predictions, truth, labels, promise)
-
-
-def calibrated_points(
-    pilot: Scored,
-    tested: Scored,
-    promise: Promise,
-    *,
-    scale: float = 1.0,
-    asked: int | None = None,
-) -> list[CalibratedPoint]:
-    """Thresholds for the promise and for stricter targets that are reached too, strictest last.
-
-    Empty when the promise itself cannot be kept.
-
-    Args:
-        pilot: declares the path.
-        tested: tests it.
-        promise: gives target and confidence.
-        scale: the cost that a loss of 1 stands for.
-        asked: how many examples the accepted are a share of, when more than were tested.
-    """
-    path = declare_path(pilot)
-    stricter = [float(f"{promise.target_error * part:.6g}") for part in STRICTER]
-    targets = [promise.target_error, *stricter]
-    steps = choose_steps(path, pilot, tested, [t / scale for t in targets], promise.confidence)
-    return [
-        _point(path, step, tested, target, promise.confidence, scale, asked)
-        for target, step in zip(targets, steps, strict=True)
-        if step is not None
-    ]
-
-
-def _point(
-    path: ThresholdPath,
-    step: int,
-    tested: Scored,
-    target: float,
-    confidence: float,
-    scale: float,
-    asked: int | None,
-) -> CalibratedPoint:
-    risk = tested.risks[0]
-    counts, losses = path.totals(tested, risk)
-    count, loss = int(counts[step]), float(losses[step])
-    limit = upper_limit(loss, count, confidence, binary=risk.binary)
-    return CalibratedPoint(
-        target_error=target,
-        min_probability=float(path.min_probability[step]),
-        max_variance=float(path.max_variance[step]),
-        accepted=count / (asked or len(tested.probability)),
-        error=scale * loss / count,
-        upper_bound=min(scale * limit, target),  # rounding must not make it exceed the target
-    )
 
 
 def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
@@ -284,12 +250,5 @@ def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
 def temperature_on(predictor: Evaluable, pilot: Sequence[Example]) -> float:
     """`fit_temperature` on labelled examples; the policy's own temperature has to be 1."""
     prompts = [encode_example(predictor, example, n) for n, example in enumerate(pilot, start=1)]
-    order = sorted(range(len(pilot)), key=lambda i: -prompts[i].tokens)
-    samples = predictor.posterior_samples([prompts[i] for i in order])
-    return fit_temperature(samples, [predictor.labels.index(pilot[i].label) for i in order])
-
-
-def data_digest(examples: Sequence[Example]) -> str:
-    """sha256 over inputs and labels, in order."""
-    content = json.dumps([[dict(e.input), e.label] for e in examples], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    targets = [predictor.labels.index(example.label) for example in pilot]
+    return fit_temperature(predictor.posterior_samples(prompts), targets)

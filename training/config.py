@@ -14,13 +14,16 @@ from dalorra.prompts import Scope
 from training.methods import METHODS, AnyMethod, Dalorra
 from training.orthography import Augment
 from training.tasks import Task, load_task
+from training.yaml_file import read_yaml
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings by name: an unknown name is refused, and nothing changes during a run."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the examples are.
 
     Attributes:
@@ -42,7 +45,7 @@ class DataConfig(_Section):
     evaluation_holdout: int | None = Field(default=None, ge=1)
 
 
-class AdapterConfig(_Section):
+class AdapterConfig(Section):
     """Shape of the adapter (DALorRA, section 5.1: r = 8, α = 16 on q_proj, v_proj and lm_head).
 
     Attributes:
@@ -61,7 +64,7 @@ class AdapterConfig(_Section):
     weight_dtype: WeightDtype = "bfloat16"
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """AdamW with linear decay (DALorRA, appendix A.3).
 
     Attributes:
@@ -80,7 +83,7 @@ class OptimizerConfig(_Section):
     max_grad_norm: float = Field(default=1.0, gt=0.0)
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Evaluation on the hold-out during training.
 
     Attributes:
@@ -99,7 +102,7 @@ class EvaluationConfig(_Section):
     novelty_augment: Augment = "orthography"
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """One run.
 
     Attributes:
@@ -140,12 +143,7 @@ def read_config(path: Path, overrides: dict[str, str] | None = None) -> Training
     Raises:
         ConfigError: not readable, not YAML, an unknown name or an impossible value.
     """
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no mapping: write `name: value` lines")
     for dotted, value in (overrides or {}).items():
@@ -156,7 +154,7 @@ def read_config(path: Path, overrides: dict[str, str] | None = None) -> Training
     try:
         return TrainingConfig.model_validate(content)
     except ValidationError as error:
-        # A task in place is tried as a name first; what is wrong with it lies deepest.
+        # A task that is written out is tried as a name, too: the deepest error is the task's own.
         raise ConfigError(f"{path}: {first_problem(error)}") from error
 
 

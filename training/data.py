@@ -1,11 +1,9 @@
 """The examples of one run: what it trains on, what it selects with, what it is scored on."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 from training.config import TrainingConfig
-from training.tasks import Example, Task, load_examples, split_off, subsample
+from training.tasks import Example, Task, data_digest, load_examples, split_off, subsample
 
 _TEST_SEED = 0  # the same test set for every run's seed
 
@@ -20,9 +18,8 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """sha256 over the training examples, in order."""
-        content = json.dumps([[dict(e.input), e.label] for e in self.train], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        """`data_digest` of the training examples."""
+        return data_digest(self.train)
 
 
 def load_data(config: TrainingConfig, task: Task) -> Data:

@@ -1,23 +1,9 @@
-"""What a number was measured with: versions of the libraries, and the machine."""
+"""The machine that a number was measured on."""
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
-
-PACKAGES = ("dalorra-service", "torch", "transformers", "peft", "safetensors", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that decide numbers, as far as installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            continue
-    return found
 
 
 def hardware() -> dict[str, str | int]:

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
 
+from dalorra.adapter.manifest import library_versions
 from dalorra.decision import metrics
 from dalorra.decision.intervals import binomial_interval
 from dalorra.decision.policy import Decision, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import ConfigError
 from training.answers import Answers, Evaluable, answer
-from training.environment import hardware, versions
+from training.environment import hardware
 from training.figures import (
     acceptance_figure,
     decisions_figure,
@@ -52,7 +53,6 @@ def evaluate(
     *,
     task: str | None = None,
     seeds: Mapping[str, int] | None = None,
-    batch_size: int = 32,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Predicts and scores every example.
@@ -63,23 +63,22 @@ def evaluate(
         out_dir: where to write `metrics.json`, `predictions.jsonl` and four figures:
             `reliability.png`, `risk_coverage.png`, `acceptance.png`, `decisions.png`; None writes
             nothing.
-        task: name of the data, for the record.
-        seeds: seeds that the adapter depends on, for the record.
-        batch_size: examples per call of the predictor, of similar length.
+        task: name of the data, for `metrics.json`.
+        seeds: seeds that the adapter depends on, likewise.
         quiet: whether to leave out the progress bar and the table.
 
     Returns:
-        What `metrics.json` holds. The scores of the M samples are at the top level, those of the
-        mean mask under `mean_mask`; None is a score that does not exist, such as the AUROC of a
-        set without errors.
+        The content of `metrics.json`. The scores of the M samples are at the top level, those of
+        the mean mask under `mean_mask`; None is a score that does not exist, such as the AUROC of
+        a set without errors.
 
     Raises:
         ConfigError: there are no examples, or one has a label that the adapter cannot answer.
         InputError: an input does not fit the adapter's template.
     """
     check_labels(predictor.labels, examples)
-    answers = answer(predictor, examples, batch_size=batch_size, quiet=quiet)
-    truth = [example.label for example in examples]
+    answers = answer(predictor, examples, quiet=quiet)
+    truth, card = [example.label for example in examples], predictor.card
     result: dict[str, Any] = {
         "task": task,
         "n": len(examples),
@@ -88,15 +87,15 @@ def evaluate(
         "mean_mask": score(answers.mean_mask, truth, sampled=False),
         "decisions": _by_decision(predictor.policy, answers.sampled, truth),
         "policy": predictor.policy.model_dump(mode="json"),
-        "model": predictor.model_name,
-        "adapter": predictor.adapter_name,
-        "adapter_digest": predictor.adapter_digest,
-        "method": predictor.method,
+        "model": card.model,
+        "adapter": card.adapter,
+        "adapter_digest": card.digest,
+        "method": card.method,
         "scope": predictor.scope,
         "samples": predictor.samples,
         "seeds": dict(seeds or {}),
         "seconds": answers.seconds,
-        "versions": versions(),
+        "versions": library_versions(),
         "hardware": hardware(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -116,7 +115,7 @@ def score(
     Args:
         predictions: one or more, with the same labels.
         truth: name of the true label of each.
-        sampled: whether the variance means anything; adds the scores that judge it.
+        sampled: whether the predictions have a variance; adds the scores of it.
 
     Returns:
         Always: accuracy, ece, nll (nats), brier, aurc and auroc of the confidence, `acceptance`
@@ -186,10 +185,7 @@ def _by_decision(
     """
     wrong: dict[Decision, list[bool]] = {decision: [] for decision in Decision}
     for prediction, name in zip(predictions, truth, strict=True):
-        decision = policy.decide(
-            prediction.probability, prediction.variance, prediction.novelty
-        ).decision
-        wrong[decision].append(prediction.label != name)
+        wrong[policy.decide(prediction).decision].append(prediction.label != name)
     return {
         decision.value: {
             "n": len(flags),
@@ -250,9 +246,7 @@ def _prediction_lines(
             "true_label": example.label,
             "correct": sampled.label == example.label,
             **asdict(sampled),
-            "decision": policy.decide(
-                sampled.probability, sampled.variance, sampled.novelty
-            ).decision.value,
+            "decision": policy.decide(sampled).decision.value,
             "truncated": truncated,
             "mean_mask": {"label": mean.label, "probabilities": mean.probabilities},
         }

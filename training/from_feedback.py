@@ -1,4 +1,4 @@
-"""A policy out of what a server answered and was told: no data set, no base model, no forward."""
+"""A policy from a server's answers and the feedback on them: no data set, no base model."""
 
 import hashlib
 import json
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dalorra.adapter.directory import Adapter
-from dalorra.decision.policy import Policy
-from training.calibrate import PILOT_FRACTION, SPLIT_SEED, Answered, calibrated
-from training.promise import Answer, Promise
+from dalorra.decision.policy import Answer, Policy
+from training.calibrate import PILOT_FRACTION, SPLIT_SEED, AnsweredExamples, calibrated
+from training.promise import Promise
 from training.tasks import Example, split_off
 
 
 class JudgedAnswer(Answer, Protocol):
-    """An answer whose truth is known; equal inputs have equal names, where those are known."""
+    """An answer whose true label is known. Answers to one input have one `name`, if it was kept."""
 
     @property
     def name(self) -> str: ...
@@ -38,7 +38,7 @@ def calibrate_from_feedback(
 
     Args:
         adapter: the one that answered, under the temperature of its present policy.
-        answers: of the whole bank.
+        answers: those that were judged, each of the whole bank.
         promise: what must hold.
         min_novelty_p: see `calibrate`.
         pilot_fraction: share of the answers that declares the thresholds.
@@ -51,7 +51,7 @@ def calibrate_from_feedback(
     named = [Example({"name": answer.name}, answer.true_label) for answer in answers]
     answer_of = {id(example): answer for example, answer in zip(named, answers, strict=True)}
     tested, pilot = (
-        Answered([answer_of[id(example)] for example in part], part)
+        AnsweredExamples([answer_of[id(example)] for example in part], part)
         for part in split_off(named, float(pilot_fraction), SPLIT_SEED)
     )
     novelty, old = adapter.novelty, adapter.policy or Policy.never()
@@ -69,5 +69,7 @@ def calibrate_from_feedback(
 
 def _digest(answers: Sequence[JudgedAnswer]) -> str:
     """sha256 over names, scores and labels, in order."""
-    rows = [[a.name, a.label, a.probability, a.variance, a.novelty, a.true_label] for a in answers]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    judged = [
+        [a.name, a.label, a.probability, a.variance, a.novelty, a.true_label] for a in answers
+    ]
+    return hashlib.sha256(json.dumps(judged).encode()).hexdigest()

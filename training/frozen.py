@@ -1,4 +1,4 @@
-"""A base model as runs one after another share it."""
+"""A base model that several runs use one after another."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from training.prompt_cache import PromptCache
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrozenBase:
-    """A base model, arranged once, and what is known of its prompts: what runs can share.
+    """A base model, arranged once, with the keys and values of its prompts.
 
     Attributes:
         model: the base model, without an adapter.
-        packed: the same for the network that evaluates.
+        arranged: the same, for the network that evaluates.
         prompt_cache: keys and values of training prompts.
     """
 
     model: BaseModel
-    packed: ArrangedBase
+    arranged: ArrangedBase
     prompt_cache: PromptCache
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.directory import attached, read_adapter
 from dalorra.base.model import load_base_model
 from dalorra.posteriors import Laplace
 from dalorra.predictor import Predictor
@@ -23,6 +23,7 @@ def load_evaluable(
     base = load_base_model(
         base_model or adapter.manifest.base_model.name, device=device, dtype=dtype
     )
-    if not isinstance(adapter.posterior, Laplace):
-        return Predictor.from_adapter(adapter, base)
-    return LaplacePredictor.from_adapter(adapter, base)
+    if isinstance(adapter.posterior, Laplace):
+        return LaplacePredictor.from_adapter(adapter, base)
+    with attached(adapter, base) as model:
+        return Predictor.of(adapter, base, model)

@@ -1,39 +1,26 @@
 """Fits an adapter's novelty features, see `dalorra.decision.novelty`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from dalorra.decision.novelty import Novelty
 from dalorra.errors import ConfigError
-from dalorra.prompts import Prompt
 from training.answers import Evaluable, encode_example
-from training.calibrate import data_digest
 from training.orthography import Augment, spellings
-from training.tasks import Example, split_off, subsample
+from training.tasks import Example, data_digest, split_off, subsample
 
 REFERENCE_EXAMPLES = 600
 """Training examples whose features are fitted, in two spellings: enough for 128 components."""
 
 CALIBRATION_EXAMPLES = 300
-"""Held-out examples that are scored, in all spellings: minutes of work. The share of usual inputs
-below a level of 1 % is then 1 % at most, with a standard deviation of 0.6 % over their draw."""
-
-_BATCH = 32
-
-
-class HasFeatures(Evaluable, Protocol):
-    """What novelty is fitted on: the part of `dalorra.predictor.Predictor` that it needs."""
-
-    def novelty_features(self, prompts: Sequence[Prompt], /) -> Tensor:
-        """`[B, d]`, order kept."""
-        ...
+"""Held-out examples that are scored, in all spellings. The share of usual inputs below a level of
+1 % is then 1 % at most, with a standard deviation of 0.6 % over the draw of these examples."""
 
 
 def fit_novelty(
-    predictor: HasFeatures,
+    predictor: Evaluable,
     training: Sequence[Example],
     calibration: Sequence[Example],
     *,
@@ -75,7 +62,7 @@ def fit_novelty(
     return Novelty.fit(
         _features(predictor, reference).flatten(0, 1),
         _features(predictor, unseen),
-        adapter_digest=predictor.adapter_digest,
+        adapter_digest=predictor.card.digest,
     )
 
 
@@ -85,11 +72,11 @@ def trained_and_held_out(
     """The examples that an adapter was trained on, and those that its run held out.
 
     Args:
-        training: what its `dalorra.json` records of the run.
+        training: what its `dalorra.json` says of the run.
         examples: of the task's training split.
 
     Raises:
-        ConfigError: the record is incomplete, or the examples are not those of the run.
+        ConfigError: it says too little, or the examples are not those of the run.
     """
     try:
         config = training["config"]
@@ -111,16 +98,10 @@ def trained_and_held_out(
     return remaining, held_out
 
 
-def _features(predictor: HasFeatures, variants: Sequence[Sequence[Example]]) -> Tensor:
-    """`[n, v, d]` of n examples in v variants, computed in batches of similar length."""
+def _features(predictor: Evaluable, variants: Sequence[Sequence[Example]]) -> Tensor:
+    """`[n, v, d]` of n examples in v variants."""
     prompts = [
         encode_example(predictor, one, n) for n, some in enumerate(variants, 1) for one in some
     ]
-    order = sorted(range(len(prompts)), key=lambda i: -prompts[i].tokens)
-    found = torch.cat(
-        [
-            predictor.novelty_features([prompts[i] for i in order[start : start + _BATCH]])
-            for start in range(0, len(order), _BATCH)
-        ]
-    )
-    return found[torch.tensor(order).argsort()].view(len(variants), -1, found.shape[-1])
+    found = predictor.novelty_features(prompts)
+    return found.view(len(variants), -1, found.shape[-1])

@@ -23,7 +23,7 @@ from dalorra.forward.reference_rows import PackedRows, pack, pack_texts
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
 from training.attention import differentiable_attention
-from training.methods import Method
+from training.methods.method import Method
 from training.prompt_cache import PromptCache
 
 
@@ -34,8 +34,8 @@ class Loss:
     Attributes:
         total: what is minimised, `nll + penalty / N`.
         nll: mean over the batch and the S samples.
-        penalty: the method's over the whole training set, such as KL_total; N times the mean
-            over the batch where it is paid by the example.
+        penalty: of the method, for the whole training set, such as KL_total. What every example
+            adds of its own counts N times, as its mean over the batch.
     """
 
     total: Tensor
@@ -78,11 +78,11 @@ class Objective:
     ) -> Loss:
         """The loss of `prompts` with `labels` `[B]`, indices into the label set."""
         modules = module_tensors(model)
-        members = self.method.members(len(prompts))
-        bank = self.method.draw(modules, members.numel(), generator)
-        scores, rows = self._scores(model, prompts, members, bank)  # [B, S, K]
-        samples = scores.shape[1]
-        nll = F.cross_entropy(scores.flatten(0, 1), labels.repeat_interleave(samples))
+        samples = self.method.samples_of(len(prompts))  # [B or 1, S]
+        bank = self.method.draw(modules, samples.numel(), generator)
+        scores, rows = self._scores(model, prompts, samples, bank)  # [B, S, K]
+        targets = labels.repeat_interleave(scores.shape[1])
+        nll = F.cross_entropy(scores.flatten(0, 1), targets)
         own = self.method.example_penalty(bank, rows)
         penalty = self.method.penalty(modules) + self.train_size * own
         total = nll + penalty / self.train_size
@@ -92,15 +92,15 @@ class Objective:
         self,
         model: StochasticPeftModel,
         prompts: Sequence[Prompt],
-        members: Tensor,
+        samples: Tensor,
         bank: NoiseBank,
     ) -> tuple[Tensor, PackedRows]:
         """Logits of the labels `[B, S, K]`, and the rows of their forward."""
         base = cast(PreTrainedModel, model.get_base_model())
         if is_encoder(base):
-            rows = pack_texts(prompts, members).to(base.device)
+            rows = pack_texts(prompts, samples).to(base.device)
             return class_logits(base, rows, bank)[0], rows
-        rows = pack(prompts, members, self.scope).to(base.device)
+        rows = pack(prompts, samples, self.scope).to(base.device)
         past = self.cache.past(model, prompts) if self.cache else None
         with differentiable_attention(base):
             return answer_logits(model, rows, bank, self.label_ids, past), rows

@@ -1,8 +1,8 @@
 """One text in several spellings: what it says stays, how it is typed changes.
 
-Corpora are often typed in one way, all in lower case with spaces around each mark, say, and the
-inputs to come in another. Fitted on these variants, a novelty score does not take the one for news
-in the other, see `training.novelty`.
+Corpora are often typed in one way, all in lower case with spaces around each mark, say, and later
+inputs in another. A novelty score that is fitted on these variants does not call an input novel for
+its typing alone, see `training.novelty`.
 """
 
 import re
@@ -46,7 +46,7 @@ def title(text: str) -> str:
 
 
 def _closed(text: str, mark: str) -> str:
-    """The text with another closing mark; as it is where it is nothing else."""
+    """The text with another closing mark; a text of closing marks alone stays as it is."""
     stripped = text.rstrip(_CLOSING)
     if not stripped:
         return text
@@ -67,7 +67,7 @@ VARIANTS: Final = len(_SPELLINGS)
 
 
 def spellings(example: Example) -> list[Example]:
-    """The example as it is, and with all of its fields spelt in `VARIANTS - 1` other ways."""
+    """The example as it is, then with all of its fields spelt in `VARIANTS - 1` other ways."""
     return [
         Example({name: spelt(text) for name, text in example.input.items()}, example.label)
         for spelt in _SPELLINGS

@@ -1,4 +1,4 @@
-"""The folder of a run: its record, and where an interrupted one goes on."""
+"""The folder of a run: what it was asked to do, and where an interrupted one goes on."""
 
 import json
 from pathlib import Path
@@ -21,15 +21,15 @@ def prepare_output(config: TrainingConfig, resume: bool) -> str | None:
     Of several processes the main one does so, and the others find the same checkpoint.
     """
     output = config.output_dir
-    record = output / RUN_FILE
+    described = output / RUN_FILE
     if not Process.this().is_main:
         return _last_checkpoint(output) if resume else None
-    if not record.exists():
+    if not described.exists():
         output.mkdir(parents=True, exist_ok=True)
         return None
     if not resume:
         raise ConfigError(f"{output} holds a run already: pass --resume, or another output_dir")
-    if json.loads(record.read_text(encoding="utf-8"))["config"] != portable(config):
+    if json.loads(described.read_text(encoding="utf-8"))["config"] != portable(config):
         raise ConfigError(f"{output} holds a run with another configuration: resume with that one")
     checkpoint = _last_checkpoint(output)
     step = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
@@ -47,7 +47,7 @@ def _last_checkpoint(output: Path) -> str | None:
 
 
 def portable(config: TrainingConfig, *left_out: str) -> dict[str, Any]:
-    """The configuration without the run's folders, and without what may name others."""
+    """The configuration without the folders of this machine and the sections `left_out`."""
     exclude: dict[str, Any] = {"output_dir": True, "data": {"source"}}
     return config.model_dump(mode="json", exclude=exclude | dict.fromkeys(left_out, True))
 

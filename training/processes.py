@@ -9,10 +9,10 @@ from dalorra.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """This process among those that train together; alone where nothing else is said.
+    """This process among those that train together; the only one where no launcher says otherwise.
 
     Attributes:
-        index: from 0; the main one writes files and talks.
+        index: from 0, which is the main process: it writes files and prints.
         local_index: among those on this machine.
         count: of all of them.
     """
@@ -23,7 +23,7 @@ class Process:
 
     @classmethod
     def this(cls) -> Self:
-        """The one that runs this code."""
+        """The process that runs this code."""
         return cls(
             int(os.environ.get("RANK", "0")),
             int(os.environ.get("LOCAL_RANK", "0")),
@@ -32,11 +32,11 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the one that writes files."""
+        """Whether it is the process that writes files."""
         return self.index == 0
 
     def device(self, wanted: str) -> str:
-        """Its own device where several processes want `auto` or `cuda`.
+        """The device to use: of several processes that want `auto` or `cuda`, each its own GPU.
 
         Raises:
             ConfigError: several want the same GPU.

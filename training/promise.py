@@ -1,15 +1,14 @@
-"""What accepted answers must keep: an error rate, or a mean cost, and rates for single labels."""
+"""What accepted answers must keep: an error rate or a mean cost, and rates of single labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from dalorra.decision.policy import Policy
+from dalorra.decision.policy import Answer, Policy
 from dalorra.decision.promise_watch import false_accept_cost
 from dalorra.errors import ConfigError
-from training.risk_control import FloatArray, Risk, Scored
+from training.risk_control import FloatArray, Risk, ScoredExamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +19,8 @@ class Promise:
         target_error: largest error rate among accepted answers, in (0, 1); with `costs` the
             largest mean cost of an accepted answer.
         confidence: probability over the draw of the labelled examples that it is kept.
-        class_targets: label → largest error rate among accepted answers with that label. Such a
-            label must be accepted often enough to show it, or nothing is.
+        class_targets: label → largest error rate among accepted answers with that label. A label
+            that is accepted too rarely to show its rate is a reason to accept nothing at all.
         costs: predicted label, or `true:predicted`, → cost of that false accept; others cost 1.
     """
 
@@ -41,7 +40,7 @@ class Promise:
                 raise ConfigError(f"cost {name!r} is {cost:g}, but must be finite and not negative")
 
     def check_labels(self, labels: Sequence[str]) -> None:
-        """Refuses, with `ConfigError`, names that are no label, and false accepts that are free."""
+        """Raises `ConfigError` for a name that is no label, or where all false accepts are free."""
         if unknown := sorted(self.class_targets.keys() - set(labels)):
             raise ConfigError(_no_label(unknown[0], labels))
         cost_matrix(labels, self.costs)
@@ -72,23 +71,10 @@ def cost_matrix(labels: Sequence[str], costs: Mapping[str, float]) -> FloatArray
     return matrix
 
 
-class Answer(Protocol):
-    """What of a prediction the tests need."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def probability(self) -> float: ...
-    @property
-    def variance(self) -> float: ...
-    @property
-    def novelty(self) -> float | None: ...
-
-
 def scored_examples(
     answers: Sequence[Answer], truth: Sequence[str], labels: Sequence[str], promise: Promise
-) -> Scored:
-    """Answers and the names of their true labels as the tests need them.
+) -> ScoredExamples:
+    """Answers with their true labels in the form that the tests work on.
 
     Args:
         answers: one or more.
@@ -112,7 +98,7 @@ def scored_examples(
     ]
     for name, target in promise.class_targets.items():
         risks.append(Risk(wrong.astype(np.float64), predicted == labels.index(name), target))
-    return Scored(
+    return ScoredExamples(
         np.array([answer.probability for answer in answers]),
         np.array([answer.variance for answer in answers]),
         tuple(risks),

@@ -5,9 +5,10 @@ values are constants of the training set. They are computed under `no_grad`, sev
 pass, and the cue rows of a step attend to them. A run that comes back to its prompts keeps as many
 as fit into memory.
 
-The last digits of a prompt depend on those it is computed with, and a resumed run must repeat an
-unbroken one bit for bit. So what is kept is computed in groups that the training set alone
-decides, and the rest of a mini-batch together, which is the same mini-batch after a resumption.
+The last digits of a prompt's keys and values depend on the prompts it is computed with, and a
+resumed run must repeat an unbroken one bit for bit. So what is kept is computed in groups that
+the training set alone decides, and the rest of a mini-batch together: a resumed run has the same
+mini-batches.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """An evaluation for people: a table for the terminal, and the adapter's model card."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,14 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "label, its probability averaged over fixed samples of that posterior, and the variance",
         "between them.",
         "",
-        *_table(("", ""), list(fields.items())),
+        *markdown_table(("", ""), fields.items()),
         "",
         "## Scores",
         "",
         f"On {metrics.get('task') or 'held-out data'}, {metrics['n']:,} examples"
         + (f", {metrics['truncated']:,} of them cut to fit." if metrics["truncated"] else "."),
         "",
-        *_table(
+        *markdown_table(
             ("score", f"M = {metrics['samples']}", "mean mask"),
             [*_score_rows(metrics), *_acceptance_rows(metrics)],
         ),
@@ -155,7 +155,7 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
         "clarify." + _novelty_level(policy),
         f"Picked on {policy['source']}{promise}. On the examples above:",
         "",
-        *_table(("decision", "share", "error"), rows),
+        *markdown_table(("decision", "share", "error"), rows),
     ]
 
 
@@ -200,6 +200,7 @@ def _code(text: str) -> str:
     return f"`` {escaped} ``" if "`" in escaped else f"`{escaped}`"
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]

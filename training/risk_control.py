@@ -5,12 +5,12 @@ target". The pairs form a path from strict to loose on which each accepts all th
 it does. The path, and the steps at which testing starts, are declared on pilot examples that are
 never tested on; the tests then run from those steps towards looser pairs. With one start all of the
 error probability δ = 1 − confidence is spent there, and testing ends at the first pair that is not
-rejected. With several each start has an equal part of δ, which a rejection hands on to the next
-pair, on top of what that has itself; a pair that is not rejected loses it (the fallback procedure;
-Wiens and Dmitrienko, 2005). The first bad pair of the path is tested with at most the parts of the
-starts up to it, the next one at most with those in between, and so on: together at most δ. So all
-rejected pairs keep the target together with probability at least 1 − δ over the draw of the tested
-examples.
+rejected. With several starts each has an equal part of δ. A rejection hands the part that it was
+tested with on to the next pair, on top of that pair's own; a pair that is not rejected loses it
+(the fallback procedure; Wiens and Dmitrienko, 2005). The first bad pair of the path is tested with
+at most the parts of the starts up to it, the next bad one with at most those of the starts in
+between, and so on: together at most δ. So all rejected pairs keep the target together with
+probability at least 1 − δ over the draw of the tested examples.
 
 The number of accepted examples, m, is random. Given m, they are m independent draws from the
 distribution of accepted answers, so their errors are Binomial(m, risk): the p-value is valid for
@@ -35,8 +35,8 @@ SHARE_QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 """Quantiles of the pilot's epistemic share that are tried as κ, see `declare_path`."""
 
 _TAIL = 10  # steps in τ_v after τ_p has reached its end
-_ERRORS = 6  # that the first test should survive, see `declare_starts`
-_SHARES = (1 / 3, 1 / 2)  # of the accepted that a start may need
+_ERRORS = 6  # errors that the first test should survive, see `declare_starts`
+_SHARES = (1 / 3, 1 / 2)  # of all accepted examples, at most so many for a start
 _ROUNDING = 1e-9  # of a sum of losses
 
 
@@ -46,7 +46,7 @@ class Risk:
 
     Attributes:
         loss: `[n]`, each in [0, 1].
-        counted: `[n]`, the examples that the mean is over, if they are accepted.
+        counted: `[n]`, whether an example enters the mean if it is accepted.
         target: largest mean that is acceptable, on the scale of `loss`.
         binary: whether a loss can only be 0 or 1, whatever the data: then the test is exact.
     """
@@ -58,7 +58,7 @@ class Risk:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredExamples:
     """Labelled examples as the tests see them.
 
     Attributes:
@@ -71,7 +71,7 @@ class Scored:
     variance: FloatArray
     risks: tuple[Risk, ...]
 
-    def aiming_at(self, target: float) -> "Scored":
+    def aiming_at(self, target: float) -> "ScoredExamples":
         """The same with another target for the first risk."""
         first, *rest = self.risks
         return replace(self, risks=(replace(first, target=target), *rest))
@@ -98,7 +98,7 @@ class ThresholdPath:
         by_variance = np.searchsorted(self.max_variance, variance)
         return np.maximum(by_probability, by_variance).astype(np.int64)
 
-    def totals(self, scored: Scored, risk: Risk) -> tuple[IntArray, FloatArray]:
+    def totals(self, scored: ScoredExamples, risk: Risk) -> tuple[IntArray, FloatArray]:
         """Number of counted examples that each step accepts, and the sum of their losses, `[S]`."""
         step = self.first_step(scored.probability, scored.variance)[risk.counted]
         size = len(self) + 1  # the last bin: never accepted
@@ -107,7 +107,7 @@ class ThresholdPath:
         return count.astype(np.int64), loss
 
 
-def declare_path(pilot: Scored, steps: int = STEPS) -> ThresholdPath:
+def declare_path(pilot: ScoredExamples, steps: int = STEPS) -> ThresholdPath:
     """The path to test, from pilot examples alone.
 
     By the law of total variance the p(1 − p) of a label drawn from the mean distribution splits
@@ -138,7 +138,7 @@ def _path(floors: FloatArray, tail: FloatArray, kappa: float) -> ThresholdPath:
     )
 
 
-def _area_under_curve(path: ThresholdPath, pilot: Scored) -> float:
+def _area_under_curve(path: ThresholdPath, pilot: ScoredExamples) -> float:
     """Mean over the pilot of the risk at the step that first accepts each example."""
     count, loss = path.totals(pilot, pilot.risks[0])
     risk = loss / np.maximum(count, 1)
@@ -146,7 +146,7 @@ def _area_under_curve(path: ThresholdPath, pilot: Scored) -> float:
 
 
 def declare_starts(
-    path: ThresholdPath, pilot: Scored, tested: int, confidence: float
+    path: ThresholdPath, pilot: ScoredExamples, tested: int, confidence: float
 ) -> tuple[int, ...]:
     """The steps to start testing at: the strictest that are likely to accept enough for a verdict.
 
@@ -154,9 +154,10 @@ def declare_starts(
     59 without an error. So testing starts where `tested` examples like the pilot's are expected to
     accept as many as stay significant with `_ERRORS` errors among them, or with fewer when that
     would be more than a third of all; and at the same for half of all, where that is another step.
-    Only how many the pilot accepts is used, of which it knows more than of the errors among them:
-    starts at its lowest error missed twice as often. On small sets half of all is the better start
-    for an adapter that is good on most inputs, a third for one that is good on few.
+    Only how many the pilot accepts is used, which it shows more exactly than the errors among them:
+    starting at the pilot's lowest error misses the target twice as often. On small sets half of all
+    is the better start for an adapter that is good on most inputs, a third for one that is good on
+    few.
     """
     starts = set()
     for share in _SHARES:
@@ -173,7 +174,7 @@ def declare_starts(
 
 
 def _enough(errors: int, most: int, risk: Risk, confidence: float) -> int:
-    """Fewest examples that reject with so many errors; more than `most` when those do not."""
+    """Fewest examples that reject with so many errors among them; `most` + 1 if `most` do not."""
     count = np.arange(1, most + 1)
     total = np.full(most, float(errors))
     p_values = mean_p_value(np.minimum(total, count), count, risk.target, binary=risk.binary)
@@ -199,7 +200,7 @@ def fallback(p_values: FloatArray, starts: Sequence[int], delta: float) -> IntAr
     return np.array(rejected, dtype=np.int64)
 
 
-def path_p_values(path: ThresholdPath, tested: Scored) -> FloatArray:
+def path_p_values(path: ThresholdPath, tested: ScoredExamples) -> FloatArray:
     """p-value of every step, `[S]`: small where all of its risks are within their targets.
 
     A step is bad when one of its risks is above target, a union of hypotheses, for which the
@@ -214,8 +215,8 @@ def path_p_values(path: ThresholdPath, tested: Scored) -> FloatArray:
 
 def choose_steps(
     path: ThresholdPath,
-    pilot: Scored,
-    tested: Scored,
+    pilot: ScoredExamples,
+    tested: ScoredExamples,
     targets: Sequence[float],
     confidence: float,
 ) -> list[int | None]:

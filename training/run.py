@@ -7,22 +7,23 @@ from typing import Any, cast
 import torch
 
 from dalorra.adapter.directory import round_adapter, save_adapter
-from dalorra.adapter.layer import attach, lora_config, stochastic_layers
-from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
+from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
+from dalorra.adapter.manifest import BaseReference, Card, Manifest, library_versions
 from dalorra.base.families import head_modules
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
+from dalorra.posteriors import Posterior
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptTokenizer
 from training.answers import Evaluable, answer
 from training.config import TrainingConfig, read_config
 from training.data import load_data
 from training.encoders import prepare
-from training.environment import hardware, versions
+from training.environment import hardware
 from training.evaluate import evaluate, score
 from training.figures import training_figure
 from training.frozen import FrozenBase
-from training.methods.method import PostHoc
+from training.methods.trained import Inference, TrainedAdapter
 from training.novelty import fit_novelty
 from training.objective import Objective
 from training.output import (
@@ -37,7 +38,7 @@ from training.processes import Process
 from training.report import write_model_card
 from training.tasks import TASKS, Example
 from training.thresholds import pick_thresholds
-from training.trainer import AdapterTrainer, TrainablePeftModel
+from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
 ADAPTER_FOLDER = "adapter"
 EVALUATION_FOLDER = "evaluation"
@@ -74,6 +75,9 @@ class Run:
     Args:
         config: what to do.
         frozen: a base model that is loaded already.
+
+    Attributes:
+        inference: how the adapter answers; changes when the training is over.
     """
 
     def __init__(self, config: TrainingConfig, frozen: FrozenBase | None = None) -> None:
@@ -82,45 +86,47 @@ class Run:
         self.data = load_data(config, self.task)
         self.frozen = frozen or FrozenBase.load(config)
         self.base = self.frozen.model
-        adapter = config.adapter
         torch.manual_seed(config.seed)  # A and an encoder's head come from the global generator
         self.prompt_format = prepare(config, self.task, self.base)
         self.tokenizer = PromptTokenizer(
-            self.base.tokenizer, self.prompt_format, adapter.max_tokens
+            self.base.tokenizer, self.prompt_format, config.adapter.max_tokens
         )
-        layers = self.base.model.config.num_hidden_layers
-        if adapter.last_layers is not None and adapter.last_layers > layers:
-            raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
-        last = range(layers - adapter.last_layers, layers) if adapter.last_layers else None
-        copies = config.method.copies  # α grows with r, so that the scale α / r stays
-        lora = lora_config(
-            adapter.rank * copies,
-            adapter.alpha * copies,
-            adapter.modules,
-            self.base.name,
-            last,
-            head_modules(self.base.model),
-        )
-        self.posterior = config.method.posterior()
-        self.post_hoc: PostHoc | None = None
-        try:
-            model = attach(self.base.model, lora, self.posterior, TrainablePeftModel)
-        except ValueError as error:
-            raise ConfigError(f"adapter.modules: {error}") from error
-        self.model = cast(TrainablePeftModel, model)
+        self.inference = Inference(config.method.posterior())
+        self.model = self._attached()
         self.model.objective = Objective(
             config.method,
             torch.tensor(self.tokenizer.label_ids, device=self.model.device),
-            adapter.scope,
+            config.adapter.scope,
             len(self.data.train),
             self.frozen.prompt_cache,
         )
+
+    def _attached(self) -> TrainablePeftModel:
+        """The base with a new adapter."""
+        adapter, side_by_side = self.config.adapter, self.config.method.adapters
+        layers = self.base.model.config.num_hidden_layers
+        if adapter.last_layers is not None and adapter.last_layers > layers:
+            raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
+        lora = lora_config(
+            adapter.rank * side_by_side,
+            adapter.alpha * side_by_side,  # so that the scale α / r stays
+            adapter.modules,
+            self.base.name,
+            range(layers - adapter.last_layers, layers) if adapter.last_layers else None,
+            head_modules(self.base.model),
+        )
+        posterior = self.inference.posterior
+        try:
+            model = attach(self.base.model, lora, posterior, TrainablePeftModel)
+        except ValueError as error:
+            raise ConfigError(f"adapter.modules: {error}") from error
+        return cast(TrainablePeftModel, model.eval())
 
     def execute(self, checkpoint: str | None) -> Path:
         """Trains, saves, picks thresholds on the hold-out and scores the evaluation split."""
         output, is_main = self.config.output_dir, Process.this().is_main
         if is_main:
-            write_json(output / RUN_FILE, self._record())
+            write_json(output / RUN_FILE, self._description())
         self.fit(checkpoint)
         if not is_main:
             return output / ADAPTER_FOLDER
@@ -128,67 +134,75 @@ class Run:
         return self._finish(output)
 
     def fit(self, checkpoint: str | None = None) -> AdapterTrainer:
-        """Trains, and does what the method does after training.
+        """Trains, rounds A and B as they will be stored, and fits what the method adds to them.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
         """
-        examples, optimizer = self._encoded(self.data.train), self.config.optimizer
-        if self.config.adapter.scope == "answer_tokens":
+        config, method = self.config, self.config.method
+        examples, optimizer = self.labelled_prompts(self.data.train), config.optimizer
+        if config.adapter.scope == "answer_tokens":
             self.frozen.prompt_cache.plan(
                 self.model,
                 [prompt for prompt, _ in examples],
                 draws=optimizer.steps * optimizer.batch_size * optimizer.accumulation,
             )
-        trainer = AdapterTrainer(
-            self.config,
-            self.model,
-            examples,
-            self.holdout_metrics,
-            self.config.output_dir / CHECKPOINT_FOLDER,
-        )
+        checkpoints = config.output_dir / CHECKPOINT_FOLDER
+        trainer = AdapterTrainer(config, self.model, examples, self.holdout_metrics, checkpoints)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.leave_group()  # what follows, the main process does alone
         if trainer.interrupted:
             raise KeyboardInterrupt
-        self.model.eval()
-        self.post_hoc = self.config.method.after_training(self)
-        round_adapter(self.model, self.config.adapter.weight_dtype)
+        method.finish(module_tensors(self.model))
+        round_adapter(self.model, config.adapter.weight_dtype)
+        self.inference = method.after_training(
+            TrainedAdapter(
+                self.model,
+                self._predictor,
+                examples=self.data.train,
+                holdout=self.data.holdout,
+                bank=config.bank,
+                seed=config.seed,
+                prompt_cache=self.frozen.prompt_cache,
+            )
+        )
         return trainer
+
+    def labelled_prompts(self, examples: Sequence[Example]) -> list[LabelledPrompt]:
+        """Examples as the trainer takes them; labels are indices in the order of the task."""
+        names = list(self.task.labels)
+        return [(self.tokenizer.encode(e.input), names.index(e.label)) for e in examples]
 
     def holdout_metrics(self) -> dict[str, float]:
         """Scores of the model as it would be served, M samples of its posterior."""
-        self.model.eval()
         answers = answer(self.evaluable(), self.data.holdout, mean_mask=False)
         scores = score(answers.sampled, [example.label for example in self.data.holdout])
         return {name: scores[name] for name in HOLDOUT_METRICS}
 
-    def evaluable(self) -> Evaluable:
-        """What is scored: the adapter as it answers."""
-        return self._answering(self.predictor())
+    def evaluable(self, digest: str = "") -> Evaluable:
+        """The adapter as it is now and as it answers, with thresholds that accept nothing."""
+        return self.inference.predictor(lambda posterior: self._predictor(posterior, digest))
 
     def save(self) -> tuple[Path, Manifest, str]:
         """Writes the adapter's directory: its path, manifest and digest."""
         folder = self.config.output_dir / ADAPTER_FOLDER
         manifest = self._manifest(self.holdout_metrics())
         digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
-        if self.post_hoc:
-            self.post_hoc.save(folder)
+        self.inference.save(folder)
         return folder, manifest, digest
 
     def _finish(self, output: Path) -> Path:
         folder, manifest, digest = self.save()
-        mode = self.predictor(digest)
+        predictor = self.evaluable(digest)
         if self.config.evaluation.novelty:
-            mode.novelty = fit_novelty(
-                mode,
+            predictor.novelty = fit_novelty(
+                predictor,
                 self.data.train,
                 self.data.holdout,
                 augment=self.config.evaluation.novelty_augment,
                 seed=self.config.seed,
             )
-            mode.novelty.save(folder)
-        predictor = self._answering(mode)
+            predictor.novelty.save(folder)
         predictor.policy = self._policy(predictor)
         predictor.policy.save(folder)
         metrics = evaluate(
@@ -210,28 +224,20 @@ class Run:
             [a.label == label for a, label in zip(answers, truth, strict=True)],
             target_error=self.config.evaluation.target_error,
             source=f"{len(truth)} examples held out of the {self.task.name} training set",
-            adapter_digest=predictor.adapter_digest,
+            adapter_digest=predictor.card.digest,
         )
 
-    def predictor(self, digest: str = "") -> Predictor:
-        """The model as it is now, as it would be served; thresholds that accept nothing."""
+    def _predictor(self, posterior: Posterior, digest: str = "") -> Predictor:
         return Predictor(
             self.model,
             self.tokenizer,
-            self.posterior,
+            posterior,
             self.config.bank,
             self.config.adapter.scope,
+            card=Card(self.base.name, self.config.name, digest, self.config.method.name),
             policy=Policy.never(),
-            model_name=self.base.name,
-            adapter_name=self.config.name,
-            adapter_digest=digest,
-            method=self.config.method.name,
-            packed=self.frozen.packed,
+            arranged=self.frozen.arranged,
         )
-
-    def _answering(self, mode: Predictor) -> Evaluable:
-        """An adapter with what was fitted to it after its training."""
-        return self.post_hoc.predictor(mode) if self.post_hoc else mode
 
     @property
     def _evaluation_split(self) -> str:
@@ -240,15 +246,11 @@ class Run:
             return "examples held out of the training set"
         return data.evaluation_split or self.task.evaluation_split
 
-    def _encoded(self, examples: Sequence[Example]) -> list[Any]:
-        names = list(self.task.labels)
-        return [(self.tokenizer.encode(e.input), names.index(e.label)) for e in examples]
-
     def _manifest(self, holdout: dict[str, float]) -> Manifest:
         return Manifest(
             name=self.config.name,
             method=self.config.method.name,
-            posterior=(self.post_hoc or self).posterior.model_dump(),
+            posterior=self.inference.posterior.model_dump(),
             method_parameters=self.config.method.model_dump(exclude={"name"}),
             scope=self.config.adapter.scope,
             last_layers=self.config.adapter.last_layers,
@@ -271,7 +273,8 @@ class Run:
             versions=library_versions(),
         )
 
-    def _record(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, Any]:
+        """The content of `run.json`."""
         return {
             "config": portable(self.config),
             "examples": {
@@ -281,6 +284,6 @@ class Run:
             },
             "data_digest": self.data.digest,
             "base_model": {"name": self.base.name, "digest": self.base.digest},
-            "versions": versions(),
+            "versions": library_versions(),
             "hardware": hardware(),
         }

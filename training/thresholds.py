@@ -30,7 +30,7 @@ def pick_thresholds(
         variance: `[n]` its variance over the samples.
         correct: `[n]` whether the predicted label is the true one.
         target_error: largest acceptable share of errors among accepted answers.
-        source: what the examples are, for the policy's record.
+        source: what the examples are, for the policy.
         adapter_digest: the adapter that produced them.
 
     Raises:

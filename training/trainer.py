@@ -21,7 +21,8 @@ from training.objective import Objective
 from training.processes import Process
 
 Evaluate = Callable[[], dict[str, float]]
-Example = tuple[Prompt, int]
+LabelledPrompt = tuple[Prompt, int]
+"""A prompt and the index of its true label."""
 
 
 class TrainablePeftModel(StochasticPeftModel):
@@ -36,7 +37,7 @@ class TrainablePeftModel(StochasticPeftModel):
         return {"loss": loss.total, "nll": loss.nll, "penalty": loss.penalty}
 
     def train(self, mode: bool = True) -> "TrainablePeftModel":
-        """Stays in evaluation mode: an encoder's own dropout is no noise of the method."""
+        """Stays in evaluation mode: an encoder's own dropout is not part of the method's noise."""
         return super().train(False)
 
 
@@ -44,18 +45,18 @@ class AdapterTrainer(Trainer):
     """Adds learning rates of the posterior's tensors, noise seeded by step, and our evaluation.
 
     Args:
-        config: the run.
+        config: of the run.
         model: its adapter is trained, the base stays frozen.
         examples: tokenised training examples.
         evaluate: metrics of the model as it would be served, by name.
-        report_to: logging back-ends.
+        checkpoints: folder for checkpoints.
     """
 
     def __init__(
         self,
         config: TrainingConfig,
         model: TrainablePeftModel,
-        examples: Sequence[Example],
+        examples: Sequence[LabelledPrompt],
         evaluate: Evaluate,
         checkpoints: Path,
     ) -> None:
@@ -108,10 +109,7 @@ class AdapterTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Metrics on the hold-out, under the names that `metric_for_best_model` reads."""
-        model = cast(nn.Module, self.model)
-        was_training = model.training
         metrics = {f"eval_{name}": value for name, value in self._score_holdout().items()}
-        model.train(was_training)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -133,8 +131,8 @@ class AdapterTrainer(Trainer):
     def leave_group(self) -> None:
         """Ends what the processes do together.
 
-        The wrapped model goes first: as the last owner of the process group it would wait for the
-        group's thread, which may wait for the interpreter that it holds.
+        The wrapped model is destroyed before the process group: as the group's last owner it would
+        wait for the group's thread, and that thread may itself wait for Python's lock.
         """
         self.model_wrapped = cast(nn.Module, self.model)
         self.accelerator.free_memory()
@@ -148,9 +146,9 @@ class AdapterTrainer(Trainer):
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """A, B and an encoder's head with the run's rate and decay; the posterior's tensors with none.
+    """A, B and an encoder's head at the run's rate and decay; the posterior's tensors at no decay.
 
-    Decay would pull them to values that mean something, as φ = 0 does: p = ½.
+    Decay would pull those towards 0, which says something of its own: φ = 0 is p = ½.
     """
     layers = stochastic_layers(model).values()
     optimizer, rates = config.optimizer, config.method.learning_rates
@@ -202,7 +200,7 @@ def training_arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArg
         dataloader_pin_memory=False,
         report_to=list(config.report_to) or "none",
     )
-    # A process has one GPU, even where it sees several: prompts are no tensors that could be split.
+    # One GPU for each process, also where it sees several: prompts cannot be split among them.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001 - there is no other way to say so
     return arguments
 
@@ -241,7 +239,7 @@ class StopAtInterrupt(TrainerCallback):
         return control
 
 
-def _collate(examples: Sequence[Example]) -> dict[str, Any]:
+def _collate(examples: Sequence[LabelledPrompt]) -> dict[str, Any]:
     return {
         "prompts": [prompt for prompt, _ in examples],
         "labels": torch.tensor([label for _, label in examples]),

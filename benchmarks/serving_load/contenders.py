@@ -41,14 +41,14 @@ class Setup:
 
     Attributes:
         adapter: the adapter folder.
-        members: the same adapter as M plain LoRAs.
+        loras: the same adapter as M plain LoRAs.
         base_model, device, dtype: see `load_base_model`.
         litserve_batch: inputs that LitServe answers together.
         logs: folder for what the servers print.
     """
 
     adapter: Path
-    members: Path
+    loras: Path
     base_model: str
     device: str
     dtype: str
@@ -200,7 +200,7 @@ def _command(name: str, setup: Setup, port: int) -> list[str]:
         uncached = ["--set", "prefix_cache_mib=0"] if name == OURS_UNCACHED else []
         return [sys.executable, "-m", "dalorra", "serve", *shared, *uncached]
     module = {FASTAPI: "fastapi_server", LITSERVE: "litserve_server"}[name]
-    own = ["--members", str(setup.members), "--max-batch", str(setup.litserve_batch)]
+    own = ["--loras", str(setup.loras), "--max-batch", str(setup.litserve_batch)]
     return [sys.executable, "-m", f"benchmarks.serving_load.{module}", *shared, *own]
 
 

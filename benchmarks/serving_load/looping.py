@@ -1,6 +1,6 @@
 """What a user would write without this project: M plain LoRA adapters, one pass after the other.
 
-The adapters are the bank's members as `dalorra export --as bank` writes them, so the values are
+The adapters are the bank's samples as `dalorra export --as bank` writes them, so the values are
 the same; prompts, base model and dtype are, too.
 """
 
@@ -29,7 +29,7 @@ def server_arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--adapter", type=Path, required=True)
-    parser.add_argument("--members", type=Path, required=True, help="folder of plain LoRAs")
+    parser.add_argument("--loras", type=Path, required=True, help="folder of plain LoRAs")
     parser.add_argument("--base-model", required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -47,10 +47,10 @@ class LoopedLora:
     def __init__(self, options: argparse.Namespace) -> None:
         manifest = read_adapter(options.adapter).manifest
         base = load_base_model(options.base_model, device=options.device, dtype=options.dtype)
-        self._encoder = PromptTokenizer(base.tokenizer, manifest.prompt, manifest.max_tokens)
+        self._tokenizer = PromptTokenizer(base.tokenizer, manifest.prompt, manifest.max_tokens)
         self._labels = list(manifest.prompt.labels)
-        folders = sorted(options.members.iterdir())
-        self._members = [folder.name for folder in folders]
+        folders = sorted(options.loras.iterdir())
+        self._loras = [folder.name for folder in folders]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*tied", category=UserWarning)
             model: Any = PeftModel.from_pretrained(
@@ -62,23 +62,23 @@ class LoopedLora:
 
     @torch.inference_mode()
     def answer(self, texts: Sequence[str], until: float) -> list[Answer]:
-        """Mean and variance over the members, for a padded batch.
+        """Mean and variance over the samples, for a padded batch.
 
         Args:
             texts: the inputs.
             until: time of day after which nobody waits for them.
         """
-        prompts = [self._encoder.encode(text) for text in texts]
+        prompts = [self._tokenizer.encode(text) for text in texts]
         batch = _pad([[*p.prompt_ids, *p.cue_ids] for p in prompts], self._model.device)
-        labels = list(self._encoder.label_ids)
-        passes = []
-        for member in self._members:
+        labels = list(self._tokenizer.label_ids)
+        found = []
+        for lora in self._loras:
             if time.time() > until:
                 return [EXPIRED] * len(texts)
-            self._model.set_adapter(member)
+            self._model.set_adapter(lora)
             logits = self._model(**batch, logits_to_keep=1, use_cache=False).logits
-            passes.append(logits[:, -1, labels].float().softmax(dim=-1))
-        samples = torch.stack(passes)  # [M, B, K]
+            found.append(logits[:, -1, labels].float().softmax(dim=-1))
+        samples = torch.stack(found)  # [M, B, K]
         return [
             self._answer(mean, variance)
             for mean, variance in zip(
@@ -98,11 +98,11 @@ class LoopedLora:
         }
 
 
-def _pad(rows: list[list[int]], device: torch.device) -> dict[str, Tensor]:
+def _pad(sequences: list[list[int]], device: torch.device) -> dict[str, Tensor]:
     """Ids padded on the left, so that every prompt ends with its cue."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    starts = torch.tensor([[longest - len(row)] for row in rows])
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids in sequences])
+    starts = torch.tensor([[longest - len(ids)] for ids in sequences])
     mask = (torch.arange(longest) >= starts).long()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return {

@@ -42,10 +42,10 @@ def overhead(
             number = _FIRST_NUMBER + turn
             text = numbered(texts[number % len(texts)], number)
             prompt = predictor.encode(text)
-            bare.append(_milliseconds(lambda prompt=prompt: predictor.predict([prompt])))
+            bare.append(milliseconds(lambda prompt=prompt: predictor.predict([prompt])))
             timings: dict[str, float] = {}
             served.append(
-                _milliseconds(lambda text=text, into=timings: into.update(_ask(http, url, text)))
+                milliseconds(lambda text=text, into=timings: into.update(ask(http, url, text)))
             )
             for stage, taken in {**timings, "rest": served[-1] - sum(timings.values())}.items():
                 stages[stage].append(taken)
@@ -63,14 +63,15 @@ def overhead(
     }
 
 
-def _ask(http: httpx.Client, url: str, text: str) -> dict[str, float]:
+def ask(http: httpx.Client, url: str, text: str) -> dict[str, float]:
     """Milliseconds of the stages of the answer, from its `Server-Timing`."""
     answer = http.post(url, json={"input": text}).raise_for_status()
     parts = (part.split(";dur=") for part in answer.headers["Server-Timing"].split(", "))
     return {stage: float(milliseconds) for stage, milliseconds in parts}
 
 
-def _milliseconds(run: Any) -> float:
+def milliseconds(run: Any) -> float:
+    """That it took, after a pause."""
     time.sleep(_PAUSE_SECONDS)
     started = perf_counter()
     run()

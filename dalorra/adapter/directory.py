@@ -16,7 +16,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -37,7 +38,7 @@ from dalorra.adapter.layer import (
 )
 from dalorra.adapter.manifest import MANIFEST_FILE, Manifest, posterior_of, read_manifest
 from dalorra.base.families import head_modules, longest_text, set_head
-from dalorra.base.model import BaseModel as LoadedBaseModel
+from dalorra.base.model import BaseModel
 from dalorra.decision.novelty import NOVELTY_FILE, Novelty
 from dalorra.decision.policy import POLICY_FILE, Policy
 from dalorra.errors import AdapterError
@@ -134,7 +135,7 @@ def bundled_adapter() -> Path:
     return Path(str(files("dalorra") / "bundled" / "sentiment"))
 
 
-def check_base(adapter: Adapter, base: LoadedBaseModel) -> None:
+def check_base(adapter: Adapter, base: BaseModel) -> None:
     """Refuses a base model that the adapter was not made for.
 
     Raises:
@@ -159,7 +160,23 @@ def check_base(adapter: Adapter, base: LoadedBaseModel) -> None:
         )
 
 
-def load_adapter(adapter: Adapter, base: LoadedBaseModel) -> StochasticPeftModel:
+@contextmanager
+def attached(adapter: Adapter, base: BaseModel) -> Iterator[StochasticPeftModel]:
+    """The base model with a read adapter attached, inside the block; afterwards it is as it was.
+
+    Raises:
+        AdapterError: see `load_adapter`; whatever the block finds wrong names the directory, too.
+    """
+    model = load_adapter(adapter, base)
+    try:
+        yield model
+    except AdapterError as error:
+        raise AdapterError(f"{adapter.path}: {error}") from error
+    finally:
+        detach(model)
+
+
+def load_adapter(adapter: Adapter, base: BaseModel) -> StochasticPeftModel:
     """Attaches a read adapter to its base model; on failure the base stays as it was.
 
     Raises:
@@ -183,7 +200,7 @@ def load_adapter(adapter: Adapter, base: LoadedBaseModel) -> StochasticPeftModel
     return model.eval()
 
 
-def _prepare_encoder(adapter: Adapter, base: LoadedBaseModel) -> None:
+def _prepare_encoder(adapter: Adapter, base: BaseModel) -> None:
     """A head of the adapter's size; what it may not be that `attach` does not see is refused."""
     head, limit = head_modules(base.model), longest_text(base.model)
     if tuple(adapter.config.modules_to_save or ()) != head:

@@ -4,7 +4,7 @@ Plain PEFT ignores the mask logits without a word, so a sample is folded into A 
 rank masks B · diag(z) · A = (B · diag(z)) · A.
 
 `export_mean` folds the posterior's mean, one deterministic adapter; `export_bank` writes every
-member of the bank. An `answer_tokens` adapter acts on the cue alone: its export is an activated
+sample of the bank. An `answer_tokens` adapter acts on the cue alone: its export is an activated
 LoRA (`alora_invocation_tokens`), which a server must support; applied to every token it would be
 another adapter. An encoder's adapter is a plain LoRA for sequence classification, head included.
 """
@@ -39,11 +39,11 @@ def export_mean(adapter_dir: Path, out: Path) -> Path:
 
 
 def export_bank(adapter_dir: Path, out: Path) -> Path:
-    """Writes the M members of the bank as plain LoRAs, in `out/member-00`, `out/member-01`, …
+    """Writes the M samples of the bank as plain LoRAs, in `out/member-00`, `out/member-01`, …
 
     Raises:
         AdapterError: the adapter is damaged, or `out` exists.
-        ConfigError: no plain LoRA equals a member.
+        ConfigError: no plain LoRA equals a sample.
     """
     adapter = read_adapter(adapter_dir)
     modules = _modules(adapter)
@@ -79,11 +79,11 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        for member, name in enumerate(folders):
+        for sample, name in enumerate(folders):
             folder = staging / name
             folder.mkdir(exist_ok=True)
             tensors = {k: t for k, t in adapter.tensors.items() if ".lora_" not in k}  # the head
-            plain = bank.plain(member, list(modules.values()))
+            plain = bank.plain(sample, list(modules.values()))
             for prefix, (down, up) in zip(modules, plain, strict=True):
                 tensors[prefix + _DOWN] = down.contiguous()
                 tensors[prefix + _UP] = up.contiguous()

@@ -1,8 +1,10 @@
 """`dalorra.json`: everything beside the weights that decides an adapter's answer."""
 
 import json
+import platform
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -83,8 +85,12 @@ class Card:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide numbers."""
-    return {name: version(name) for name in ("torch", "transformers", "peft")}
+    """Versions of Python and of the packages that decide numbers, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("dalorra-service", "torch", "transformers", "peft", "safetensors", "numpy"):
+        with suppress(PackageNotFoundError):  # run from a source tree that is not installed
+            found[name] = version(name)
+    return found
 
 
 def read_manifest(path: Path) -> Manifest:

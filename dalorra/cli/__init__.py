@@ -3,7 +3,9 @@
 Every command imports what it needs when it runs, so that `--help` does not wait for torch.
 """
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +20,22 @@ from dalorra.cli.training import calibrate, evaluate, novelty, train
 from dalorra.errors import DalorraError
 
 __all__ = ["app"]
+
+
+def _make_importable() -> None:
+    """Puts the folder that holds `service` and `training` on `sys.path`.
+
+    An environment that installs the client gets one top-level name, `dalorra`: a wheel carries the
+    other two packages inside, in `_apps`. In a checkout they stand beside `dalorra`.
+    """
+    package = Path(__file__).parents[1]
+    apps = package / "_apps"
+    folder = str(apps if apps.is_dir() else package.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+_make_importable()
 
 
 class _OneSentence(TyperGroup):

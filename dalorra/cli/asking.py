@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from dalorra.predictor import Predictor
     from dalorra.prompts import InputFields
     from dalorra.scoring.job import Job
-    from dalorra.scoring.run import Answers
+    from dalorra.scoring.run import AnswerWindows
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class OnError(StrEnum):
-    """What `dalorra predict` does about a row that does not fit."""
+    """What `dalorra predict` does about a record that does not fit."""
 
     STOP = "stop"
     RECORD = "record"
@@ -71,10 +71,10 @@ def predict(
     if out is None:
         if column or resume or ray or workers or not columns or on_error is OnError.RECORD:
             raise ConfigError("these options are for a file: say with --out where its answers go")
-        asked = _one_input(what, field)
+        value = _one_input(what, field)
         from dalorra.predictor import Predictor
 
-        _answer_one(Predictor.load(adapter, base_model, device=device, dtype=dtype), asked)
+        _answer_one(Predictor.load(adapter, base_model, device=device, dtype=dtype), value)
         return
     if what is None or field:
         raise ConfigError("--out goes with one FILE to score")
@@ -99,7 +99,7 @@ def predict(
     load = partial(
         Predictor.load, folder, base_model, device=device, dtype=dtype, row_budget=batch_rows
     )
-    _answer_file(job, _answers(load, batch_rows, ray, workers), resume)
+    _answer_file(job, _answers(load, ray, workers), resume)
 
 
 def _one_input(text: str | None, field: list[str] | None) -> "InputFields":
@@ -116,36 +116,32 @@ def _one_input(text: str | None, field: list[str] | None) -> "InputFields":
     return text
 
 
-def _answer_one(predictor: "Predictor", asked: "InputFields") -> None:
-    prompt = predictor.encode(asked)
+def _answer_one(predictor: "Predictor", value: "InputFields") -> None:
+    prompt = predictor.encode(value)
     (prediction,) = predictor.predict([prompt])
-    verdict = predictor.policy.decide(
-        prediction.probability, prediction.variance, prediction.novelty
-    )
+    verdict = predictor.policy.decide(prediction)
     print_json(
         asdict(prediction)
         | {"decision": verdict.decision, "reason": verdict.reason, "truncated": prompt.truncated}
-        | {"model": predictor.model_name, "adapter": predictor.adapter_name}
+        | {"model": predictor.card.model, "adapter": predictor.card.adapter}
     )
 
 
-def _answers(
-    load: "Callable[[], Predictor]", batch_rows: int, ray: bool, workers: int | None
-) -> "Answers":
+def _answers(load: "Callable[[], Predictor]", ray: bool, workers: int | None) -> "AnswerWindows":
     if ray:
         from dalorra.scoring.on_ray import on_ray
 
-        return on_ray(load, batch_rows, workers)
+        return on_ray(load, workers)
     from dalorra.scoring.run import locally
 
-    return locally(load, batch_rows)
+    return locally(load)
 
 
-def _answer_file(job: "Job", answers: "Answers", resume: bool) -> None:
+def _answer_file(job: "Job", answer_windows: "AnswerWindows", resume: bool) -> None:
     from dalorra.scoring.run import score_file
 
     try:
-        counts = score_file(job, answers, resume=resume)
+        counts = score_file(job, answer_windows, resume=resume)
     except KeyboardInterrupt:
         refuse(f"interrupted; {job.journal} keeps what is answered: go on with --resume")
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -22,7 +22,6 @@ from dalorra.client._answers import (
     Limits,
     Policy,
     Prediction,
-    Samples,
 )
 from dalorra.client._client import AsyncClient, Client
 from dalorra.client._errors import (
@@ -77,7 +76,6 @@ __all__ = [
     "RateLimitedError",
     "RequestError",
     "Retries",
-    "Samples",
     "ServerError",
     "TimedOutError",
     "TooLargeError",

@@ -12,16 +12,12 @@ Decision = Literal["accept", "escalate", "clarify"]
 """accept: believe it. escalate: the model does not know. clarify: the input is ambiguous."""
 
 
-Samples = Literal["full", "auto"]
-"""full: the whole bank. auto: as many samples as label and decision need."""
-
-
-class _Answer(BaseModel):
+class _ResponseBody(BaseModel):
     # Built on first use, so that importing the client costs an agent's start as little as can be.
     model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
 
-class Prediction(_Answer):
+class Prediction(_ResponseBody):
     """One answer: what, how sure, and what to do with it.
 
     Attributes:
@@ -37,7 +33,7 @@ class Prediction(_Answer):
             averaged: one standard error; None for one sample.
         novelty: p-value of the input among those like the training data, small is novel; None
             when the adapter cannot tell.
-        samples: posterior samples that were averaged; `auto` may need fewer than all.
+        samples: posterior samples that were averaged.
         truncated: whether the input was cut to fit.
         model: the base model.
         adapter: the adapter.
@@ -64,14 +60,14 @@ class Prediction(_Answer):
     sample_probabilities: tuple[float, ...] | None = None
 
 
-class Predictions(_Answer):
+class Predictions(_ResponseBody):
     """The answers to a batch, in the order of its inputs."""
 
     predictions: list[Prediction]
 
 
-class Feedback(_Answer):
-    """What was recorded as the truth about an answer.
+class Feedback(_ResponseBody):
+    """What the server keeps as the truth about an answer.
 
     Attributes:
         request_id: of the answer.
@@ -88,7 +84,7 @@ class Feedback(_Answer):
     correct: bool
 
 
-class Policy(_Answer):
+class Policy(_ResponseBody):
     """The thresholds, where they come from and what they promise.
 
     Attributes:
@@ -106,7 +102,7 @@ class Policy(_Answer):
     confidence: float | None = None
 
 
-class Limits(_Answer):
+class Limits(_ResponseBody):
     """What the server takes at most."""
 
     max_tokens: int
@@ -117,7 +113,7 @@ class Limits(_Answer):
     request_timeout_seconds: float
 
 
-class Info(_Answer):
+class Info(_ResponseBody):
     """What is served.
 
     Attributes:
@@ -129,7 +125,6 @@ class Info(_Answer):
         method: how the adapter is stochastic.
         scope: rows that the adapter acts on.
         samples: M.
-        default_samples: what a request gets that does not say.
         labels: names of the labels.
         fields: the template's fields, for inputs that are objects.
         on_overflow: what happens to an over-long input, `truncate` or `reject`.
@@ -145,7 +140,6 @@ class Info(_Answer):
     method: str
     scope: str
     samples: int
-    default_samples: Samples = "full"
     labels: tuple[str, ...]
     fields: tuple[str, ...]
     on_overflow: str
@@ -153,7 +147,7 @@ class Info(_Answer):
     limits: Limits
 
 
-class Adapter(_Answer):
+class Adapter(_ResponseBody):
     """One adapter that can be asked.
 
     Attributes:
@@ -179,18 +173,18 @@ class Adapter(_Answer):
     bytes: int
 
 
-class Adapters(_Answer):
+class Adapters(_ResponseBody):
     """Every adapter that can be asked, the default first."""
 
     default: str
     adapters: list[Adapter]
 
 
-class Health(_Answer):
+class Health(_ResponseBody):
     """Whether the server takes requests now, and if not, why.
 
     Attributes:
-        ready: it does.
+        ready: whether it takes them.
         error_type: `loading`, `draining` or `unavailable` when it does not.
         reason: the same in a sentence.
     """

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from dalorra.client._answers import Adapter, Feedback, Health, Info, Input, Prediction, Samples
+from dalorra.client._answers import Adapter, Feedback, Health, Info, Input, Prediction
 from dalorra.client._exchange import Exchange, Exchanges, transport_error
 from dalorra.client._retries import Retries
 
@@ -61,7 +61,6 @@ class Client:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
-        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> Prediction:
         """Answers one input.
@@ -72,19 +71,10 @@ class Client:
             return_samples: adds `sample_probabilities` to the answer.
             target_error: error rate among accepted answers, when it should be lower than the one
                 that the policy was calibrated for (`Info.policy.target_error`).
-            samples: `auto` lets the server stop once the samples that are left can change neither
-                label nor decision; `full` uses all. The server's own setting if left out.
             request_id: up to 128 letters, digits, `.`, `_` and `-`, for the server's log.
         """
-        exchange = self._exchanges.predict(
-            value,
-            adapter=adapter,
-            return_samples=return_samples,
-            target_error=target_error,
-            samples=samples,
-            request_id=request_id,
-        )
-        return self._drive(exchange)
+        options = adapter, return_samples, target_error, request_id
+        return self._drive(self._exchanges.predict(value, *options))
 
     def predict_batch(
         self,
@@ -93,7 +83,6 @@ class Client:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
-        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """Answers several inputs in one request, order kept; all of them or none.
@@ -103,18 +92,10 @@ class Client:
             adapter: see `predict`.
             return_samples: see `predict`.
             target_error: see `predict`.
-            samples: see `predict`.
             request_id: see `predict`.
         """
-        exchange = self._exchanges.predict_batch(
-            inputs,
-            adapter=adapter,
-            return_samples=return_samples,
-            target_error=target_error,
-            samples=samples,
-            request_id=request_id,
-        )
-        return self._drive(exchange)
+        options = adapter, return_samples, target_error, request_id
+        return self._drive(self._exchanges.predict_batch(inputs, *options))
 
     def feedback(self, request_id: str, label: str) -> Feedback:
         """Tells the server the truth about an earlier answer, once it is known.
@@ -213,19 +194,11 @@ class AsyncClient:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
-        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> Prediction:
         """See `Client.predict`."""
-        exchange = self._exchanges.predict(
-            value,
-            adapter=adapter,
-            return_samples=return_samples,
-            target_error=target_error,
-            samples=samples,
-            request_id=request_id,
-        )
-        return await self._drive(exchange)
+        options = adapter, return_samples, target_error, request_id
+        return await self._drive(self._exchanges.predict(value, *options))
 
     async def predict_batch(
         self,
@@ -234,19 +207,11 @@ class AsyncClient:
         adapter: str | None = None,
         return_samples: bool = False,
         target_error: float | None = None,
-        samples: Samples | None = None,
         request_id: str | None = None,
     ) -> list[Prediction]:
         """See `Client.predict_batch`."""
-        exchange = self._exchanges.predict_batch(
-            inputs,
-            adapter=adapter,
-            return_samples=return_samples,
-            target_error=target_error,
-            samples=samples,
-            request_id=request_id,
-        )
-        return await self._drive(exchange)
+        options = adapter, return_samples, target_error, request_id
+        return await self._drive(self._exchanges.predict_batch(inputs, *options))
 
     async def feedback(self, request_id: str, label: str) -> Feedback:
         """See `Client.feedback`."""

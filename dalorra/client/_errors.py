@@ -81,11 +81,11 @@ class UnauthorizedError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """There is nothing at this address, or not for this method, or no answer of that id."""
+    """There is nothing at this address, it takes another method, or no answer has that id."""
 
 
 class ForbiddenError(UnauthorizedError):
-    """The key is known, but not for this; or the server's settings allow it to nobody."""
+    """The key is known but does not allow this, or the server's settings allow it to nobody."""
 
 
 class UnknownAdapterError(NotFoundError):
@@ -111,7 +111,7 @@ class QueueFullError(BusyError):
 
 
 class RateLimitedError(BusyError):
-    """This key made more requests than it may; `retry_after` says when it may again."""
+    """This key made more requests than it may; wait `retry_after` seconds."""
 
 
 class NotReadyError(BusyError):

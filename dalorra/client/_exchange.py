@@ -21,7 +21,6 @@ from dalorra.client._answers import (
     Input,
     Prediction,
     Predictions,
-    Samples,
 )
 from dalorra.client._errors import (
     ClientError,
@@ -55,32 +54,28 @@ class Exchanges:
     def predict(
         self,
         value: Input,
-        *,
         adapter: str | None,
         return_samples: bool,
         target_error: float | None,
-        samples: Samples | None,
         request_id: str | None,
     ) -> Exchange[Prediction]:
         """POST /predict."""
-        options = _options(adapter, return_samples, target_error, samples)
+        options = _options(adapter, return_samples, target_error)
         body = {"input": _plain(value), **options}
         return (yield from self._ask("POST", "predict", Prediction, body, request_id))
 
     def predict_batch(
         self,
         inputs: Sequence[Input],
-        *,
         adapter: str | None,
         return_samples: bool,
         target_error: float | None,
-        samples: Samples | None,
         request_id: str | None,
     ) -> Exchange[list[Prediction]]:
         """POST /predict/batch."""
         if not inputs:
             return []
-        options = _options(adapter, return_samples, target_error, samples)
+        options = _options(adapter, return_samples, target_error)
         body = {"inputs": [_plain(value) for value in inputs], **options}
         answer = yield from self._ask("POST", "predict/batch", Predictions, body, request_id)
         if len(answer.predictions) != len(inputs):
@@ -131,7 +126,7 @@ class Exchanges:
         body: dict[str, Any] | None = None,
         request_id: str | None = None,
     ) -> Exchange[A]:
-        # Escaped to ASCII, so that half of a surrogate pair is the server's to refuse.
+        # Escaped to ASCII, so that half of a surrogate pair reaches the server, which refuses it.
         content = None if body is None else json.dumps(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
         if request_id:
@@ -164,17 +159,13 @@ def _plain(value: Input) -> str | dict[str, str]:
 
 
 def _options(
-    adapter: str | None,
-    return_samples: bool,
-    target_error: float | None,
-    samples: Samples | None,
+    adapter: str | None, return_samples: bool, target_error: float | None
 ) -> dict[str, Any]:
     """What differs from the server's defaults."""
     given: dict[str, Any] = {
         "adapter": adapter,
         "return_samples": return_samples or None,
         "target_error": target_error,
-        "samples": samples,
     }
     return {name: value for name, value in given.items() if value is not None}
 

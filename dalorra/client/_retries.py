@@ -40,7 +40,7 @@ class Retries:
         retry_after: float | None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> float | None:
-        """Seconds until the next attempt, or None when there is to be none.
+        """Seconds until the next attempt, or None when the error is to be raised.
 
         Args:
             attempt: how many were made.

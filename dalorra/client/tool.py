@@ -17,8 +17,8 @@ _ADVICE = {
 }
 
 
-class Predicted(Protocol):
-    """What of an answer is put into words."""
+class Answer(Protocol):
+    """The part of a prediction that is put into words."""
 
     @property
     def label(self) -> str: ...
@@ -93,7 +93,7 @@ def function_schema(
     }
 
 
-def sentence(prediction: Predicted) -> str:
+def sentence(prediction: Answer) -> str:
     """An answer as a language model should read it: what, how sure, and what to do next."""
     cut = " The input was cut to fit, its end was not read." if prediction.truncated else ""
     return (

@@ -11,17 +11,22 @@ novelty features and the policy a level ε, an input whose novelty p-value is be
 before anything else; of inputs like those it was trained for that is a share of at most ε.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dalorra.decision.atomic_file import write_atomically
 from dalorra.errors import AdapterError, InputError
+
+if TYPE_CHECKING:
+    from dalorra.decision.predictive import PosteriorSamples, Prediction
 
 POLICY_FILE = "policy.json"
 """Name of the policy inside an adapter directory."""
@@ -39,6 +44,19 @@ class Decision(StrEnum):
     ACCEPT = "accept"
     ESCALATE = "escalate"
     CLARIFY = "clarify"
+
+
+class Answer(Protocol):
+    """The part of a prediction that thresholds are about."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def variance(self) -> float: ...
+    @property
+    def novelty(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +155,8 @@ class Policy(BaseModel):
     ) -> Self:
         """This policy if it was made for that adapter and bank, else one that never accepts.
 
-        One with a novelty level needs the novelty features that it was made with, too; to one
-        without they are nothing. Thresholds promise nothing about probabilities that another
+        One with a novelty level needs the novelty features that it was made with, too; one without
+        a level does not ask for them. Thresholds promise nothing about probabilities that another
         adapter or other samples average to, so they are void; the reason of every answer then
         says so.
         """
@@ -208,23 +226,31 @@ class Policy(BaseModel):
         return self.model_copy(update=changes)
 
     def novel(self, novelty: float | None) -> bool:
-        """Whether an input is too novel, or cannot be told not to be.
+        """Whether an input is too novel, or the adapter cannot tell although the policy asks.
 
         Args:
             novelty: its p-value; None when the adapter has no novelty features.
         """
-        return bool(self.min_novelty_p) and not (
-            novelty is not None and novelty >= (self.min_novelty_p or 0.0)
-        )
+        level = self.min_novelty_p or 0.0
+        return level > 0.0 and not (novelty is not None and novelty >= level)
 
-    def decide(self, probability: float, variance: float, novelty: float | None = None) -> Verdict:
-        """Applies the rule to one answer. A number that is not finite is never accepted.
+    def summarise(self, samples: PosteriorSamples, labels: Sequence[str]) -> list[Prediction]:
+        """Predictive moments at the policy's temperature; what `decide` then decides on.
 
         Args:
-            probability: mean probability of the answer.
-            variance: variance of that probability over the M samples.
-            novelty: p-value of the input's novelty; None when the adapter cannot tell.
+            samples: of B inputs, as the network gives them.
+            labels: K names.
+
+        Returns:
+            B predictions, order kept; none has a novelty.
         """
+        from dalorra.decision.predictive import summarise  # torch, which thresholds do without
+
+        return summarise(samples.tempered(self.temperature), labels)
+
+    def decide(self, answer: Answer) -> Verdict:
+        """Applies the rule to one answer. A number that is not finite is never accepted."""
+        probability, variance, novelty = answer.probability, answer.variance, answer.novelty
         tau_p, tau_v = self.min_probability, self.max_variance
         if not (math.isfinite(probability) and math.isfinite(variance)):
             name = "variance" if math.isfinite(probability) else "probability"

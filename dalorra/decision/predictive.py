@@ -20,7 +20,7 @@ class PosteriorSamples:
     """Distributions over the labels under samples of the posterior.
 
     Attributes:
-        probabilities: `[B, M, S, K]`: M sampled passes, each under S weighted masks of the head.
+        probabilities: `[B, M, S, K]`: M samples, each under S weighted masks of the head.
         weights: `[S]`, sums to 1; S is 1 where the head is sampled with the rest.
     """
 
@@ -51,14 +51,14 @@ class Prediction:
         probabilities: label name → mean probability; sums to 1.
         entropy: of the mean distribution, in nats.
         mutual_information: epistemic part of the entropy, in nats.
-        samples: M; fewer where it stopped early.
+        samples: M.
         standard_error: how far `probability` may be off the mean over the whole posterior, because
-            only M passes were sampled: √(u / (M − 1)), u the population variance over the passes
+            only M samples were averaged: √(u / (M − 1)), u the population variance over the samples
             (for independent ones u · M / (M − 1) is the unbiased variance of one, and 1 / M of it
             that of their mean). A stratified bank is a Latin hypercube over the mask bits, whose
             mean is usually far closer (and never much worse: at most σ² / (M − 1); Owen, 1997),
-            so that this is an upper estimate. None for one pass, which cannot tell.
-        sample_probabilities: the label's probability under each of the M passes.
+            so that this is an upper estimate. None for one sample, which cannot tell.
+        sample_probabilities: the label's probability under each of the M samples.
         novelty: conformal p-value of the input among those like the training data, see
             `dalorra.decision.novelty`: small is novel. None when the adapter cannot tell.
     """
@@ -79,7 +79,7 @@ def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list
     """Predictive moments of a batch.
 
     Where the head is integrated the variance is that of the whole posterior, by the law of total
-    variance: between the M passes, plus the mean over them of that within the head.
+    variance: between the M samples, plus the mean over them of that within the head.
 
     Args:
         samples: of B inputs; or a tensor `[B, M, K]`, each `[b, m]` a distribution.
@@ -90,43 +90,43 @@ def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list
     """
     if isinstance(samples, Tensor):
         samples = PosteriorSamples(samples[:, :, None], samples.new_ones(1))
-    passes = samples.probabilities.shape[1]
+    count = samples.probabilities.shape[1]
     p = samples.probabilities.double().flatten(1, 2)  # [B, M·S, K]
     of_mask = samples.weights.double()
     of_mask = of_mask / of_mask.sum()  # float32 weights add up to 1 up to their own rounding
-    weight = of_mask.repeat(passes)[:, None] / passes  # [M·S, 1]
+    weight = of_mask.repeat(count)[:, None] / count  # [M·S, 1]
     mean = (weight * p).sum(dim=1)  # [B, K]
     best = mean.argmax(dim=-1)  # [B]
     chosen = p.gather(2, best[:, None, None].expand(-1, p.shape[1], 1)).squeeze(2)  # [B, M·S]
     deviation = chosen - mean.gather(1, best[:, None])
     variance = (weight[:, 0] * deviation.square()).sum(dim=1)
-    # The head's masks are integrated, not sampled: only what the passes differ by is uncertain.
-    by_pass = (weight[:, 0] * passes * chosen).unflatten(1, (passes, -1)).sum(dim=2)  # [B, M]
-    between = (by_pass - mean.gather(1, best[:, None])).square().mean(dim=1)
+    # The head's masks are integrated, not sampled: only what the samples differ by is uncertain.
+    by_sample = (weight[:, 0] * count * chosen).unflatten(1, (count, -1)).sum(dim=2)  # [B, M]
+    between = (by_sample - mean.gather(1, best[:, None])).square().mean(dim=1)
     entropy = torch.special.entr(mean).sum(dim=-1)
     expected_entropy = (weight * torch.special.entr(p)).sum(dim=(1, 2))
-    # Jensen makes the difference non-negative; rounding may not.
+    # At least 0 by Jensen's inequality, but rounding can take it a little below.
     mutual_information = (entropy - expected_entropy).clamp_min(0.0)
     return [
         Prediction(
             label=labels[index],
-            probability=row[index],
+            probability=distribution[index],
             variance=var,
-            probabilities=dict(zip(labels, row, strict=True)),
+            probabilities=dict(zip(labels, distribution, strict=True)),
             entropy=total,
             mutual_information=epistemic,
-            samples=passes,
-            standard_error=math.sqrt(spread / (passes - 1)) if passes > 1 else None,
-            sample_probabilities=tuple(of_passes),
+            samples=count,
+            standard_error=math.sqrt(spread / (count - 1)) if count > 1 else None,
+            sample_probabilities=tuple(of_samples),
         )
-        for row, index, var, total, epistemic, spread, of_passes in zip(
+        for distribution, index, var, total, epistemic, spread, of_samples in zip(
             mean.tolist(),
             best.tolist(),
             variance.tolist(),
             entropy.tolist(),
             mutual_information.tolist(),
             between.tolist(),
-            by_pass.tolist(),
+            by_sample.tolist(),
             strict=True,
         )
     ]

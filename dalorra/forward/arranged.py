@@ -15,6 +15,8 @@ from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.recorded import RecordedNetwork, row_step
 from dalorra.forward.llama.staging import Recorder
 from dalorra.forward.network import Network
+from dalorra.posteriors.bank import NoiseBank
+from dalorra.prompts import Scope
 
 ArrangedBase = ArrangedLlama | ArrangedEncoder
 """What all adapters of a base share."""
@@ -36,7 +38,11 @@ def arrange(
 
 
 def network_on(
-    base: ArrangedBase, model: StochasticPeftModel, label_ids: tuple[int, ...]
+    base: ArrangedBase,
+    model: StochasticPeftModel,
+    label_ids: tuple[int, ...],
+    bank: NoiseBank,
+    scope: Scope,
 ) -> Network:
     """The network of the adapter that is attached to `model`, as it is now.
 
@@ -44,11 +50,13 @@ def network_on(
         base: of the same model.
         model: base with the adapter.
         label_ids: token of each label; an encoder's classes are those of its head.
+        bank: what the network runs under.
+        scope: which rows the adapter acts on; an encoder's acts on all.
     """
     if isinstance(base, ArrangedEncoder):
-        return EncoderNetwork(model)
+        return EncoderNetwork(model, bank)
     labels = torch.tensor(label_ids, device=base.device)
-    network = PackedLlama(base, low_rank_updates(model), labels)
+    network = PackedLlama(base, low_rank_updates(model), labels, bank, scope)
     if base.record is None:
         return network
     return RecordedNetwork(network, base.record, base.device, row_step(base.layer_weights))

@@ -1,12 +1,16 @@
-"""Which prompts go through a forward together.
+"""Which prompts go to the model together, and which of them share a forward.
 
 A forward costs the rows of its prompts; something for the padding up to the longest of them, which
-joined prompts have in attention alone (`Slots`); and a price of its own: all weights are
-read once. So a batch is split where the padding saved is worth another forward.
+a `PackedLlama` has in attention alone (`Slots`) and an encoder in every product; and a price of its
+own: all weights are read once. So a batch is split where the padding saved is worth one more.
+
+`take` says what a queue hands over at once, `forwards` how that is carried out. Nothing else in the
+project groups prompts: whoever has many of them gives all to `Predictor.predict`.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Self
 
 import torch
 
@@ -18,22 +22,7 @@ DEFAULT_ROW_BUDGET: Final = 2048
 
 _CPU, _AMX, _GPU = 40, 100, 256
 _IN_ATTENTION: Final = 0.25
-
-
-class ForwardCost(NamedTuple):
-    """What a forward costs, in rows.
-
-    Attributes:
-        price: of the forward itself, in rows that could be computed in that time.
-        padding: of each place of padding.
-    """
-
-    price: int
-    padding: float
-
-    def work(self, rows: int, padding: int) -> float:
-        """What is computed, price left out."""
-        return rows + self.padding * padding
+_FULL: Final = 0.95
 
 
 def packed_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
@@ -43,80 +32,114 @@ def packed_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
     return len(prompt.prompt_ids) + samples * len(prompt.cue_ids)
 
 
-def forward_cost(device: torch.device, *, joined: bool) -> ForwardCost:
-    """The cost of forwards on a device.
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How prompts share the forwards of one network.
 
-    On a CPU the price is what `benchmarks.ragged` measures with two cores: prompts alone against
-    the same prompts padded; with AMX rows are cheaper beside it. On a GPU, the rows that are
-    computed while the weights are read, whatever the model, about 800 TFLOP/s over 3 TB/s. A place
-    of padding in attention costs 0.18 to 0.39 of a row, with AMX (`benchmarks.padding`).
-
-    Args:
-        device: where the base is.
-        joined: whether prompts are padded in attention alone.
+    Attributes:
+        budget: most rows of a forward, padding included where there is any. A prompt beyond it
+            goes alone.
+        price: of a forward itself, in rows that could be computed in that time.
+        padding: cost of a place of padding, in rows.
+        pads: whether the network computes padding in every product, so that n prompts of at most r
+            rows are n·r rows.
     """
-    padding = _IN_ATTENTION if joined else 1.0
-    if device.type != "cpu":
-        return ForwardCost(_GPU, padding)
-    return ForwardCost(_AMX if has_amx() else _CPU, padding)
+
+    budget: int
+    price: int
+    padding: float
+    pads: bool
+
+    @classmethod
+    def on(cls, device: torch.device, *, pads: bool, budget: int) -> Self:
+        """For a network on this device.
+
+        On a CPU the price is what `benchmarks.ragged` measures with two cores: prompts alone
+        against the same prompts together; with AMX rows are cheaper beside it. On a GPU, the rows
+        that are computed while the weights are read, whatever the model, about 800 TFLOP/s over
+        3 TB/s. A place of padding in attention alone costs 0.18 to 0.39 of a row, with AMX
+        (`benchmarks.padding`).
+
+        Args:
+            device: where the base is.
+            pads: see the class.
+            budget: likewise.
+        """
+        cpu = _AMX if has_amx() else _CPU
+        price = cpu if device.type == "cpu" else _GPU
+        return cls(budget, price, 1.0 if pads else _IN_ATTENTION, pads)
+
+    def take(self, rows: Sequence[int]) -> list[int]:
+        """The next batch of those that wait: the first, and its nearest in length that fit.
+
+        Where rows alone count and this leaves more than a twentieth of the budget free, one of
+        them makes room for a longer one that fills it best.
+
+        Args:
+            rows: of each prompt that waits, the oldest first; one at least.
+
+        Returns:
+            Places in `rows`, in order; always the first, which goes alone beyond the budget.
+        """
+        # Stable: among equals the older one is looked at first.
+        nearest = sorted(range(len(rows)), key=lambda i: abs(rows[i] - rows[0]))
+        batch, longest, total = [0], rows[0], rows[0]
+        for i in nearest[1:]:
+            if self._rows(len(batch) + 1, max(longest, rows[i]), total + rows[i]) <= self.budget:
+                batch.append(i)
+                longest, total = max(longest, rows[i]), total + rows[i]
+        free = self.budget - total
+        if not self.pads and free > (1.0 - _FULL) * self.budget:
+            waiting = set(range(len(rows))).difference(batch)
+            gains = ((rows[i] - rows[out], out, i) for out in batch[1:] for i in waiting)
+            gain, out, instead = max((g for g in gains if g[0] <= free), default=(0, 0, 0))
+            if gain > 0:
+                batch[batch.index(out)] = instead
+        return sorted(batch)
+
+    def forwards(self, rows: Sequence[int]) -> list[list[int]]:
+        """Splits prompts into the forwards that cost the least together.
+
+        A shortest path over the prompts in order of length, neighbours together. Where padding
+        costs as much as rows, no other split is cheaper; where it costs less, one that mixes
+        lengths may fill the budget better.
+
+        Args:
+            rows: of each prompt.
+
+        Returns:
+            Places in `rows`, by forward, longest prompts first.
+        """
+        order = sorted(range(len(rows)), key=lambda i: -rows[i])
+        least, begin = [0.0], [0]  # of the first n prompts; where their last forward begins
+        for end in range(1, len(order) + 1):
+            total = rows[order[end - 1]]
+            choices = [(least[-1] + self.price + total, end - 1)]  # alone, always allowed
+            for start in range(end - 2, -1, -1):
+                longest, count = rows[order[start]], end - start
+                total += longest
+                if self._rows(count, longest, total) > self.budget:
+                    break  # a forward that begins earlier has more
+                work = total + self.padding * (longest * count - total)
+                choices.append((least[start] + self.price + work, start))
+            best, start = min(choices)
+            least.append(best)
+            begin.append(start)
+        groups: list[list[int]] = []
+        end = len(order)
+        while end:
+            groups.append(order[begin[end] : end])
+            end = begin[end]
+        return groups[::-1]
+
+    def _rows(self, count: int, longest: int, total: int) -> int:
+        """Rows of a forward of this many prompts."""
+        return count * longest if self.pads else total
 
 
-def forwards(
-    prompts: Sequence[Prompt], members: range, scope: Scope, budget: int, cost: ForwardCost
-) -> Iterator[tuple[list[int], list[range]]]:
-    """Which prompts share a forward, and which members; one too long for the budget splits along M.
-
-    Args:
-        prompts: B prompts.
-        members: of the bank.
-        scope: of the adapter.
-        budget: most rows of a forward, padding included as it costs.
-        cost: of a forward.
-    """
-    rows = [packed_row_count(prompt, len(members), scope) for prompt in prompts]
-    for indices in cheapest_groups(rows, budget, cost):
-        if rows[indices[0]] <= budget:
-            yield indices, [members]
-            continue
-        prompt = prompts[indices[0]]  # alone
-        shared = packed_row_count(prompt, 0, scope)
-        per_sample = packed_row_count(prompt, 1, scope) - shared
-        step = max((budget - shared) // max(per_sample, 1), 1)
-        yield indices, [members[m : m + step] for m in range(0, len(members), step)]
-
-
-def cheapest_groups(rows: Sequence[int], budget: int, cost: ForwardCost) -> list[list[int]]:
-    """Splits a batch into the forwards that cost the least together, neighbours in order of length.
-
-    A shortest path over the sorted prompts. Where padding costs as much as rows, no other split is
-    cheaper; where it costs less, one that mixes lengths may fill the budget better.
-
-    Args:
-        rows: of each prompt, without padding.
-        budget: most work of a forward; a prompt beyond it goes alone.
-        cost: of a forward.
-
-    Returns:
-        Indices into `rows`, by group, longest prompts first.
-    """
-    order = sorted(range(len(rows)), key=lambda i: -rows[i])
-    least, begin = [0.0], [0]  # of the first n prompts; where their last group begins
-    for end in range(1, len(order) + 1):
-        own = rows[order[end - 1]]
-        choices = [(least[-1] + cost.price + own, end - 1)]  # alone, always allowed
-        for start in range(end - 2, -1, -1):
-            longest = rows[order[start]]
-            own += longest
-            work = cost.work(own, longest * (end - start) - own)
-            if work > budget:
-                break  # a group that begins earlier has more
-            choices.append((least[start] + cost.price + work, start))
-        best, start = min(choices)
-        least.append(best)
-        begin.append(start)
-    groups: list[list[int]] = []
-    end = len(order)
-    while end:
-        groups.append(order[begin[end] : end])
-        end = begin[end]
-    return groups[::-1]
+def sample_groups(prompt: Prompt, samples: range, scope: Scope, budget: int) -> list[range]:
+    """Splits the samples of a prompt that is alone in its forward, and too long for the budget."""
+    shared = packed_row_count(prompt, 0, scope)
+    per_sample = packed_row_count(prompt, 1, scope) - shared
+    step = max((budget - shared) // max(per_sample, 1), 1)
+    return [samples[m : m + step] for m in range(0, len(samples), step)]

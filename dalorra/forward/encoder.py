@@ -17,7 +17,7 @@ from dalorra.forward.network import Answers
 from dalorra.forward.reference import class_logits
 from dalorra.forward.reference_rows import pack_texts
 from dalorra.posteriors.bank import NoiseBank
-from dalorra.prompts import Prompt, Scope
+from dalorra.prompts import Prompt
 
 
 class ArrangedEncoder:
@@ -40,41 +40,44 @@ class EncoderNetwork:
 
     Args:
         model: with the adapter attached, as it is now; it may be detached or trained on afterwards.
+        bank: what it runs under.
     """
 
-    def __init__(self, model: StochasticPeftModel) -> None:
+    pads = True
+
+    def __init__(self, model: StochasticPeftModel, bank: NoiseBank) -> None:
         base: nn.Module = model.get_base_model()
         own = {id(tensor) for tensor in _own(base)}
         shared = {id(p): p for p in base.parameters() if id(p) not in own}
         self._model = copy.deepcopy(base, dict(shared)).eval().requires_grad_(False)
         self._device = model.device
-
-    joins_prompts = False
+        self.bank = bank
 
     @property
     def nbytes(self) -> int:
         """Memory of A, B and the head."""
         return sum(tensor.nbytes for tensor in _own(self._model))
 
+    def under(self, bank: NoiseBank) -> "EncoderNetwork":
+        """See `Network`."""
+        other = copy.copy(self)
+        other.bank = bank
+        return other
+
     @torch.inference_mode()
-    def answers(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Answers:
+    def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
         """See `Network`; the features are the last hidden states of the text's first row."""
-        logits, states = self._run(prompts, members, bank)
+        logits, states = self._run(prompts, samples)
         return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), states.float())
 
     @torch.inference_mode()
-    def label_logits(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Tensor:
+    def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
         """Logits of the classes, `[B, M, K]` float32."""
-        return self._run(prompts, members, bank)[0]
+        return self._run(prompts, samples)[0]
 
-    def _run(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank
-    ) -> tuple[Tensor, Tensor]:
-        return class_logits(self._model, pack_texts(prompts, members).to(self._device), bank)
+    def _run(self, prompts: Sequence[Prompt], samples: range) -> tuple[Tensor, Tensor]:
+        rows = pack_texts(prompts, samples).to(self._device)
+        return class_logits(self._model, rows, self.bank)
 
 
 def _own(model: nn.Module) -> list[nn.Parameter]:

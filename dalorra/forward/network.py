@@ -1,4 +1,4 @@
-"""What a predictor needs of a network: prompts and members of a bank in, distributions out.
+"""What a predictor needs of a network: prompts in, distributions over the labels out.
 
 There are two: `PackedLlama` for language models, and `EncoderNetwork`.
 """
@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from dalorra.posteriors.bank import NoiseBank
-from dalorra.prompts import Prompt, Scope
+from dalorra.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Answers:
     """What a forward of B prompts under M samples said.
 
     Attributes:
-        probabilities: over the labels, `[B, M, S, K]` float32: M passes, each under S weighted
+        probabilities: over the labels, `[B, M, S, K]` float32: M samples, each under S weighted
             masks of the head; S is 1 where the head is sampled with the rest, or has no mask.
         weights: `[S]`, sums to 1.
         features: what the labels are read off, `[B, M, d]` float32.
@@ -30,11 +30,16 @@ class Answers:
 
 
 class Network(Protocol):
-    """One adapter on its base."""
+    """One adapter on its base, under one bank."""
 
     @property
-    def joins_prompts(self) -> bool:
-        """Whether prompts of several lengths are padded in attention alone."""
+    def bank(self) -> NoiseBank:
+        """What it runs under."""
+        ...
+
+    @property
+    def pads(self) -> bool:
+        """Whether prompts of several lengths are padded in every product."""
         ...
 
     @property
@@ -42,14 +47,14 @@ class Network(Protocol):
         """Memory of the adapter beside the base."""
         ...
 
-    def answers(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Answers:
-        """Every prompt under every one of these members."""
+    def under(self, bank: NoiseBank) -> "Network":
+        """The same adapter under another bank."""
         ...
 
-    def label_logits(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Tensor:
+    def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
+        """Every prompt under every one of these samples of the bank."""
+        ...
+
+    def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
         """Logits of the labels, every module under one sample, `[B, M, K]` float32."""
         ...

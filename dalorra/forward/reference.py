@@ -58,12 +58,12 @@ def answer_logits(
             use_cache=past is not None,
             **{CACHE_ARGUMENT: past},
         ).last_hidden_state  # [batch, rows, d]
-    samples = rows.members.shape[1]
+    samples = rows.samples.shape[1]
     answers = hidden[:, rows.answer_rows].reshape(-1, samples, hidden.shape[-1])  # [B, M, d]
     head = causal_lm.lm_head
     if not isinstance(head, StochasticLoraLinear):
         return F.linear(answers.float(), head.weight[label_ids].float())
-    with rank_noise([head], bank.noise(rows.members)[-1:]):
+    with rank_noise([head], bank.noise(rows.samples)[-1:]):
         return head.rows(answers, label_ids)
 
 
@@ -87,7 +87,7 @@ def class_logits(model: nn.Module, rows: PackedRows, bank: NoiseBank) -> tuple[T
             attention_mask=rows.attention_mask[:, 0, 0].long(),  # every row sees the same keys
             output_hidden_states=True,
         )
-    samples = rows.members.shape[1]
+    samples = rows.samples.shape[1]
     logits: Tensor = found.logits.float().unflatten(0, (-1, samples))
     states: Tensor = found.hidden_states[-1][:, 0].unflatten(0, (-1, samples))
     return logits, states
@@ -96,7 +96,7 @@ def class_logits(model: nn.Module, rows: PackedRows, bank: NoiseBank) -> tuple[T
 def reference_logits(
     model: StochasticPeftModel,
     prompts: Sequence[Prompt],
-    members: range,
+    samples: range,
     bank: NoiseBank,
     scope: Scope,
     label_ids: Tensor,
@@ -104,6 +104,6 @@ def reference_logits(
     """Logits of the labels by whichever of the two fits the base model, `[B, M, K]` float32."""
     base = model.get_base_model()
     if is_encoder(base):
-        return class_logits(base, pack_texts(prompts, members).to(model.device), bank)[0]
-    rows = pack(prompts, members, scope).to(model.device)
+        return class_logits(base, pack_texts(prompts, samples).to(model.device), bank)[0]
+    rows = pack(prompts, samples, scope).to(model.device)
     return answer_logits(model, rows, bank, label_ids)

@@ -1,12 +1,12 @@
 """Which row of a forward carries which token under which sample: the packed layouts.
 
 `answer_tokens`: the adapter acts on the cue alone, so the prompt is the same under every sample
-and is computed once; M copies of the cue follow it in the same sequence:
+and is computed once; the cue follows it once for each sample, in the same sequence:
 
     [prompt | cue under z_1 | cue under z_2 | … | cue under z_M]      T − k + M·k rows instead of T
 
-Position ids restart at T − k for each copy; copy m attends to the prompt and to itself only.
-This equals M separate passes to rounding: no row sees anything that it would not see alone.
+Position ids restart at T − k for each cue; a cue attends to the prompt and to itself only.
+This equals M separate forwards to rounding: no row sees anything that it would not see alone.
 
 `all_tokens`: the adapter touches every token, so each sample is a sequence of its own: M·B
 sequences of T rows.
@@ -34,11 +34,11 @@ class PackedRows:
         input_ids: `[batch, rows]`; batch is B (`answer_tokens`) or B·M (`all_tokens`).
         position_ids: `[batch, rows]`.
         attention_mask: `[batch, 1, rows, keys]` bool, True where a row sees a key.
-        sample_index: `[batch or 1, rows or 1]`, the bank member a row runs under, −1 for rows of
+        sample_index: `[batch or 1, rows or 1]`, the sample a row runs under, −1 for rows of
             the frozen base alone.
         answer_rows: `[answers]`, the rows that end a cue, or begin an encoder's text;
             batch · answers = B · M.
-        members: `[B or 1, M]`, the bank members of each prompt.
+        samples: `[B or 1, M]`, those of each prompt.
     """
 
     input_ids: Tensor
@@ -46,7 +46,7 @@ class PackedRows:
     attention_mask: Tensor
     sample_index: Tensor
     answer_rows: Tensor
-    members: Tensor
+    samples: Tensor
 
     def to(self, device: torch.device) -> "PackedRows":
         """The same rows on another device."""
@@ -66,40 +66,40 @@ class PackedRows:
             self.attention_mask[:, :, prompt_rows:],
             self.sample_index[:, prompt_rows:],
             self.answer_rows - prompt_rows,
-            self.members,
+            self.samples,
         )
 
 
 def pack(
-    prompts: Sequence[Prompt], members: Sequence[int] | range | Tensor, scope: Scope
+    prompts: Sequence[Prompt], samples: Sequence[int] | range | Tensor, scope: Scope
 ) -> PackedRows:
-    """Lays out prompts under bank members, on the CPU.
+    """Lays out prompts under samples of a bank, on the CPU.
 
     Args:
         prompts: B prompts with the same cue.
-        members: M bank members that every prompt runs under, or `[B, M]` for each its own.
+        samples: M of them that every prompt runs under, or `[B, M]` for each its own.
         scope: which rows the adapter acts on.
     """
-    table = _member_table(members)
+    table = _sample_table(samples)
     return _pack_sequences(prompts, table) if scope == "all_tokens" else _pack_cues(prompts, table)
 
 
-def pack_texts(prompts: Sequence[Prompt], members: Sequence[int] | range | Tensor) -> PackedRows:
-    """Lays out an encoder's texts under bank members, on the CPU: B · M sequences, members inner.
+def pack_texts(prompts: Sequence[Prompt], samples: Sequence[int] | range | Tensor) -> PackedRows:
+    """Lays out an encoder's texts under samples of a bank, on the CPU: B · M sequences, by text.
 
     Args:
         prompts: B texts.
-        members: see `pack`.
+        samples: see `pack`.
     """
-    table = _member_table(members)
-    copies = table.shape[1]
+    table = _sample_table(samples)
+    count = table.shape[1]
     input_ids, lengths = right_padded([(*p.prompt_ids, *p.cue_ids) for p in prompts])
     longest = input_ids.shape[1]  # T
     real = torch.arange(longest) < lengths[:, None]  # [B, T]
-    visible = real.repeat_interleave(copies, dim=0)[:, None, None]  # every row sees the same keys
+    visible = real.repeat_interleave(count, dim=0)[:, None, None]  # every row sees the same keys
     return PackedRows(
-        input_ids.repeat_interleave(copies, dim=0),
-        torch.arange(longest).expand(len(prompts) * copies, -1),
+        input_ids.repeat_interleave(count, dim=0),
+        torch.arange(longest).expand(len(prompts) * count, -1),
         visible.expand(-1, -1, longest, -1),
         table.expand(len(prompts), -1).reshape(-1, 1),
         torch.tensor([0]),
@@ -116,27 +116,27 @@ def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, lengths
 
 
-def _member_table(members: Sequence[int] | range | Tensor) -> Tensor:
+def _sample_table(samples: Sequence[int] | range | Tensor) -> Tensor:
     """`[B or 1, M]`."""
-    return members if isinstance(members, Tensor) else torch.tensor(list(members))[None]
+    return samples if isinstance(samples, Tensor) else torch.tensor(list(samples))[None]
 
 
-def _pack_cues(prompts: Sequence[Prompt], members: Tensor) -> PackedRows:
+def _pack_cues(prompts: Sequence[Prompt], samples: Tensor) -> PackedRows:
     cue = prompts[0].cue_ids
-    k, copies = len(cue), members.shape[1]
+    k, count = len(cue), samples.shape[1]
     longest = max(len(prompt.prompt_ids) for prompt in prompts)  # P
-    rows = longest + copies * k
+    rows = longest + count * k
     input_ids, position_ids, padding = _left_padded(
-        [prompt.prompt_ids for prompt in prompts], longest, extra=copies * k
+        [prompt.prompt_ids for prompt in prompts], longest, extra=count * k
     )
     lengths = torch.tensor([len(prompt.prompt_ids) for prompt in prompts])
-    input_ids[:, longest:] = torch.tensor(cue).repeat(copies)
-    position_ids[:, longest:] = lengths[:, None] + torch.arange(k).repeat(copies)
+    input_ids[:, longest:] = torch.tensor(cue).repeat(count)
+    position_ids[:, longest:] = lengths[:, None] + torch.arange(k).repeat(count)
 
-    # Segment −1 is the prompt, segment m the m-th copy of the cue; a row sees earlier rows of the
-    # prompt and of its own segment.
+    # Segment −1 is the prompt, segment m the cue under the m-th sample; a row sees earlier rows of
+    # the prompt and of its own segment.
     segment = torch.full((rows,), -1)
-    segment[longest:] = torch.arange(copies).repeat_interleave(k)
+    segment[longest:] = torch.arange(count).repeat_interleave(k)
     order = torch.arange(rows)
     shared = (segment[None, :] == -1) | (segment[:, None] == segment[None, :])
     visible = shared & (order[None, :] <= order[:, None])  # [rows, rows]
@@ -144,26 +144,26 @@ def _pack_cues(prompts: Sequence[Prompt], members: Tensor) -> PackedRows:
         input_ids,
         position_ids,
         _without_padding(visible, padding),
-        torch.nn.functional.pad(members.repeat_interleave(k, dim=1), (longest, 0), value=-1),
-        longest + k * torch.arange(1, copies + 1) - 1,
-        members,
+        torch.nn.functional.pad(samples.repeat_interleave(k, dim=1), (longest, 0), value=-1),
+        longest + k * torch.arange(1, count + 1) - 1,
+        samples,
     )
 
 
-def _pack_sequences(prompts: Sequence[Prompt], members: Tensor) -> PackedRows:
-    copies = members.shape[1]
+def _pack_sequences(prompts: Sequence[Prompt], samples: Tensor) -> PackedRows:
+    count = samples.shape[1]
     longest = max(prompt.tokens for prompt in prompts)  # T
     input_ids, position_ids, padding = _left_padded(
         [(*prompt.prompt_ids, *prompt.cue_ids) for prompt in prompts], longest
     )
     causal = torch.ones((longest, longest), dtype=torch.bool).tril()
     return PackedRows(
-        input_ids.repeat_interleave(copies, dim=0),
-        position_ids.repeat_interleave(copies, dim=0),
-        _without_padding(causal, padding).repeat_interleave(copies, dim=0),
-        members.expand(len(prompts), -1).reshape(-1, 1),
+        input_ids.repeat_interleave(count, dim=0),
+        position_ids.repeat_interleave(count, dim=0),
+        _without_padding(causal, padding).repeat_interleave(count, dim=0),
+        samples.expand(len(prompts), -1).reshape(-1, 1),
         torch.tensor([longest - 1]),
-        members,
+        samples,
     )
 
 

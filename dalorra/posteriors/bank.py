@@ -53,12 +53,12 @@ class NoiseBank(Protocol):
         """One `RankNoise` per adapted module, in model order.
 
         Args:
-            sample_index: `[batch or 1, rows or 1]`, the member of each row; −1: no update.
+            sample_index: `[batch or 1, rows or 1]`, the sample of each row; −1: no update.
         """
         ...
 
-    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
-        """A `[r, d_in]` and B `[d_out, r]` of each module under one member, float32.
+    def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+        """A `[r, d_in]` and B `[d_out, r]` of each module under one sample, float32.
 
         Raises:
             ConfigError: the update depends on the input, so that no plain LoRA equals it.
@@ -89,7 +89,7 @@ class MaskBank:
 
     @classmethod
     def mean(cls, mask_logits: Tensor) -> "MaskBank":
-        """One member, the posterior mean σ(φ): a deterministic adapter."""
+        """One sample, the posterior mean σ(φ): a deterministic adapter."""
         return cls(torch.sigmoid(mask_logits.detach())[None])
 
     @property
@@ -100,17 +100,17 @@ class MaskBank:
         rows = of_rows(self.masks, sample_index)  # [.., modules, r]
         return [RowMask(mask) for mask in rows.unbind(dim=-2)]
 
-    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+    def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
         """B · diag(z) · A = (B · diag(z)) · A."""
-        masks = self.masks[member]  # [modules, r]
+        masks = self.masks[sample]  # [modules, r]
         return [
             (m["down"].float(), m["up"].float() * z) for m, z in zip(modules, masks, strict=True)
         ]
 
 
-def of_rows(members: Tensor, sample_index: Tensor) -> Tensor:
-    """The member of each row, `[M, …]` → `[batch or 1, rows or 1, …]`; zeros where it is −1."""
-    return torch.cat([members, torch.zeros_like(members[:1])])[sample_index]
+def of_rows(samples: Tensor, sample_index: Tensor) -> Tensor:
+    """The sample of each row, `[M, …]` → `[batch or 1, rows or 1, …]`; zeros where it is −1."""
+    return torch.cat([samples, torch.zeros_like(samples[:1])])[sample_index]
 
 
 def no_integrated_head(spec: BankSpec, what: str) -> None:

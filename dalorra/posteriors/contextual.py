@@ -111,7 +111,7 @@ class ContextBank:
             for epsilon, module in zip(self.epsilon, self.modules, strict=True)
         ]
 
-    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> NoReturn:
+    def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> NoReturn:
         raise ConfigError(
             "a c_lora adapter is no plain LoRA, because its update depends on the input: serve it "
             "with `dalorra serve`"

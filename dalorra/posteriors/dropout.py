@@ -84,10 +84,10 @@ class DropoutBank:
             for mask, down in zip(self.masks, self.downs, strict=True)
         ]
 
-    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+    def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
         """B · A · diag(m) = B · (A · diag(m))."""
         return [
-            (m["down"].float() * mask[member], m["up"].float())
+            (m["down"].float() * mask[sample], m["up"].float())
             for m, mask in zip(modules, self.masks, strict=True)
         ]
 

@@ -64,12 +64,12 @@ def relaxed_masks(
 def hard_masks(
     probabilities: Tensor, samples: int, generator: torch.Generator, sampler: Sampler = "stratified"
 ) -> Tensor:
-    """Hard samples z ~ Bernoulli(p), the members of a mask bank.
+    """Hard samples z ~ Bernoulli(p), the samples of a mask bank.
 
     `iid` draws them independently, as the paper does. `stratified` uses systematic sampling for
-    each bit: it is on in ⌊Mp⌋ or ⌈Mp⌉ of the M members, in random order and independently of
-    every other bit. Each member alone is still distributed as q, and the bank's mean is p almost
-    exactly, so that fewer members are needed for the same answer.
+    each bit: it is on in ⌊Mp⌋ or ⌈Mp⌉ of the M samples, in random order and independently of
+    every other bit. Each sample alone is still distributed as q, and the bank's mean is p almost
+    exactly, so that fewer samples are needed for the same answer.
 
     Args:
         probabilities: σ(φ), `[modules, r]`.
@@ -87,7 +87,7 @@ def hard_masks(
         u = torch.rand((samples, *p.shape), generator=generator, dtype=torch.float64)
         return (u < p).float()
     start = torch.rand(p.shape, generator=generator, dtype=torch.float64)
-    # ⌊Mp + u⌋ is ⌊Mp⌋ or ⌈Mp⌉ with mean Mp; a random ranking then picks which members are on.
+    # ⌊Mp + u⌋ is ⌊Mp⌋ or ⌈Mp⌉ with mean Mp; a random ranking then picks which samples are on.
     count = torch.floor(samples * p + start).clamp_(max=samples)
     ranking = torch.rand((samples, *p.shape), generator=generator).argsort(dim=0).argsort(dim=0)
     return (ranking < count).float()

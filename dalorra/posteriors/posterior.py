@@ -27,7 +27,7 @@ class Posterior(BaseModel, ABC):
         return {}
 
     def check_servable(self) -> None:
-        """Raises `AdapterError` when no bank of sampled passes can stand for it."""
+        """Raises `AdapterError` when no bank of samples can stand for it."""
 
     @abstractmethod
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> NoiseBank:
@@ -40,4 +40,4 @@ class Posterior(BaseModel, ABC):
 
     @abstractmethod
     def mean(self, modules: Sequence[ModuleTensors]) -> NoiseBank:
-        """One deterministic member: the posterior's mean."""
+        """One deterministic sample: the posterior's mean."""

@@ -2,7 +2,7 @@
 
     noise(A x) = A x + (σ ⊙ ε_m) x = (A + σ ⊙ ε_m) x,   ε_m ~ N(0, I) `[r, d_in]`
 
-A member of the bank is one set of weights, the same for every token of a pass. That is an exact
+A sample of the bank is one set of weights, the same for every token of a pass. That is an exact
 sample of the posterior, and a plain LoRA.
 """
 
@@ -111,17 +111,17 @@ class WeightNoiseBank:
         used, place = sample_index.clamp_min(0).unique(return_inverse=True)
         return [_RowNoise(a[used], place[..., None, None], on) for a in self.added]
 
-    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+    def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
         """B · (A + σ ⊙ ε)."""
         return [
-            (m["down"].float() + added[member], m["up"].float())
+            (m["down"].float() + added[sample], m["up"].float())
             for m, added in zip(modules, self.added, strict=True)
         ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _SequenceNoise:
-    """Every sequence under a member of its own, as in `all_tokens`: one batched product.
+    """Every sequence under a sample of its own, as in `all_tokens`: one batched product.
 
     Attributes:
         added: `[batch, r, d_in]`.
@@ -137,13 +137,13 @@ class _SequenceNoise:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _RowNoise:
-    """Every row under a member of its own, as the copies of the cue.
+    """Every row under a sample of its own, as those of the cues.
 
-    One product with all U members and a choice among the results: U · r columns are few beside the
-    d_out of the layer, and rows of a batch share it whatever their members.
+    One product with all U samples and a choice among the results: U · r columns are few beside the
+    d_out of the layer, and rows of a batch share it whatever their samples.
 
     Attributes:
-        added: `[U, r, d_in]`, the members that are in use.
+        added: `[U, r, d_in]`, the samples that are in use.
         place: `[batch or 1, rows or 1, 1, 1]`, which of them a row takes.
         on: `[batch or 1, rows or 1, 1]`, False for no update at all.
     """
@@ -154,8 +154,8 @@ class _RowNoise:
 
     def __call__(self, activations: Tensor, inputs: Tensor) -> Tensor:
         added = self.added.flatten(0, 1).to(inputs.dtype)  # [U · r, d_in]
-        all_members = F.linear(inputs, added).unflatten(-1, self.added.shape[:2])
-        own: Tensor = all_members.take_along_dim(self.place, dim=-2).squeeze(-2)  # [.., rows, r]
+        all_samples = F.linear(inputs, added).unflatten(-1, self.added.shape[:2])
+        own: Tensor = all_samples.take_along_dim(self.place, dim=-2).squeeze(-2)  # [.., rows, r]
         return (activations + own) * self.on
 
 

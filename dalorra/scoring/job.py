@@ -21,10 +21,10 @@ class Job:
         source: `.jsonl`, `.json`, `.csv` or `.parquet` file.
         out: the finished file, which must not be there yet.
         output: its form.
-        columns: where the rows hold the template's fields.
-        on_error: what happens to a row that does not fit: `stop` before anything is answered, or
-            `record` in its place what is wrong with it.
-        keep_columns: whether the finished file has the rows' own columns, too.
+        columns: where the records hold the template's fields.
+        on_error: what happens to a record that does not fit: `stop` before anything is answered,
+            or `record` in its place what is wrong with it.
+        keep_columns: whether the finished file has the records' own columns, too.
         identity: what the answers depend on besides, by the words for it: a run with another one
             is not resumed.
     """
@@ -49,7 +49,7 @@ class Job:
         keep_columns: bool = True,
         dtype: str = "auto",
     ) -> Self:
-        """The job of asking `adapter` about every row.
+        """The job of asking `adapter` about every record.
 
         Args:
             adapter: as read from disk; the model itself is not needed yet.

@@ -1,7 +1,7 @@
 """What has been answered so far, on disk: an interrupted run goes on from there.
 
 The journal of `scored.jsonl` is `scored.jsonl.partial`. Its first line says what the run is about,
-and each one after it holds the answer to one row of the input, in order. Lines are appended a
+and each one after it holds the answer to one record of the input, in order. Lines are appended a
 window at a time; of a window that was cut short the whole lines count.
 """
 
@@ -52,7 +52,7 @@ class Journal:
 
     def append(self, lines: Sequence[Line]) -> None:
         """Writes the answers of one window; once this returns they outlive a crash."""
-        self._file.write(b"".join(_encoded(line) for line in lines))
+        self._file.write(b"".join(_json_bytes(line) for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.lines += len(lines)
@@ -73,7 +73,7 @@ class Journal:
 def _create(path: Path, identity: Identity) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("xb")
-    file.write(_encoded(dict(identity)))
+    file.write(_json_bytes(dict(identity)))
     file.flush()
     return file
 
@@ -109,5 +109,5 @@ def _check(path: Path, first_line: bytes, identity: Identity) -> None:
             )
 
 
-def _encoded(line: Line) -> bytes:
+def _json_bytes(line: Line) -> bytes:
     return json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -14,18 +14,17 @@ from typing import Any
 from dalorra.errors import ConfigError, DalorraError
 from dalorra.scoring.answers import Line, Scorer, answer
 from dalorra.scoring.questions import Questions
-from dalorra.scoring.run import Answers
+from dalorra.scoring.run import AnswerWindows
 
 Batch = dict[str, list[bytes]]
 """Windows and lines travel pickled, one in each row, so that Arrow need not guess their types."""
 
 
-def on_ray(load: Callable[[], Scorer], batch_rows: int, workers: int | None = None) -> Answers:
+def on_ray(load: Callable[[], Scorer], workers: int | None = None) -> AnswerWindows:
     """Answers on the cluster that this machine or RAY_ADDRESS names, or on one started here.
 
     Args:
         load: makes the predictor, on another machine.
-        batch_rows: packed rows of one forward.
         workers: copies of the model; by default one for each GPU, or for each node without any.
 
     Raises:
@@ -34,27 +33,21 @@ def on_ray(load: Callable[[], Scorer], batch_rows: int, workers: int | None = No
     if find_spec("ray") is None:
         raise ConfigError("--ray needs Ray: pip install 'dalorra-service[ray]'")
 
-    def answers(questions: Questions) -> Iterator[list[Line]]:
+    def answer_windows(questions: Questions) -> Iterator[list[Line]]:
         with _cluster():
-            for row in _dataset(questions, load, batch_rows, workers).iter_rows():
+            for row in _dataset(questions, load, workers).iter_rows():
                 lines = pickle.loads(row["lines"])  # noqa: S301 - our own actors wrote it
                 if isinstance(lines, DalorraError):
                     raise lines
                 yield lines
 
-    return answers
+    return answer_windows
 
 
 class WindowScorer:
-    """One actor.
+    """One actor, with the predictor that `load` makes."""
 
-    Args:
-        load: makes the predictor.
-        batch_rows: packed rows of one forward.
-    """
-
-    def __init__(self, load: Callable[[], Scorer], batch_rows: int) -> None:
-        self._batch_rows = batch_rows
+    def __init__(self, load: Callable[[], Scorer]) -> None:
         self._refusal: DalorraError | None = None
         try:
             self._predictor = load()
@@ -64,13 +57,11 @@ class WindowScorer:
     def __call__(self, batch: Batch) -> Batch:
         """Answers the one window of a batch, or says why no model was loaded."""
         (window,) = map(pickle.loads, batch["window"])
-        result = self._refusal or answer(self._predictor, window, self._batch_rows)
+        result = self._refusal or answer(self._predictor, window)
         return {"lines": [pickle.dumps(result)]}
 
 
-def _dataset(
-    questions: Questions, load: Callable[[], Scorer], batch_rows: int, workers: int | None
-) -> Any:
+def _dataset(questions: Questions, load: Callable[[], Scorer], workers: int | None) -> Any:
     """The windows as they are answered, in order."""
     import ray
 
@@ -90,7 +81,7 @@ def _dataset(
         .map_batches(windows, num_cpus=0, resources=here)
         .map_batches(
             WindowScorer,
-            fn_constructor_args=(load, batch_rows),
+            fn_constructor_args=(load,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             **resources,

@@ -1,6 +1,6 @@
-"""The finished file, as JSON lines or parquet: each row of the input with its answer, in order.
+"""The finished file, as JSON lines or parquet: each record of the input with its answer, in order.
 
-A row's own columns keep their names. One that is called like a column of the answer, such as the
+A record's own columns keep their names. One that is called like a column of the answer, such as the
 true `label` of labelled data, becomes `input_label`.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dalorra.errors import ConfigError
 from dalorra.scoring.answers import ANSWER_COLUMNS
-from dalorra.tables import Row
+from dalorra.tables import Record
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 RESERVED = frozenset(("row", *ANSWER_COLUMNS))
 SUFFIXES = (".jsonl", ".parquet")
 
-_GROUP_ROWS = 16_384  # rows of one parquet row group
+_GROUP_RECORDS = 16_384  # of one row group of a parquet file
 
 
 class Output(Protocol):
     """A form that the finished file can have."""
 
-    def foresee(self, rows: Sequence[Row]) -> None:
-        """Sees all rows of the input, part by part, before anything is answered.
+    def foresee(self, records: Sequence[Record]) -> None:
+        """Sees all records of the input, part by part, before anything is answered.
 
         Raises:
             ConfigError: their own columns do not fit into a file of this form.
         """
 
-    def write(self, path: Path, records: Iterable[Mapping[str, object]]) -> None:
-        """Writes the whole file; each record is a row's own columns and its answer."""
+    def write(self, path: Path, lines: Iterable[Mapping[str, object]]) -> None:
+        """Writes the whole file; each line is a record's own columns and its answer."""
 
 
 def output_for(path: Path, labels: Sequence[str], source: Path | None) -> Output:
@@ -47,7 +47,7 @@ def output_for(path: Path, labels: Sequence[str], source: Path | None) -> Output
     Args:
         path: the finished file.
         labels: names of the adapter's labels.
-        source: the input, where the rows' own columns are wanted.
+        source: the input, where the records' own columns are wanted.
 
     Raises:
         ConfigError: there is no such form, or it needs pyarrow.
@@ -61,49 +61,49 @@ def output_for(path: Path, labels: Sequence[str], source: Path | None) -> Output
     return Parquet(labels, source)
 
 
-def own_columns(row: Row) -> dict[str, object]:
-    """The row's own columns under the names that they have in the output.
+def own_columns(record: Record) -> dict[str, object]:
+    """The record's own columns under the names that they have in the output.
 
     Raises:
         ConfigError: two of them would have the same name.
     """
-    named = {_renamed(name): value for name, value in row.values.items()}
-    if len(named) < len(row.values):
-        twice = next(name for name in row.values if f"input_{name}" in row.values)
+    named = {_output_name(name): value for name, value in record.values.items()}
+    if len(named) < len(record.values):
+        twice = next(name for name in record.values if f"input_{name}" in record.values)
         raise ConfigError(
-            f"{row.where}: columns {twice!r} and 'input_{twice}' would have one name in the "
+            f"{record.where}: columns {twice!r} and 'input_{twice}' would have one name in the "
             "output: rename one, or leave your own columns out with --no-columns"
         )
     return named
 
 
-def _renamed(name: str) -> str:
+def _output_name(name: str) -> str:
     return f"input_{name}" if name in RESERVED else name
 
 
 class JsonLines:
     """One object in each line. What JSON has no word for is written as text, NaN as null."""
 
-    def foresee(self, rows: Sequence[Row]) -> None:
-        for row in rows:
+    def foresee(self, records: Sequence[Record]) -> None:
+        for record in records:
             try:
-                _encoded(own_columns(row))
+                _json_bytes(own_columns(record))
             except TypeError as error:
                 raise ConfigError(
-                    f"{row.where}: {error}: write a .parquet file, or leave your own columns out "
-                    "with --no-columns"
+                    f"{record.where}: {error}: write a .parquet file, or leave your own columns "
+                    "out with --no-columns"
                 ) from error
 
-    def write(self, path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    def write(self, path: Path, lines: Iterable[Mapping[str, object]]) -> None:
         with path.open("wb") as file:
-            file.writelines(_encoded(record) + b"\n" for record in records)
+            file.writelines(_json_bytes(line) + b"\n" for line in lines)
 
 
-def _encoded(record: Mapping[str, object]) -> bytes:
+def _json_bytes(line: Mapping[str, object]) -> bytes:
     try:
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=_as_text)
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False, default=_as_text)
     except ValueError:  # NaN or infinity
-        text = json.dumps(_without_nan(record), ensure_ascii=False, default=_as_text)
+        text = json.dumps(_without_nan(line), ensure_ascii=False, default=_as_text)
     try:
         return text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can say
@@ -127,11 +127,11 @@ def _without_nan(value: Any) -> Any:
 
 
 class Parquet:
-    """One table. The rows' own columns have the types of a parquet input, or are looked at.
+    """One table. The records' own columns have the types of a parquet input, or are looked at.
 
     Args:
         labels: names of the adapter's labels.
-        source: the input, where the rows' own columns are wanted.
+        source: the input, where the records' own columns are wanted.
     """
 
     def __init__(self, labels: Sequence[str], source: Path | None) -> None:
@@ -139,16 +139,16 @@ class Parquet:
         self._typed = source if source and source.suffix == ".parquet" else None
         self._seen: pyarrow.Schema | None = None
 
-    def foresee(self, rows: Sequence[Row]) -> None:
+    def foresee(self, records: Sequence[Record]) -> None:
         import pyarrow as pa
 
-        records = [own_columns(row) for row in rows]
+        own = list(map(own_columns, records))
         if self._typed:
             return
-        names = dict.fromkeys(name for record in records for name in record)
+        names = dict.fromkeys(name for columns in own for name in columns)
         for name in names:
             try:
-                column = pa.array([record.get(name) for record in records])
+                column = pa.array([columns.get(name) for columns in own])
                 here = pa.schema([(name, column.type)])
                 seen = [self._seen, here] if self._seen else [here]
                 self._seen = pa.unify_schemas(seen, promote_options="permissive")
@@ -158,14 +158,14 @@ class Parquet:
                     ".jsonl file, or leave your own columns out with --no-columns"
                 ) from error
 
-    def write(self, path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    def write(self, path: Path, lines: Iterable[Mapping[str, object]]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         schema = self._schema()
-        remaining = iter(records)
+        remaining = iter(lines)
         with parquet.ParquetWriter(path, schema) as writer:
-            while group := list(islice(remaining, _GROUP_ROWS)):
+            while group := list(islice(remaining, _GROUP_RECORDS)):
                 writer.write_table(pa.Table.from_pylist(group, schema))
 
     def _schema(self) -> "pyarrow.Schema":
@@ -181,7 +181,7 @@ class Parquet:
         return pa.schema(
             [
                 pa.field("row", pa.int64()),
-                *(field.with_name(_renamed(field.name)) for field in own),
+                *(field.with_name(_output_name(field.name)) for field in own),
                 *(pa.field(name, types.get(name, pa.float64())) for name in ANSWER_COLUMNS),
             ]
         )

@@ -1,4 +1,4 @@
-"""What a file asks: the template's fields of each of its rows, a window of them at a time."""
+"""What a file asks: the template's fields of each of its records, a window of them at a time."""
 
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -8,30 +8,30 @@ from pathlib import Path
 
 from dalorra.errors import ConfigError, InputError
 from dalorra.prompts import PromptFormat
-from dalorra.tables import Row, read_records
+from dalorra.tables import Record, read_records
 
 WINDOW_RECORDS = 512
-"""Rows that are sorted by length, answered, and written down together."""
+"""Records that are answered and written down together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One row as the predictor is asked about it.
+    """One record as the predictor is asked about it.
 
     Attributes:
-        row: its number.
-        fields: of the template; None when the row has none to offer.
-        problem: what is wrong with the row; None when it fits.
+        record: its number.
+        fields: of the template; None when the record has none to offer.
+        problem: what is wrong with the record; None when it fits.
     """
 
-    row: int
+    record: int
     fields: Mapping[str, str] | None
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the rows hold the template's fields.
+    """Where the records hold the template's fields.
 
     Args:
         prompt_format: the template.
@@ -51,22 +51,22 @@ class Columns:
                 f"{', '.join(self.prompt_format.fields)}"
             )
 
-    def question(self, row: Row) -> Question:
-        """What `row` asks, or why it asks nothing."""
-        if row.problem is not None:
-            return Question(row.number, None, row.problem)
+    def question(self, record: Record) -> Question:
+        """What `record` asks, or why it asks nothing."""
+        if record.problem is not None:
+            return Question(record.number, None, record.problem)
         try:
-            fields = {name: self._text(row, name) for name in self.prompt_format.fields}
-            return Question(row.number, self.prompt_format.as_fields(fields))
+            fields = {name: self._text(record, name) for name in self.prompt_format.fields}
+            return Question(record.number, self.prompt_format.as_fields(fields))
         except InputError as error:
-            return Question(row.number, None, str(error))
+            return Question(record.number, None, str(error))
 
-    def _text(self, row: Row, field: str) -> str:
+    def _text(self, record: Record, field: str) -> str:
         column = self.names.get(field, field)
-        if column not in row.values:
-            known = ", ".join(map(repr, row.values)) or "none"
+        if column not in record.values:
+            known = ", ".join(map(repr, record.values)) or "none"
             raise InputError(f"no column {column!r} for the field {field!r}; it has {known}")
-        value = row.values[column]
+        value = record.values[column]
         if not isinstance(value, str):
             raise InputError(f"column {column!r} holds {reprlib.repr(value)}, expected text")
         try:
@@ -78,12 +78,12 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """The windows of a file, from some row on. Can be iterated again, and sent to another process.
+    """The windows of a file, from some record on. Can be iterated again, and pickled.
 
     Attributes:
         path: the file.
-        columns: where its rows hold the fields.
-        skip: rows that are left out, from the first.
+        columns: where its records hold the fields.
+        skip: records that are left out, from the first.
         window_records: size of a window.
     """
 
@@ -93,6 +93,6 @@ class Questions:
     window_records: int = WINDOW_RECORDS
 
     def __iter__(self) -> Iterator[list[Question]]:
-        rows = islice(read_records(self.path), self.skip, None)
-        while window := [self.columns.question(row) for row in islice(rows, self.window_records)]:
+        records = islice(read_records(self.path), self.skip, None)
+        while window := list(map(self.columns.question, islice(records, self.window_records))):
             yield window

@@ -1,4 +1,4 @@
-"""Scores a file: every row of it, in order, in a finished file that appears whole or not at all."""
+"""Scores a file: every record of it, in order, in an output that appears whole or not at all."""
 
 import hashlib
 from collections import Counter
@@ -18,40 +18,40 @@ from dalorra.scoring.outputs import own_columns
 from dalorra.scoring.questions import WINDOW_RECORDS, Questions
 from dalorra.tables import read_records
 
-Answers = Callable[[Questions], Iterator[list[Line]]]
-"""Answers all windows, order kept: see `locally`."""
+AnswerWindows = Callable[[Questions], Iterator[list[Line]]]
+"""Answers a file window by window, order kept: see `locally`."""
 
 
-def score_file(job: Job, answers: Answers, *, resume: bool = False) -> Counter[str]:
-    """Answers every row that has not been answered yet, and writes the finished file.
+def score_file(job: Job, answer_windows: AnswerWindows, *, resume: bool = False) -> Counter[str]:
+    """Answers every record that has not been answered yet, and writes the finished file.
 
     Args:
         job: what is to be scored.
-        answers: answers the windows.
+        answer_windows: `locally`, or `on_ray`.
         resume: whether to go on with an interrupted run where there is one.
 
     Returns:
-        How many rows got each decision, and how many an `error`.
+        How many records got each decision, and how many an `error`.
 
     Raises:
         ConfigError: the finished file is there already, or an unfinished run that is not to be
             resumed or had another input; the input is damaged or empty; its own columns do not
             fit into the output.
-        InputError: a row does not fit and `on_error` is `stop`, or none fits.
+        InputError: a record does not fit and `on_error` is `stop`, or none fits.
     """
     if job.out.exists():
         raise ConfigError(f"{job.out} is there already: delete it, or name another file")
-    rows = _survey(job)
+    records = _survey(job)
     identity = {
         "input": _digest(job.source),
         "column mapping": dict(job.columns.names),
         **job.identity,
     }
     with Journal.open(job.journal, identity, resume=resume) as journal:
-        if journal.lines < rows:
-            with _progress(rows, journal.lines) as advance:
+        if journal.lines < records:
+            with _progress(records, journal.lines) as advance:
                 windows = Questions(job.source, job.columns, journal.lines, WINDOW_RECORDS)
-                for lines in answers(windows):
+                for lines in answer_windows(windows):
                     journal.append(lines)
                     advance(len(lines))
         counts = _finish(job, journal)
@@ -59,34 +59,29 @@ def score_file(job: Job, answers: Answers, *, resume: bool = False) -> Counter[s
     return counts
 
 
-def locally(load: Callable[[], Scorer], batch_rows: int) -> Answers:
-    """Answers in this process.
+def locally(load: Callable[[], Scorer]) -> AnswerWindows:
+    """Answers in this process, by the predictor that `load` makes."""
 
-    Args:
-        load: makes the predictor.
-        batch_rows: packed rows of one forward.
-    """
-
-    def answers(questions: Questions) -> Iterator[list[Line]]:
+    def answer_windows(questions: Questions) -> Iterator[list[Line]]:
         predictor = load()
         for window in questions:
-            yield answer(predictor, window, batch_rows)
+            yield answer(predictor, window)
 
-    return answers
+    return answer_windows
 
 
 def _survey(job: Job) -> int:
-    """Number of rows. Finds what is wrong with them while nothing is lost by stopping."""
+    """Number of records. Finds what is wrong with them while nothing is lost by stopping."""
     count = fitting = 0
     first_problem = ""
-    rows = read_records(job.source)
-    while window := list(islice(rows, WINDOW_RECORDS)):
-        for row in window:
-            problem = job.columns.question(row).problem
+    records = read_records(job.source)
+    while window := list(islice(records, WINDOW_RECORDS)):
+        for record in window:
+            problem = job.columns.question(record).problem
             if problem is None:
                 fitting += 1
                 continue
-            first_problem = first_problem or f"{row.where}: {problem}"
+            first_problem = first_problem or f"{record.where}: {problem}"
             if job.on_error == "stop":
                 raise InputError(
                     f"{first_problem}; correct the row, or keep it with what is wrong as its "
@@ -108,34 +103,34 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _progress(rows: int, done: int) -> Iterator[Callable[[int], None]]:
+def _progress(records: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal; the context's value advances it."""
     console = Console(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not console.is_terminal
     with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("scoring", total=rows, completed=done)
-        yield lambda rows: bar.advance(task, rows)
+        task = bar.add_task("scoring", total=records, completed=done)
+        yield lambda answered: bar.advance(task, answered)
 
 
 def _finish(job: Job, journal: Journal) -> Counter[str]:
     counts: Counter[str] = Counter()
     unfinished = job.out.with_name(f".{job.out.name}.tmp")
     try:
-        job.output.write(unfinished, _records(job, journal, counts))
+        job.output.write(unfinished, _lines(job, journal, counts))
         unfinished.replace(job.out)
     finally:
         unfinished.unlink(missing_ok=True)
     return counts
 
 
-def _records(job: Job, journal: Journal, counts: Counter[str]) -> Iterator[Mapping[str, object]]:
-    """Rows and answers side by side; counts the decisions on the way."""
-    for row, line in zip_longest(read_records(job.source), journal):
-        if row is None or line is None or row.number != line["row"]:
+def _lines(job: Job, journal: Journal, counts: Counter[str]) -> Iterator[Mapping[str, object]]:
+    """Records and answers side by side; counts the decisions on the way."""
+    for record, line in zip_longest(read_records(job.source), journal):
+        if record is None or line is None or record.number != line["row"]:
             raise ConfigError(
                 f"{journal.path} does not answer {job.source} row by row: delete it to start again"
             )
         counts[line["decision"] or "error"] += 1
-        own = own_columns(row) if job.keep_columns else {}
-        yield {"row": row.number, **own, **line}
+        own = own_columns(record) if job.keep_columns else {}
+        yield {"row": record.number, **own, **line}

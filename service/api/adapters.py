@@ -58,7 +58,7 @@ def adapter_routes(settings: Settings, lifecycle: Lifecycle) -> APIRouter:
         """What can be asked; the first answers requests that name none."""
         served = lifecycle.adapters.served
         return AdaptersResponse(
-            default=served[0].adapter_name, adapters=[_about(one) for one in served]
+            default=served[0].card.adapter, adapters=[_about(one) for one in served]
         )
 
     @router.put("/{name}", responses=_LOAD_ERRORS)
@@ -82,9 +82,9 @@ def adapter_routes(settings: Settings, lifecycle: Lifecycle) -> APIRouter:
 
 def _about(predictor: Predictor) -> AdapterInfo:
     return AdapterInfo(
-        name=predictor.adapter_name,
-        digest=predictor.adapter_digest,
-        method=predictor.method,
+        name=predictor.card.adapter,
+        digest=predictor.card.digest,
+        method=predictor.card.method,
         scope=str(predictor.scope),
         samples=predictor.samples,
         labels=list(predictor.labels),
@@ -118,7 +118,7 @@ def _below_a_root(path: Path, roots: tuple[Path, ...]) -> Path:
     """The real directory that a client means, which must lie below one of the roots.
 
     Raises:
-        ForbiddenError: it does not; links are followed first, those inside the directory, too.
+        ForbiddenError: it, or a file in it, lies elsewhere once links are followed.
         AdapterError: there is no such directory, or it cannot be read.
     """
     if not roots:
@@ -130,7 +130,7 @@ def _below_a_root(path: Path, roots: tuple[Path, ...]) -> Path:
                 continue
             if all(file.resolve().is_relative_to(root) for file in real.iterdir()):
                 return real
-    except (OSError, ValueError) as error:  # a client may send what no path can be
+    except (OSError, ValueError) as error:  # a client may send text that cannot be a path
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise AdapterError(f"{str(path)!r} is not a directory with an adapter: {reason}") from error
     raise ForbiddenError(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dalorra.decision.policy import Decision
 from service.api import problems
+from service.api.schemas import RequestBody, ResponseBody
 from service.feedback import Ledger
 
 
-class FeedbackRequest(BaseModel):
+class FeedbackRequest(RequestBody):
     """Which answer, and what would have been right."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     request_id: str = Field(
         pattern=r"^[A-Za-z0-9._-]{1,160}$",
@@ -23,10 +22,8 @@ class FeedbackRequest(BaseModel):
     label: str = Field(description="The true label.", examples=["negative"])
 
 
-class FeedbackResponse(BaseModel):
-    """What was recorded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FeedbackResponse(ResponseBody):
+    """The judgement that is kept from now on."""
 
     request_id: str = Field(description="That of the answer.")
     label: str = Field(description="The true label.")
@@ -58,14 +55,14 @@ def feedback_routes(ledger: Ledger) -> APIRouter:
         ),
     )
     async def feedback(body: FeedbackRequest) -> FeedbackResponse:
-        """Records the truth about an earlier answer; once for each."""
-        judged = await ledger.judge(body.request_id, body.label)
+        """Keeps the truth about an earlier answer; once for each."""
+        taken = await ledger.judge(body.request_id, body.label)
         return FeedbackResponse(
-            request_id=judged.request_id,
-            label=judged.label,
-            predicted=judged.predicted,
-            decision=Decision(judged.decision),
-            correct=judged.correct,
+            request_id=taken.request_id,
+            label=taken.label,
+            predicted=taken.predicted,
+            decision=Decision(taken.decision),
+            correct=taken.correct,
         )
 
     return router

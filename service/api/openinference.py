@@ -25,7 +25,7 @@ from service.api.routes import (
     ask,
     check_batch,
 )
-from service.api.schemas import PredictResponse
+from service.api.schemas import PredictOptions, PredictResponse, ResponseBody
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import package_version
@@ -33,12 +33,12 @@ from service.telemetry import package_version
 _OUTPUTS = {"label": "BYTES", "probability": "FP64", "variance": "FP64", "decision": "BYTES"}
 
 
-class _Received(BaseModel):
-    # The protocol has extensions; what they add may be there, and is not needed here.
+class _RequestBody(BaseModel):
+    # Extensions of the protocol may add fields; they are not needed here.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class InputTensor(_Received):
+class InputTensor(_RequestBody):
     """One field of the template, for n inputs."""
 
     name: str = Field(examples=["sentence"])
@@ -47,13 +47,13 @@ class InputTensor(_Received):
     data: list[Any] = Field(examples=[["This movie was fantastic!"]], description="n texts.")
 
 
-class RequestedOutput(_Received):
+class RequestedOutput(_RequestBody):
     """One output that is wanted."""
 
     name: str
 
 
-class InferRequest(_Received):
+class InferRequest(_RequestBody):
     """n inputs, as one tensor for each field."""
 
     id: str | None = Field(None, description="Comes back in the answer.")
@@ -61,11 +61,7 @@ class InferRequest(_Received):
     outputs: list[RequestedOutput] | None = Field(None, description="All, if left out.")
 
 
-class _Sent(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class OutputTensor(_Sent):
+class OutputTensor(ResponseBody):
     """One output, for n inputs."""
 
     name: str
@@ -74,7 +70,7 @@ class OutputTensor(_Sent):
     data: list[str | float]
 
 
-class InferResponse(_Sent):
+class InferResponse(ResponseBody):
     """The answers, in the order of the inputs."""
 
     model_name: str
@@ -83,7 +79,7 @@ class InferResponse(_Sent):
     outputs: list[OutputTensor]
 
 
-class ServerMetadata(_Sent):
+class ServerMetadata(ResponseBody):
     """The server."""
 
     name: str
@@ -91,7 +87,7 @@ class ServerMetadata(_Sent):
     extensions: list[str]
 
 
-class TensorMetadata(_Sent):
+class TensorMetadata(ResponseBody):
     """What a tensor looks like; −1 is any number."""
 
     name: str
@@ -99,7 +95,7 @@ class TensorMetadata(_Sent):
     shape: list[int]
 
 
-class ModelMetadata(_Sent):
+class ModelMetadata(ResponseBody):
     """The model."""
 
     name: str
@@ -109,19 +105,19 @@ class ModelMetadata(_Sent):
     outputs: list[TensorMetadata]
 
 
-class ServerLive(_Sent):
+class ServerLive(ResponseBody):
     """Whether the server lives."""
 
     live: bool
 
 
-class ServerReady(_Sent):
+class ServerReady(ResponseBody):
     """Whether the server takes requests."""
 
     ready: bool
 
 
-class ModelReady(_Sent):
+class ModelReady(ResponseBody):
     """Whether the model takes requests."""
 
     name: str
@@ -146,13 +142,14 @@ def openinference_routes(
     ) -> InferResponse:
         """Answers n inputs with a label, a probability, a variance and a decision each."""
         predictor = lifecycle.adapters.find(model)
-        names = _wanted(body.outputs)
+        names = _output_names(body.outputs)
         inputs = _inputs(body.inputs, predictor.fields)
         check_batch(len(inputs), settings)
-        answers = await ask(answering, request, response, inputs, batch=True, adapter=model)
+        options = PredictOptions(adapter=model)
+        answers = await ask(answering, request, response, inputs, options, batch=True)
         return InferResponse(
             model_name=model,
-            model_version=predictor.adapter_digest,
+            model_version=predictor.card.digest,
             id=body.id,
             outputs=[_output(name, answers) for name in names],
         )
@@ -189,7 +186,7 @@ def _about_the_model(router: APIRouter, lifecycle: Lifecycle) -> None:
         inputs = dict.fromkeys(predictor.fields, "BYTES")
         return ModelMetadata(
             name=model,
-            versions=[predictor.adapter_digest],
+            versions=[predictor.card.digest],
             platform="dalorra",
             inputs=[_any_number_of(name, kind) for name, kind in inputs.items()],
             outputs=[_any_number_of(name, kind) for name, kind in _OUTPUTS.items()],
@@ -206,7 +203,7 @@ def _any_number_of(name: str, datatype: str) -> TensorMetadata:
     return TensorMetadata(name=name, datatype=datatype, shape=[-1])
 
 
-def _wanted(outputs: Sequence[RequestedOutput] | None) -> list[str]:
+def _output_names(outputs: Sequence[RequestedOutput] | None) -> list[str]:
     if not outputs:
         return list(_OUTPUTS)
     for output in outputs:
@@ -222,8 +219,8 @@ def _inputs(tensors: Sequence[InputTensor], fields: Sequence[str]) -> list[Mappi
         raise InputError(f"inputs must have one tensor for each of: {', '.join(fields)}")
     if len({len(texts) for texts in by_name.values()}) > 1:
         raise InputError("the tensors of inputs must have equally many elements")
-    rows = zip(*(by_name[field] for field in fields), strict=True)
-    return [dict(zip(fields, row, strict=True)) for row in rows]
+    inputs = zip(*(by_name[field] for field in fields), strict=True)
+    return [dict(zip(fields, texts, strict=True)) for texts in inputs]
 
 
 def _texts(tensor: InputTensor) -> list[str]:

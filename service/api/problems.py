@@ -204,7 +204,7 @@ ERROR_TYPES = sorted(
 
 
 def problem_of(error: Exception) -> Problem:
-    """What a client is told about an exception of the engine; `INTERNAL` if it is nobody's."""
+    """What a client is told about an exception; `INTERNAL` for one that is not listed."""
     known = (PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
     return next(known, INTERNAL)
 

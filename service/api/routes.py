@@ -19,12 +19,13 @@ from service.api.schemas import (
     Health,
     InfoResponse,
     LimitsInfo,
+    PredictOptions,
     PredictRequest,
     PredictResponse,
 )
 from service.errors import BatchTooLargeError, ClientGoneError
 from service.lifecycle import Lifecycle
-from service.settings import Samples, Settings
+from service.settings import Settings
 from service.telemetry import Telemetry, package_version
 
 if TYPE_CHECKING:
@@ -66,16 +67,7 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
         body: PredictRequest, request: Request, response: Response
     ) -> PredictResponse:
         """Answers one input with a label, its probability, its variance, and a decision."""
-        [prediction] = await ask(
-            answering,
-            request,
-            response,
-            [body.input],
-            adapter=body.adapter,
-            return_samples=body.return_samples,
-            target_error=body.target_error,
-            samples=body.samples,
-        )
+        [prediction] = await ask(answering, request, response, [body.input], body)
         return prediction
 
     @router.post("/predict/batch", responses=PREDICTION_ERRORS, response_model_exclude_unset=True)
@@ -84,17 +76,7 @@ def prediction_routes(settings: Settings, answering: Answering) -> APIRouter:
     ) -> BatchResponse:
         """Answers several inputs, in their order; all of them or none."""
         check_batch(len(body.inputs), settings)
-        predictions = await ask(
-            answering,
-            request,
-            response,
-            body.inputs,
-            batch=True,
-            adapter=body.adapter,
-            return_samples=body.return_samples,
-            target_error=body.target_error,
-            samples=body.samples,
-        )
+        predictions = await ask(answering, request, response, body.inputs, body, batch=True)
         return BatchResponse(predictions=predictions)
 
     return router
@@ -105,43 +87,32 @@ async def ask(
     request: Request,
     response: Response,
     inputs: Sequence[InputFields],
+    options: PredictOptions,
     *,
     batch: bool = False,
-    adapter: str | None = None,
-    return_samples: bool = False,
-    target_error: float | None = None,
-    samples: Samples | None = None,
 ) -> list[PredictResponse]:
-    """Answers the inputs of an HTTP request; cancelled when its client closes the connection.
+    """Answers the inputs of an HTTP request, as long as its client keeps the connection open.
 
     Each answer of a batch has an id of its own, the request's with the place after it, so that
     feedback can name it.
 
     Raises:
-        ClientGoneError: it did.
+        ClientGoneError: the client closed the connection.
         InputError, ServiceError: see `Answering.answer`.
     """
     request_id = request.state.request_id
     ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
-    work = answering.answer(
-        inputs,
-        ids,
-        adapter=adapter,
-        return_samples=return_samples,
-        target_error=target_error,
-        samples=samples,
-    )
-    answered = await _unless_gone(request, work)
-    response.headers["Server-Timing"] = answered.server_timing
-    request.state.facts = answered.facts
-    return answered.bodies
+    reply = await _unless_gone(request, answering.answer(inputs, ids, options))
+    response.headers["Server-Timing"] = reply.server_timing
+    request.state.facts = reply.facts
+    return reply.bodies
 
 
 def check_batch(inputs: int, settings: Settings) -> None:
     """Refuses a request with more inputs than one may have.
 
     Raises:
-        BatchTooLargeError: it has.
+        BatchTooLargeError: there are more than `max_batch_inputs`.
     """
     if inputs > settings.max_batch_inputs:
         raise BatchTooLargeError(
@@ -163,10 +134,9 @@ def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Teleme
     async def tool(adapter: AdapterQuery = None) -> dict[str, Any]:
         """The prediction as a tool for language models, in the schema of OpenAI's functions."""
         predictor = lifecycle.adapters.find(adapter)
-        name = tool_name(predictor.adapter_name if adapter else None)
-        return function_schema(
-            predictor.adapter_name, predictor.labels, predictor.fields, name=name
-        )
+        own_name = predictor.card.adapter
+        name = tool_name(own_name if adapter else None)
+        return function_schema(own_name, predictor.labels, predictor.fields, name=name)
 
     @router.get("/health/live", responses=problems.documented(problems.UNAVAILABLE))
     async def live() -> Health:
@@ -195,7 +165,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client closes the connection.
 
     Raises:
-        ClientGoneError: it did.
+        ClientGoneError: the client closed the connection first.
     """
     task = asyncio.ensure_future(work)
     # The body has been read, so the next message can only be the end of the connection.
@@ -212,16 +182,16 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 
 def _info(adapters: Adapters, name: str | None, settings: Settings) -> InfoResponse:
     predictor = adapters.find(name)
+    card = predictor.card
     return InfoResponse(
         version=package_version(),
-        model=predictor.model_name,
-        adapter=predictor.adapter_name,
-        adapter_digest=predictor.adapter_digest,
-        adapters=[one.adapter_name for one in adapters.served],
-        method=predictor.method,
+        model=card.model,
+        adapter=card.adapter,
+        adapter_digest=card.digest,
+        adapters=[one.card.adapter for one in adapters.served],
+        method=card.method,
         scope=str(predictor.scope),
         samples=predictor.samples,
-        default_samples=settings.samples,
         labels=list(predictor.labels),
         fields=list(predictor.fields),
         on_overflow=settings.on_overflow,

@@ -6,7 +6,6 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from dalorra.decision.policy import Decision, Policy
-from service.settings import Samples
 
 
 def _is_unicode(value: str | dict[str, str]) -> str | dict[str, str]:
@@ -14,7 +13,7 @@ def _is_unicode(value: str | dict[str, str]) -> str | dict[str, str]:
     try:
         for text in texts:
             text.encode()
-    except UnicodeEncodeError:  # JSON can say what no text can
+    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
         raise ValueError("is not Unicode: it holds half of a surrogate pair") from None
     return value
 
@@ -46,16 +45,21 @@ _PREDICTION: dict[str, JsonValue] = {
 }
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """What a client may send."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Answer(BaseModel):
-    # Not-a-number is no JSON: better a clean 500 than a body that no client can read.
+class ResponseBody(BaseModel):
+    """What a client is sent. Not-a-number raises: JSON does not have it."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class _Asked(_Request):
+class PredictOptions(RequestBody):
+    """What can be asked for beside an answer."""
+
     adapter: str | None = Field(
         None, description="Which adapter answers, see /adapters; the default if left out."
     )
@@ -68,20 +72,15 @@ class _Asked(_Request):
         "policy was calibrated for: the thresholds are then those calibrated for it.",
         examples=[0.02],
     )
-    samples: Samples | None = Field(
-        None,
-        description="full: use the whole bank. auto: stop once the rest of it can change neither "
-        "label nor decision. The server's own setting, if left out.",
-    )
 
 
-class PredictRequest(_Asked):
+class PredictRequest(PredictOptions):
     """One input."""
 
     input: InputValue = Field(examples=["This movie was fantastic!"])
 
 
-class BatchRequest(_Asked):
+class BatchRequest(PredictOptions):
     """Several inputs, answered together or not at all."""
 
     inputs: list[InputValue] = Field(
@@ -89,7 +88,7 @@ class BatchRequest(_Asked):
     )
 
 
-class PredictResponse(_Answer):
+class PredictResponse(ResponseBody):
     """One answer: what, how sure, and what to do with it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_PREDICTION]})
@@ -118,9 +117,7 @@ class PredictResponse(_Answer):
         description="p-value of the input among those like the training data: small is novel. "
         "null when the adapter cannot tell.",
     )
-    samples: int = Field(
-        ge=1, description="Posterior samples that were averaged; auto may need fewer."
-    )
+    samples: int = Field(ge=1, description="Posterior samples that were averaged.")
     truncated: bool = Field(description="Whether the input was cut to fit.")
     model: str = Field(description="The base model.")
     adapter: str = Field(description="The adapter.")
@@ -133,7 +130,7 @@ class PredictResponse(_Answer):
     )
 
 
-class BatchResponse(_Answer):
+class BatchResponse(ResponseBody):
     """The answers, in the order of the inputs."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"predictions": [_PREDICTION]}]})
@@ -141,7 +138,7 @@ class BatchResponse(_Answer):
     predictions: list[PredictResponse]
 
 
-class LimitsInfo(_Answer):
+class LimitsInfo(ResponseBody):
     """What the server takes at most."""
 
     max_tokens: int = Field(description="Tokens of one input, template and cue included.")
@@ -152,7 +149,7 @@ class LimitsInfo(_Answer):
     request_timeout_seconds: float
 
 
-class InfoResponse(_Answer):
+class InfoResponse(ResponseBody):
     """What is served."""
 
     version: str = Field(description="Of the software.")
@@ -163,7 +160,6 @@ class InfoResponse(_Answer):
     method: str = Field(description="How the adapter is stochastic.")
     scope: str = Field(description="Rows that the adapter acts on.")
     samples: int = Field(description="Posterior samples of the whole bank.")
-    default_samples: Samples = Field(description="What a request gets that does not say.")
     labels: list[str]
     fields: list[str] = Field(description="Fields of the template, for inputs that are objects.")
     on_overflow: str = Field(description="What happens to an over-long input.")
@@ -171,7 +167,7 @@ class InfoResponse(_Answer):
     limits: LimitsInfo
 
 
-class AdapterInfo(_Answer):
+class AdapterInfo(ResponseBody):
     """One adapter that can be asked."""
 
     name: str = Field(description="What requests call it.", examples=["topic"])
@@ -185,14 +181,14 @@ class AdapterInfo(_Answer):
     bytes: int = Field(description="Memory that it takes beside the base model.")
 
 
-class AdaptersResponse(_Answer):
+class AdaptersResponse(ResponseBody):
     """Every adapter that can be asked."""
 
     default: str = Field(description="Answers requests that name none.", examples=["sentiment"])
     adapters: list[AdapterInfo] = Field(description="The default first.")
 
 
-class LoadRequest(_Request):
+class LoadRequest(RequestBody):
     """Where an adapter is."""
 
     path: Path = Field(
@@ -201,13 +197,13 @@ class LoadRequest(_Request):
     )
 
 
-class Health(_Answer):
+class Health(ResponseBody):
     """All is well; anything else comes as an error."""
 
     status: str = Field(examples=["ready"])
 
 
-class ErrorBody(_Answer):
+class ErrorBody(ResponseBody):
     """Every error, whatever its status."""
 
     error: str = Field(description="One sentence: what is wrong and what would be right.")

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from service.engine.admission import Admission
@@ -99,12 +98,10 @@ class Batcher:
 
     def _submit(self, batch: Batch) -> asyncio.Future[list[Prediction | Exception]]:
         loop = asyncio.get_running_loop()
-        deciders = [entry.decider for entry in batch.entries]
-        forward = partial(self._worker.run, batch.predictor, deciders=deciders)
-        return loop.run_in_executor(self._model, forward, batch.prompts)
+        return loop.run_in_executor(self._model, self._worker.run, batch.predictor, batch.prompts)
 
     def _next_batch(self, now: float) -> Batch | None:
-        while entries := self._queue.take(self._limits.batch_rows):
+        while entries := self._queue.take():
             wanted = [entry for entry in entries if self._start(entry, now)]
             if wanted:
                 prompts = [entry.prompt for entry in wanted if entry.prompt is not None]

@@ -27,14 +27,13 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
-    from dalorra.decision.policy import Policy
     from dalorra.prompts import InputFields, Prompt
 
 _log = structlog.get_logger("dalorra.engine")
 
 
 @dataclass(frozen=True, slots=True)
-class _Tokenized:
+class _TokenizedInput:
     prompt: Prompt
     rows: int
     seconds: float
@@ -48,21 +47,14 @@ class Engine:
         tokenizer: threads that may call `Predictor.encode`, beside the running forward.
         limits: what it holds at most.
         observer: hears what happens.
-        admission: owner of the places; one with `limits` by default.
     """
 
     def __init__(
-        self,
-        *,
-        model: Executor,
-        tokenizer: Executor,
-        limits: Limits,
-        observer: Observer,
-        admission: Admission | None = None,
+        self, *, model: Executor, tokenizer: Executor, limits: Limits, observer: Observer
     ) -> None:
         self._tokenizer = tokenizer
         self._observer = observer
-        self._admission = admission or Admission(limits)
+        self._admission = Admission(limits)
         self._queue = Queue()
         self._batcher = Batcher(
             Worker(),
@@ -78,6 +70,16 @@ class Engine:
         self._idle.set()
         self._refusal: Callable[[], ServiceError] | None = None  # what newcomers are told
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Distinct inputs that are neither answered nor failed yet, those that run included."""
+        return len(self._in_flight)
+
+    @property
+    def waiting(self) -> int:
+        """Tokenised inputs that wait for the model."""
+        return len(self._queue)
 
     @property
     def queue_requests(self) -> int:
@@ -103,12 +105,7 @@ class Engine:
         self._task.add_done_callback(self._stopped)
 
     async def predict(
-        self,
-        predictor: Predictor,
-        inputs: Sequence[InputFields],
-        *,
-        within: float,
-        decider: Policy | None = None,
+        self, predictor: Predictor, inputs: Sequence[InputFields], *, within: float
     ) -> list[Answer]:
         """Answers inputs, order kept. Cancelling it frees the places it holds.
 
@@ -116,7 +113,6 @@ class Engine:
             predictor: warmed up; answers these inputs whatever is loaded or unloaded meanwhile.
             inputs: at least one; all are admitted or none is.
             within: seconds until it gives up.
-            decider: a policy, where as many samples do as its decision needs; None: all.
 
         Raises:
             InputError: an input does not fit the template; names its index if there are several.
@@ -128,7 +124,7 @@ class Engine:
         if self._refusal is not None:
             raise self._refusal()
         deadline = asyncio.get_running_loop().time() + within
-        seats = self._admit(predictor, inputs, deadline, decider)
+        seats = self._admit(predictor, inputs, deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait(
@@ -150,23 +146,17 @@ class Engine:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         except TimeoutError:
-            _log.warning("drain_incomplete", unanswered=len(self._in_flight))
+            _log.warning("drain_incomplete", unanswered=self.in_flight)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         self._fail_all(self._refusal)
 
     def _admit(
-        self,
-        predictor: Predictor,
-        inputs: Sequence[InputFields],
-        deadline: float,
-        decider: Policy | None,
+        self, predictor: Predictor, inputs: Sequence[InputFields], deadline: float
     ) -> list[tuple[Entry, asyncio.Future[Answer]]]:
         """A seat for each input: beside an equal one that is on its way, or in a new entry."""
-        keys = [
-            self._seat_key((predictor, _key(value, predictor.fields)), decider) for value in inputs
-        ]
+        keys = [(predictor, _key(value, predictor.fields)) for value in inputs]
         fresh = {
             key: value
             for key, value in zip(keys, inputs, strict=True)
@@ -175,7 +165,7 @@ class Engine:
         estimate = self._admission.reserve(len(fresh)) if fresh else 0
         for _ in range(len(keys) - len(fresh)):
             self._observer.coalesced()
-        entries = [Entry(key, predictor, value, estimate, decider) for key, value in fresh.items()]
+        entries = [Entry(key, predictor, value, estimate) for key, value in fresh.items()]
         self._in_flight.update((entry.key, entry) for entry in entries)
         self._idle.clear()
         seats = [(entry, entry.join(deadline)) for entry in (self._in_flight[key] for key in keys)]
@@ -186,15 +176,9 @@ class Engine:
             tokenized.add_done_callback(lambda future: self._enqueue(entries, future))
         return seats
 
-    def _seat_key(self, key: Hashable, decider: Policy | None) -> Hashable:
-        """An answer of all samples serves everyone, one of fewer those with the same thresholds."""
-        if decider is None or (key, None) in self._in_flight:
-            return key, None
-        return key, (decider.min_probability, decider.max_variance)
-
-    def _tokenize(self, entries: list[Entry]) -> list[_Tokenized | Exception]:
+    def _tokenize(self, entries: list[Entry]) -> list[_TokenizedInput | Exception]:
         """Runs on a tokeniser thread and changes nothing there."""
-        results: list[_Tokenized | Exception] = []
+        results: list[_TokenizedInput | Exception] = []
         for entry in entries:
             started = time.perf_counter()
             try:
@@ -203,13 +187,13 @@ class Engine:
             except Exception as error:  # noqa: BLE001 - it belongs to this input
                 results.append(error)
             else:
-                results.append(_Tokenized(prompt, rows, time.perf_counter() - started))
+                results.append(_TokenizedInput(prompt, rows, time.perf_counter() - started))
         return results
 
     def _enqueue(
-        self, entries: list[Entry], future: asyncio.Future[list[_Tokenized | Exception]]
+        self, entries: list[Entry], future: asyncio.Future[list[_TokenizedInput | Exception]]
     ) -> None:
-        results: Sequence[_Tokenized | Exception]
+        results: Sequence[_TokenizedInput | Exception]
         if future.cancelled() or (error := future.exception()) is not None:
             results = [RuntimeError(f"the tokeniser stopped: {error!r}")] * len(entries)
         else:
@@ -217,7 +201,7 @@ class Engine:
         now = future.get_loop().time()
         for entry, result in zip(entries, results, strict=True):
             if entry.stage is not Stage.TOKENIZING:
-                continue  # everyone left meanwhile, and it gave its place back
+                continue  # everyone who waited has left, and its place was given back
             if isinstance(result, Exception):
                 self._admission.release(entry.rows)
                 entry.fail(_input_failure(result))

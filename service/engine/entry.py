@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from service.engine.interfaces import Predictor
 
 if TYPE_CHECKING:
-    from dalorra.decision.policy import Policy
     from dalorra.decision.predictive import Prediction
     from dalorra.prompts import InputFields, Prompt
 
@@ -58,7 +57,6 @@ class Entry:
         key: equal for equal inputs of one predictor.
         predictor: answers it.
         value: the input.
-        decider: the policy, where as many samples do as its decision needs; None: all.
         rows: rows it holds in the queue: an estimate first, exact once tokenised.
         stage: where it is.
         deadline: the latest deadline of those who wait, in loop time.
@@ -72,7 +70,6 @@ class Entry:
     predictor: Predictor
     value: InputFields
     rows: int
-    decider: Policy | None = None
     stage: Stage = Stage.TOKENIZING
     deadline: float = 0.0
     prompt: Prompt | None = None
@@ -92,7 +89,7 @@ class Entry:
         """Removes a caller, answered or not."""
         self.waiters.discard(waiter)
         if not waiter.cancel() and not waiter.cancelled():
-            waiter.exception()  # seen: asyncio need not warn about it
+            waiter.exception()  # marks it as retrieved, so that asyncio does not warn
 
     def wanted(self, now: float) -> bool:
         """Whether anyone still waits for it."""

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from dalorra.adapter.manifest import Card
     from dalorra.decision.novelty import Novelty
     from dalorra.decision.policy import Policy
     from dalorra.decision.predictive import Prediction
+    from dalorra.forward.batches import Batching
     from dalorra.prompts import InputFields, Prompt
 
 
 class Predictor(Protocol):
     """The part of `dalorra.predictor.Predictor` that a server uses."""
 
-    model_name: str
-    adapter_name: str
-    adapter_digest: str
-    method: str
+    card: Card
     policy: Policy
     novelty: Novelty | None
+    batching: Batching
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -53,13 +53,8 @@ class Predictor(Protocol):
     def packed_rows(self, prompt: Prompt, /) -> int:
         """Rows that this prompt adds to a forward."""
 
-    def predict(
-        self, prompts: Sequence[Prompt], deciders: Sequence[Policy | None] = (), /
-    ) -> list[Prediction]:
-        """Answers one batch, order kept; one caller at a time.
-
-        Where a prompt has a decider, as many samples do as its label and decision need.
-        """
+    def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
+        """Answers one batch, order kept; one caller at a time."""
 
     def warm_up(self) -> Iterator[Callable[[], object]]:
         """Steps to take once before the first answer; batches may run between them."""
@@ -91,11 +86,9 @@ class Limits:
     Attributes:
         queue_requests: distinct inputs that wait.
         queue_rows: packed rows that wait.
-        batch_rows: packed rows of one forward, padding included.
         stall_seconds: a batch that runs for longer counts as hung.
     """
 
     queue_requests: int
     queue_rows: int
-    batch_rows: int
     stall_seconds: float

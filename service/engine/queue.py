@@ -6,7 +6,7 @@ from itertools import islice
 from service.engine.entry import Entry
 
 _WINDOW = 256
-"""Entries, oldest first, among which a batch looks for neighbours of similar length."""
+"""Entries of one predictor, oldest first, among which a batch is looked for."""
 
 
 class Queue:
@@ -27,39 +27,24 @@ class Queue:
         """Removes an entry from wherever it is."""
         self._entries.pop(entry, None)
 
-    def oldest(self) -> Entry | None:
-        """The entry that has waited longest."""
-        return next(iter(self._entries), None)
-
-    def take(self, budget: int) -> list[Entry]:
-        """Removes the next batch: the oldest entry and its nearest in length among the oldest.
+    def take(self) -> list[Entry]:
+        """Removes the next batch: the oldest entry and those that its predictor runs with it.
 
         All of one predictor: a forward is that of one adapter, and two small forwards cost what
-        two batches do. Each takes its turn when its entry is the oldest.
-
-        The forward pads its prompts to the longest, so n entries of at most r rows cost n·r; that
-        product stays within `budget`. The oldest entry is always part of it, even when it is over
-        the budget by itself: then it goes alone and the predictor splits it. So an entry with p
-        others ahead of it leaves within p + 1 batches, whatever the lengths are.
+        two batches do. Each predictor takes its turn when its entry is the oldest. The oldest
+        entry is always part of the batch, so an entry with p others ahead of it leaves within
+        p + 1 batches, whatever the lengths are.
 
         Returns:
-            Entries from short to long; empty when nothing waits.
+            Entries, the oldest first; empty when nothing waits.
         """
-        oldest = self.oldest()
+        oldest = next(iter(self._entries), None)
         if oldest is None:
             return []
-        alike = (
-            entry for entry in islice(self._entries, _WINDOW) if entry.predictor is oldest.predictor
-        )
-        window = sorted(
-            alike, key=lambda entry: abs(entry.rows - oldest.rows)
-        )  # stable: among equals the older one goes first, and the oldest of all is at the front
-        batch, longest = [oldest], oldest.rows
-        for entry in window[1:]:
-            padded = max(longest, entry.rows) * (len(batch) + 1)
-            if padded <= budget:
-                batch.append(entry)
-                longest = max(longest, entry.rows)
+        alike = (entry for entry in self._entries if entry.predictor is oldest.predictor)
+        window = list(islice(alike, _WINDOW))
+        places = oldest.predictor.batching.take([entry.rows for entry in window])
+        batch = [window[place] for place in places]
         for entry in batch:
             del self._entries[entry]
-        return sorted(batch, key=lambda entry: entry.rows)
+        return batch

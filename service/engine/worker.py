@@ -15,7 +15,6 @@ from service.engine.interfaces import Predictor
 from service.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from dalorra.decision.policy import Policy
     from dalorra.decision.predictive import Prediction
     from dalorra.prompts import Prompt
 
@@ -80,30 +79,20 @@ class Worker:
 
     A forward that raises fails nobody at once: the batch is halved until the input that breaks it
     is alone, so a poisoned one cannot fail its neighbours, and a batch that was too large for the
-    memory succeeds in parts. When nothing in a batch succeeds, the last prompt that did is run
-    again: if even that fails the device is broken, not the input.
+    memory succeeds in parts. When nothing in a batch succeeds, the last prompt that succeeded is
+    run again: if even that fails the device is broken, not the input.
     """
 
     def __init__(self) -> None:
         self._known_good: tuple[Predictor, Prompt] | None = None
 
-    def run(
-        self,
-        predictor: Predictor,
-        prompts: Sequence[Prompt],
-        deciders: Sequence[Policy | None] = (),
-    ) -> list[Prediction | Exception]:
+    def run(self, predictor: Predictor, prompts: Sequence[Prompt]) -> list[Prediction | Exception]:
         """One prediction or one error for each prompt, order kept.
-
-        Args:
-            predictor: answers.
-            prompts: a batch.
-            deciders: see `Predictor.predict`.
 
         Raises:
             UnavailableError: the device is broken; nothing will succeed any more.
         """
-        results = self._run_or_halve(predictor, prompts, deciders)
+        results = self._run_or_halve(predictor, prompts)
         succeeded = [
             prompt
             for prompt, result in zip(prompts, results, strict=True)
@@ -116,25 +105,18 @@ class Worker:
         return results
 
     def _run_or_halve(
-        self,
-        predictor: Predictor,
-        prompts: Sequence[Prompt],
-        deciders: Sequence[Policy | None],
+        self, predictor: Predictor, prompts: Sequence[Prompt]
     ) -> list[Prediction | Exception]:
         try:
-            return [*_forward(predictor, prompts, deciders)]
+            return [*_forward(predictor, prompts)]
         except Exception as error:  # noqa: BLE001 - any failure belongs to the inputs it hit
             _log.warning("forward_failed", batch_requests=len(prompts), exc_info=error)
             if len(prompts) == 1:
                 return [error]
         # Outside the handler: the traceback of an out-of-memory error keeps its tensors alive.
         middle = len(prompts) // 2
-        halves = slice(middle), slice(middle, None)
-        return [
-            result
-            for half in halves
-            for result in self._run_or_halve(predictor, prompts[half], deciders[half])
-        ]
+        halves = prompts[:middle], prompts[middle:]
+        return [result for half in halves for result in self._run_or_halve(predictor, half)]
 
     def _check_device(self, predictor: Predictor) -> None:
         try:
@@ -148,10 +130,8 @@ class Worker:
             raise UnavailableError("the model no longer works: restart the server") from error
 
 
-def _forward(
-    predictor: Predictor, prompts: Sequence[Prompt], deciders: Sequence[Policy | None] = ()
-) -> list[Prediction]:
-    predictions = predictor.predict(prompts, deciders)
+def _forward(predictor: Predictor, prompts: Sequence[Prompt]) -> list[Prediction]:
+    predictions = predictor.predict(prompts)
     if len(predictions) != len(prompts):
         raise RuntimeError(f"{len(prompts)} prompts gave {len(predictions)} predictions")
     for prediction in predictions:

@@ -3,8 +3,10 @@
     records   what is kept
     store     one SQLite file                                  synchronous
     live      error, calibration and e-value out of it         pure
-    ledger    what the server talks to                         a thread with a bounded queue
+    clerk     writes and adds up                               a thread
+    ledger    what the server talks to                         a bounded inbox of messages
     metrics   the same for Prometheus
+    export    judged answers, for calibration
 
 Knows nothing of HTTP. Nothing here waits for a disk on the event loop.
 """

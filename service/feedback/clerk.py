@@ -22,16 +22,24 @@ from service.errors import (
     UnknownAnswerError,
     UnknownLabelError,
 )
-from service.feedback.entries import CaughtUp, Entry, Judgement, Kept, Loaded, Served, Unloaded
 from service.feedback.live import measure
+from service.feedback.messages import (
+    CatchUp,
+    GoneAdapter,
+    Judgement,
+    Message,
+    NewAnswers,
+    NewPolicy,
+    ServedPolicy,
+)
 from service.feedback.records import Feedback
 from service.feedback.store import FeedbackStore
 
 _TICK_SECONDS = 1.0  # between looks at what other processes wrote, and at what has expired
 _PRUNE_SECONDS = 60.0
-_TOGETHER = 1_000  # entries of one transaction
+_TOGETHER = 1_000  # messages of one transaction
 _CHEAP_SECONDS = 0.005  # adding up that takes no longer is done after every transaction
-_IDLE = 20  # what takes longer rests so many times as long
+_IDLE = 20  # after adding up that takes longer, the next waits so many times as long
 
 _log = structlog.get_logger("dalorra.feedback")
 
@@ -40,28 +48,28 @@ class Clerk:
     """Runs on a thread of its own until it finds None in the inbox.
 
     Args:
-        store: nobody else uses it.
+        store: used by this thread alone.
         inbox: what is to be done, in order.
         retention_seconds: answers are deleted after it.
-        max_rows: most answers that are kept.
+        max_answers: most that are kept.
         alpha: see `service.feedback.live.measure`.
     """
 
     def __init__(
         self,
         store: FeedbackStore,
-        inbox: queue.SimpleQueue[Entry | None],
+        inbox: queue.SimpleQueue[Message | None],
         *,
         retention_seconds: float,
-        max_rows: int,
+        max_answers: int,
         alpha: float,
     ) -> None:
         self._store = store
         self._inbox = inbox
         self._retention_seconds = retention_seconds
-        self._max_rows = max_rows
+        self._max_answers = max_answers
         self._alpha = alpha
-        self._served: dict[str, Served] = {}
+        self._policies: dict[str, ServedPolicy] = {}  # by name of the adapter
         self._stale: set[str] = set()  # names of adapters whose `live` is behind the store
         self._refresh_after = 0.0
         self._prune_after = 0.0
@@ -74,79 +82,79 @@ class Clerk:
         """Works until it is told to stop, then closes the store."""
         working = True
         while working:
-            entries, working = self._take()
+            messages, working = self._take()
             try:
-                self._write(entries)
+                self._write(messages)
             except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
                 _log.error("feedback_not_written", error=str(error), exc_info=error)
-                self._give_up(entries)
+                self._give_up(messages)
             try:
                 self._tidy()
             except Exception as error:  # noqa: BLE001 - it is tried again
                 _log.error("feedback_not_tidied", error=str(error), exc_info=error)
         self._store.close()
 
-    def _take(self) -> tuple[list[Entry], bool]:
+    def _take(self) -> tuple[list[Message], bool]:
         """What is in the inbox, and whether there will be more."""
-        entries: list[Entry] = []
+        messages: list[Message] = []
         pause = _TICK_SECONDS
         if self._stale:
             pause = min(max(self._refresh_after - time.monotonic(), 0.001), pause)
         try:
-            entry = self._inbox.get(timeout=pause)
-            while entry is not None:
-                entries.append(entry)
-                if len(entries) >= _TOGETHER:
-                    return entries, True
-                entry = self._inbox.get_nowait()
+            message = self._inbox.get(timeout=pause)
+            while message is not None:
+                messages.append(message)
+                if len(messages) >= _TOGETHER:
+                    return messages, True
+                message = self._inbox.get_nowait()
         except queue.Empty:
-            return entries, True
-        return entries, False
+            return messages, True
+        return messages, False
 
-    def _write(self, entries: Sequence[Entry]) -> None:
-        if not entries:
+    def _write(self, messages: Sequence[Message]) -> None:
+        if not messages:
             return
         watches = _Watches(self._store)
         outcomes: list[tuple[Future[Any], object]] = []
         with self._store.transaction():
-            for entry in entries:
-                match entry:
-                    case Kept(served, answers):
+            for message in messages:
+                match message:
+                    case NewAnswers(served, answers):
                         self._store.add(self._number(served), answers)
                         self._added += len(answers)
-                    case Loaded(served):
-                        self._served[served.adapter] = served
+                    case NewPolicy(served):
+                        self._policies[served.adapter] = served
                         self._stale.add(served.adapter)
-                    case Unloaded(adapter):
-                        self._served.pop(adapter, None)
+                    case GoneAdapter(adapter):
+                        self._policies.pop(adapter, None)
                         self._stale.discard(adapter)
-                    case CaughtUp(done):
+                    case CatchUp(done):
                         outcomes.append((done, None))
                     case Judgement():
-                        outcomes.append((entry.done, self._judge(entry, watches)))
+                        outcomes.append((message.done, self._judge(message, watches)))
             watches.save()
-        self._refresh(at_once=any(isinstance(entry, CaughtUp) for entry in entries))
+        self._refresh(at_once=any(isinstance(message, CatchUp) for message in messages))
         for done, outcome in outcomes:
             if isinstance(outcome, Feedback):
                 self.judged[outcome.adapter, outcome.decision, outcome.correct] += 1
             _settle(done, outcome)
 
-    def _number(self, served: Served) -> int:
+    def _number(self, served: ServedPolicy) -> int:
         if served.number is None:
             served.number = self._store.source_id(served.source)
         return served.number
 
     def _judge(self, judgement: Judgement, watches: _Watches) -> Feedback | ServiceError:
         """Writes the truth about an answer, or says why it cannot."""
-        found = self._store.find(judgement.request_id)
-        if found is None:
+        kept = self._store.find(judgement.request_id)
+        if kept is None:
             return UnknownAnswerError(
                 f"no answer is kept under request_id {judgement.request_id!r}: it was given by "
                 "another server, longer ago than answers are kept, or never"
             )
-        source, _ = self._store.source(found.source)
+        source, _ = self._store.source(kept.source)
         digest = source.adapter_digest
-        alike = [one for one in self._served.values() if one.source.adapter_digest == digest]
+        alike = [one for one in self._policies.values() if one.source.adapter_digest == digest]
         if not alike:
             return OtherAdapterError(
                 f"the answer {judgement.request_id!r} is of adapter {digest[:12]}…, which is not "
@@ -158,17 +166,17 @@ class Clerk:
                 f"label {judgement.label[:LONGEST_ECHO]!r} is unknown to adapter "
                 f"{served.adapter!r}: send one of {', '.join(served.labels)}"
             )
-        if found.true_label is not None:
+        if kept.true_label is not None:
             return AlreadyJudgedError(
-                f"the answer {judgement.request_id!r} was judged before, as {found.true_label!r}: "
+                f"the answer {judgement.request_id!r} was judged before, as {kept.true_label!r}: "
                 "the first judgement stays"
             )
         self._store.judge(judgement.request_id, judgement.label, time.time())
-        if found.accepted:
-            watches.observe(found.source, served.labels, found.label, judgement.label)
+        if kept.accepted:
+            watches.observe(kept.source, served.labels, kept.label, judgement.label)
         self._stale.update(one.adapter for one in alike)
         return Feedback(
-            judgement.request_id, judgement.label, found.label, found.decision, served.adapter
+            judgement.request_id, judgement.label, kept.label, kept.decision, served.adapter
         )
 
     def _refresh(self, *, at_once: bool = False) -> None:
@@ -178,7 +186,7 @@ class Clerk:
             return
         watches = _Watches(self._store)
         for adapter in tuple(self._stale):
-            served = self._served[adapter]
+            served = self._policies[adapter]
             number = self._number(served)
             watch = watches.of(number, served.labels)
             served.live = measure(self._store.groups(number), watch, self._alpha)
@@ -188,28 +196,29 @@ class Clerk:
         self._refresh_after = ended + (_IDLE * seconds if seconds > _CHEAP_SECONDS else 0.0)
 
     def _tidy(self) -> None:
-        """Deletes what is to go, and looks at what other processes wrote."""
+        """Deletes what is too old or too much, and looks at what other processes wrote."""
         now = time.monotonic()
-        if now >= self._prune_after or self._added > self._max_rows / 100:
+        if now >= self._prune_after or self._added > self._max_answers / 100:
             with self._store.transaction():
-                removed = self._store.prune(time.time() - self._retention_seconds, self._max_rows)
+                oldest = time.time() - self._retention_seconds
+                removed = self._store.prune(oldest, self._max_answers)
             self._added, self._prune_after = 0, now + _PRUNE_SECONDS
             if removed:
-                self._stale.update(self._served)
+                self._stale.update(self._policies)
         if (seen := self._store.changes_of_others) != self._seen_of_others:
             self._seen_of_others = seen
-            self._stale.update(self._served)
+            self._stale.update(self._policies)
         self._refresh()
 
-    def _give_up(self, entries: Sequence[Entry]) -> None:
-        for served in self._served.values():
-            served.number = None  # it may have been taken back with the rest
-        for entry in entries:
-            if isinstance(entry, Kept):
-                entry.served.number = None
-                self.lost += len(entry.answers)
-            elif isinstance(entry, CaughtUp | Judgement):
-                _settle(entry.done, FeedbackStoreError("the feedback store cannot be written"))
+    def _give_up(self, messages: Sequence[Message]) -> None:
+        for served in self._policies.values():
+            served.number = None  # the transaction that made it may have been rolled back
+        for message in messages:
+            if isinstance(message, NewAnswers):
+                message.served.number = None
+                self.lost += len(message.answers)
+            elif isinstance(message, CatchUp | Judgement):
+                _settle(message.done, FeedbackStoreError("the feedback store cannot be written"))
 
 
 class _Watches:
@@ -242,7 +251,7 @@ class _Watches:
 
 
 def _settle(done: Future[Any], outcome: object) -> None:
-    """Tells whoever waits, if anyone does."""
+    """Hands an outcome to its caller, unless the caller has left."""
     if not done.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Exception):

@@ -28,7 +28,7 @@ def read_labelled(
 ) -> list[LabelledAnswer]:
     """Answers with feedback that were made as those to come will be.
 
-    Those that stopped early, after fewer than `samples` samples, are left out.
+    Those that were averaged over fewer than `samples` samples are left out.
 
     Args:
         path: the store.
@@ -43,7 +43,7 @@ def read_labelled(
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             check_kind(database, path)
-            sources = [(row[0], Source(*row[1:])) for row in database.execute(_SOURCES)]
+            sources = [(number, Source(*rest)) for number, *rest in database.execute(_SOURCES)]
             alike = [
                 number
                 for number, source in sources
@@ -52,9 +52,9 @@ def read_labelled(
                 and novelty_digest in (None, source.novelty_digest)
             ]
             found = [
-                LabelledAnswer(*row)
+                LabelledAnswer(*record)
                 for number in alike
-                for row in database.execute(_JUDGED, (number, samples))
+                for record in database.execute(_JUDGED, (number, samples))
             ]
     except sqlite3.Error as error:
         raise ConfigError(f"the feedback store {path} cannot be read: {error}") from error

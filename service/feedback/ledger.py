@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Protocol
 from dalorra.decision.policy import Decision, Verdict
 from service.errors import FeedbackOffError, QueueFullError
 from service.feedback.clerk import Clerk
-from service.feedback.entries import CaughtUp, Entry, Judgement, Kept, Loaded, Served, Unloaded
+from service.feedback.messages import (
+    CatchUp,
+    GoneAdapter,
+    Judgement,
+    Message,
+    NewAnswers,
+    NewPolicy,
+    ServedPolicy,
+)
 from service.feedback.records import Feedback, KeptAnswer, Source
 from service.feedback.store import FeedbackStore
 
@@ -31,18 +39,20 @@ if TYPE_CHECKING:
     from dalorra.prompts import InputFields
     from service.engine import Predictor
 
-_INBOX = 10_000  # requests whose answers or judgements wait to be written
+INBOX_SIZE = 10_000
+"""Requests whose answers or judgements may wait to be written."""
+
 _STOP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
+class FeedbackOptions:
     """What is kept, and what follows from it.
 
     Attributes:
         path: the SQLite file.
         retention_seconds: answers are deleted after it.
-        max_rows: most answers that are kept.
+        max_answers: most that are kept.
         inputs: whether the inputs are kept, too.
         alpha: probability of calling a kept promise broken, over all time.
         strict: whether nothing is accepted any more once the promise is broken.
@@ -50,14 +60,14 @@ class Keeping:
 
     path: Path
     retention_seconds: float
-    max_rows: int
+    max_answers: int
     inputs: bool
     alpha: float
     strict: bool
 
 
-class Told(Protocol):
-    """What of a body is kept."""
+class Body(Protocol):
+    """The part of a response's body that is kept."""
 
     @property
     def request_id(self) -> str: ...
@@ -66,45 +76,40 @@ class Told(Protocol):
 
 
 class Ledger:
-    """One for a server. Without something to keep it answers that feedback is off.
+    """One for each server. Where nothing is kept, feedback raises `FeedbackOffError`.
 
     Args:
-        keeping: what is kept; None: nothing is.
+        options: what is kept; None: nothing.
 
     Raises:
         ConfigError: the store cannot be opened.
     """
 
-    def __init__(self, keeping: Keeping | None) -> None:
-        self._keeping = keeping
-        self._served: dict[str, Served] = {}
-        self._inbox: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+    def __init__(self, options: FeedbackOptions | None) -> None:
+        self._options = options
+        self._policies: dict[str, ServedPolicy] = {}  # by name of the adapter
+        self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._clerk: Clerk | None = None
         self._thread: threading.Thread | None = None
         self._refused = 0
-        if keeping is not None:
+        if options is not None:
             self._clerk = Clerk(
-                FeedbackStore(keeping.path),
+                FeedbackStore(options.path),
                 self._inbox,
-                retention_seconds=keeping.retention_seconds,
-                max_rows=keeping.max_rows,
-                alpha=keeping.alpha,
+                retention_seconds=options.retention_seconds,
+                max_answers=options.max_answers,
+                alpha=options.alpha,
             )
-
-    @property
-    def on(self) -> bool:
-        """Whether answers are kept."""
-        return self._keeping is not None
 
     @property
     def alpha(self) -> float:
         """Probability of calling a kept promise broken; NaN where nothing is watched."""
-        return self._keeping.alpha if self._keeping else math.nan
+        return self._options.alpha if self._options else math.nan
 
     @property
-    def served(self) -> Sequence[Served]:
+    def policies(self) -> Sequence[ServedPolicy]:
         """The policies that are served, and how they stand."""
-        return tuple(self._served.values())
+        return tuple(self._policies.values())
 
     @property
     def judged(self) -> Mapping[tuple[str, str, bool], int]:
@@ -132,25 +137,25 @@ class Ledger:
 
     def adapter_loaded(self, predictor: Predictor) -> None:
         """Feedback on its answers is taken from now on, and its promise watched."""
-        served = self._served[predictor.adapter_name] = _describe(predictor)
+        served = self._policies[predictor.card.adapter] = _describe(predictor)
         if self._thread is not None:
-            self._inbox.put(Loaded(served))
+            self._inbox.put(NewPolicy(served))
 
     def adapter_unloaded(self, name: str) -> None:
         """Feedback on its answers is refused from now on."""
-        del self._served[name]
+        del self._policies[name]
         if self._thread is not None:
-            self._inbox.put(Unloaded(name))
+            self._inbox.put(GoneAdapter(name))
 
     async def caught_up(self) -> None:
-        """Returns once all that is known of the adapters that were loaded is known here, too.
+        """Returns once everything before is written, and added up for every adapter.
 
         Raises:
-            FeedbackStoreError: it could not be read.
+            FeedbackStoreError: the store could not be read.
         """
         if self._thread is not None:
             done: Future[None] = Future()
-            self._inbox.put(CaughtUp(done))
+            self._inbox.put(CatchUp(done))
             await asyncio.wrap_future(done)
 
     def keep(
@@ -158,10 +163,10 @@ class Ledger:
         predictor: Predictor,
         inputs: Sequence[InputFields],
         predictions: Sequence[Prediction],
-        told: Sequence[Told],
+        bodies: Sequence[Body],
     ) -> None:
         """Keeps what was answered, for feedback to come."""
-        if self._keeping is None:
+        if self._options is None:
             return
         if self._full:
             self._refused += len(predictions)
@@ -169,25 +174,22 @@ class Ledger:
         now, decide = time.time(), predictor.policy.decide
         answers = [
             KeptAnswer(
-                request_id=one.request_id,
+                request_id=body.request_id,
                 answered_at=now,
                 label=prediction.label,
                 probability=prediction.probability,
                 variance=prediction.variance,
                 novelty=prediction.novelty,
                 samples=prediction.samples,
-                decision=str(one.decision),
-                accepted=decide(
-                    prediction.probability, prediction.variance, prediction.novelty
-                ).decision
-                is Decision.ACCEPT,
-                input=json.dumps(value) if self._keeping.inputs else None,
+                decision=str(body.decision),
+                accepted=decide(prediction).decision is Decision.ACCEPT,
+                input=json.dumps(value) if self._options.inputs else None,
             )
-            for value, prediction, one in zip(inputs, predictions, told, strict=True)
+            for value, prediction, body in zip(inputs, predictions, bodies, strict=True)
         ]
-        # Admitted before another took its name: kept, but with what answered.
+        # Where another has taken the adapter's name since, what answered is kept with the answers.
         served = self._current(predictor) or _describe(predictor)
-        self._inbox.put(Kept(served, answers))
+        self._inbox.put(NewAnswers(served, answers))
 
     async def judge(self, request_id: str, label: str) -> Feedback:
         """Takes the truth about an earlier answer.
@@ -196,7 +198,7 @@ class Ledger:
             FeedbackOffError: nothing is kept.
             UnknownAnswerError, UnknownLabelError, AlreadyJudgedError, OtherAdapterError: it cannot
                 be the truth about an answer that is kept.
-            QueueFullError, FeedbackStoreError: not now.
+            QueueFullError, FeedbackStoreError: it cannot be written now.
         """
         if self._thread is None:
             raise FeedbackOffError(
@@ -212,7 +214,7 @@ class Ledger:
 
     def guard(self, predictor: Predictor, verdict: Verdict) -> Verdict:
         """The verdict, or an escalation where the promise behind an `accept` is broken."""
-        if self._keeping is None or not self._keeping.strict:
+        if self._options is None or not self._options.strict:
             return verdict
         served = self._current(predictor)
         if verdict.decision is not Decision.ACCEPT or served is None or not served.live.broken:
@@ -227,20 +229,20 @@ class Ledger:
 
     @property
     def _full(self) -> bool:
-        return self._inbox.qsize() >= _INBOX
+        return self._inbox.qsize() >= INBOX_SIZE
 
-    def _current(self, predictor: Predictor) -> Served | None:
+    def _current(self, predictor: Predictor) -> ServedPolicy | None:
         """What is known of a predictor's policy, if it is the one that is served."""
-        served = self._served.get(predictor.adapter_name)
+        served = self._policies.get(predictor.card.adapter)
         return served if served is not None and served.policy is predictor.policy else None
 
 
-def _describe(predictor: Predictor) -> Served:
+def _describe(predictor: Predictor) -> ServedPolicy:
     policy, novelty = predictor.policy, predictor.novelty
     source = Source(
-        adapter_digest=predictor.adapter_digest,
+        adapter_digest=predictor.card.digest,
         bank=json.dumps(policy.bank or {"samples": predictor.samples}, sort_keys=True),
         policy=policy.model_dump_json(),
         novelty_digest=novelty.digest if novelty else None,
     )
-    return Served(predictor.adapter_name, tuple(predictor.labels), policy, source)
+    return ServedPolicy(predictor.card.adapter, tuple(predictor.labels), policy, source)

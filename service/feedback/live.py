@@ -34,7 +34,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveFigures:
     """What feedback says about the answers of one policy.
 
     Attributes:
@@ -59,8 +59,8 @@ class Live:
     broken: bool = False
 
 
-def measure(groups: Iterable[Group], watch: PromiseWatch | None, alpha: float) -> Live:
-    """Works it out.
+def measure(groups: Iterable[Group], watch: PromiseWatch | None, alpha: float) -> LiveFigures:
+    """What feedback says about one policy.
 
     Args:
         groups: of the judged answers.
@@ -72,7 +72,7 @@ def measure(groups: Iterable[Group], watch: PromiseWatch | None, alpha: float) -
     accepted = sum(group.size for group in groups if group.accepted)
     errors = sum(group.size for group in groups if group.accepted and not group.correct)
     lower, upper = binomial_interval(errors, accepted, CONFIDENCE)
-    return Live(
+    return LiveFigures(
         judged=judged,
         accepted=accepted,
         errors=errors,

@@ -11,18 +11,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from dalorra.decision.policy import Decision
-from service.feedback.entries import Served
 from service.feedback.ledger import Ledger
+from service.feedback.messages import ServedPolicy
 
 
-def _promised(served: Served) -> float:
+def _promised(served: ServedPolicy) -> float:
     policy = served.policy
     if policy.confidence is None or policy.target_error is None or policy.costs:
         return math.nan
     return policy.target_error
 
 
-_GAUGES: tuple[tuple[str, str, Callable[[Served], float]], ...] = (
+_GAUGES: tuple[tuple[str, str, Callable[[ServedPolicy], float]], ...] = (
     (
         "dalorra_judged_answers",
         "Answers with feedback that are kept, of the policy that is served.",
@@ -73,14 +73,14 @@ class FeedbackCollector(Collector):
         self._ledger = ledger
 
     def collect(self) -> Iterator[Metric]:
-        """All of them."""
+        """All series."""
         judged = CounterMetricFamily(
             "dalorra_feedback",
             "Feedback taken, by the decision on the answer and whether its label was right.",
             labels=["adapter", "decision", "correct"],
         )
         for name, decision, correct in product(
-            [served.adapter for served in self._ledger.served], Decision, (False, True)
+            [served.adapter for served in self._ledger.policies], Decision, (False, True)
         ):
             count = self._ledger.judged.get((name, decision, correct), 0)
             judged.add_metric([name, decision, str(correct).lower()], count)
@@ -97,6 +97,6 @@ class FeedbackCollector(Collector):
         )
         for name, text, value in _GAUGES:
             gauge = GaugeMetricFamily(name, text, labels=["adapter"])
-            for served in self._ledger.served:
+            for served in self._ledger.policies:
                 gauge.add_metric([served.adapter], float(value(served)))
             yield gauge

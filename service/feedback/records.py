@@ -26,7 +26,7 @@ class KeptAnswer(NamedTuple):
     """One answer that waits for feedback.
 
     Attributes:
-        request_id: names it.
+        request_id: names the answer.
         answered_at: seconds since the epoch.
         label, probability, variance, novelty, samples: see `decision.predictive.Prediction`.
         decision: what the client was told.
@@ -46,8 +46,8 @@ class KeptAnswer(NamedTuple):
     input: str | None
 
 
-class Found(NamedTuple):
-    """What is kept under a request's id; `source` is a number of the store's."""
+class AnswerRecord(NamedTuple):
+    """What a judgement needs of a kept answer; `source` is a number of the store's."""
 
     source: int
     label: str

@@ -16,7 +16,7 @@ from typing import Any
 from dalorra.decision.metrics import ECE_BINS
 from dalorra.errors import ConfigError
 from service.feedback.live import Group
-from service.feedback.records import Found, KeptAnswer, Source
+from service.feedback.records import AnswerRecord, KeptAnswer, Source
 
 _APPLICATION = 0x44414C46  # "DALF": no other program's file is taken for a store
 _VERSION = 1
@@ -71,7 +71,7 @@ SELECT accepted, correct, max(CAST(place AS INTEGER) - (place = CAST(place AS IN
        count(*), sum(probability)
 FROM judged GROUP BY 1, 2, 3
 """  # noqa: S608 - a number of ours
-# What has been judged is worth most: it goes last.
+# Judged answers are worth most: they are deleted last.
 _EVICT = """
 DELETE FROM answers WHERE rowid IN (
     SELECT rowid FROM answers ORDER BY true_label IS NOT NULL, answered_at LIMIT ?
@@ -83,10 +83,10 @@ class FeedbackStore:
     """One open file.
 
     Args:
-        path: the file; made, readable for its owner alone, if it is not there.
+        path: the file; if it is missing, it is made, readable for its owner alone.
 
     Raises:
-        ConfigError: it cannot be opened, or is something else.
+        ConfigError: the file cannot be opened, or is no feedback store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,10 +113,12 @@ class FeedbackStore:
             check_kind(self._database, self._path)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.execute("PRAGMA secure_delete = ON")  # what has expired is gone
+        self._database.execute(
+            "PRAGMA secure_delete = ON"
+        )  # deleted answers cannot be read back from the file
 
     def close(self) -> None:
-        """Ends the use of the file."""
+        """Closes the file."""
         self._database.close()
 
     @contextmanager
@@ -132,7 +134,7 @@ class FeedbackStore:
 
     @property
     def changes_of_others(self) -> int:
-        """A number that is another one once another process has written."""
+        """A number that changes whenever another process writes."""
         return int(self._value("PRAGMA data_version"))
 
     def source_id(self, source: Source) -> int:
@@ -167,14 +169,14 @@ class FeedbackStore:
         """Keeps answers of one source."""
         self._database.executemany(_ADD, [(*answer, source) for answer in answers])
 
-    def find(self, request_id: str) -> Found | None:
+    def find(self, request_id: str) -> AnswerRecord | None:
         """What is kept under an id."""
-        row = self._database.execute(
+        record = self._database.execute(
             "SELECT source, label, decision, accepted, true_label FROM answers "
             "WHERE request_id = ?",
             (request_id,),
         ).fetchone()
-        return None if row is None else Found(*row)
+        return None if record is None else AnswerRecord(*record)
 
     def judge(self, request_id: str, true_label: str, now: float) -> None:
         """Keeps the truth about an answer."""
@@ -185,7 +187,7 @@ class FeedbackStore:
 
     def groups(self, source: int) -> list[Group]:
         """Adds up the judged answers of a source."""
-        return [Group(*row) for row in self._database.execute(_COUNT, (source,))]
+        return [Group(*sums) for sums in self._database.execute(_COUNT, (source,))]
 
     def prune(self, oldest: float, most: int) -> int:
         """Deletes answers from before `oldest`, and those above `most`; says how many."""

@@ -38,7 +38,7 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     given = {name: value for name, value in overrides.items() if value is not None}
     for name in given:
         _check_known(name, "the setting")
-    # Arguments win over the environment, so what the environment overrides must not be one.
+    # pydantic lets arguments win over the environment: what it overrides of the file is left out.
     outranked = {name: value for name, value in from_file.items() if name not in in_environment}
     origin = {
         **dict.fromkeys(from_file, f"in {config}"),

@@ -8,11 +8,10 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.adapter_names import named_adapters
-from service.feedback.ledger import Keeping
+from service.feedback.ledger import FeedbackOptions
 from service.keys import all_digests, known_digest
 
 ENV_PREFIX = "DALORRA_"
-Samples = Literal["full", "auto"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 
@@ -45,12 +44,6 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model.")
     on_overflow: Literal["truncate", "reject"] = Field(
         "truncate", description="What happens to an over-long input: cut, or answered with 422."
-    )
-
-    samples: Samples = Field(
-        "full",
-        description="full: every answer uses the whole bank. auto: it stops once the rest can "
-        "change neither label nor decision. What a request asks for wins.",
     )
 
     max_queue_requests: int = Field(512, ge=1, description="Inputs that may wait.")
@@ -198,7 +191,7 @@ class Settings(BaseSettings):
         return self
 
     def first_adapters(self) -> list[tuple[str | None, Path | None]]:
-        """Name and directory of what is loaded first; None: its own name, the bundled one."""
+        """Names and directories to load; None: the adapter's own name, the bundled adapter."""
         return list(self.adapters.items()) or [(None, self.adapter)]
 
     @model_validator(mode="after")
@@ -210,14 +203,14 @@ class Settings(BaseSettings):
             )
         return self
 
-    def keeping(self) -> Keeping | None:
-        """What is kept of answers, if anything is."""
+    def feedback_options(self) -> FeedbackOptions | None:
+        """What is kept of answers; None: nothing."""
         if self.feedback_store is None:
             return None
-        return Keeping(
+        return FeedbackOptions(
             path=self.feedback_store,
             retention_seconds=86_400.0 * self.feedback_retention_days,
-            max_rows=self.feedback_max_rows,
+            max_answers=self.feedback_max_rows,
             inputs=self.feedback_inputs,
             alpha=self.feedback_alpha,
             strict=self.policy_action == "strict",

@@ -18,11 +18,11 @@ from dalorra.client import AdapterRefusedError, AsyncClient, ForbiddenError, Unk
 from dalorra.decision.novelty import NOVELTY_FILE
 from dalorra.predictor import Predictor
 from dalorra.shared_base import SharedBase
-from tests.integration.test_server import SENTENCES, TOLERANCE, ServerProcess, start
+from tests.server_process import KEY, SENTENCES, TOLERANCE, ServerProcess, start
 
 pytestmark = pytest.mark.integration
 
-CLIENT_KEY, ADMIN_KEY = "integration-key", "integration-administrator"
+ADMIN_KEY = "integration-administrator"
 TEXTS = SENTENCES[:3]
 
 
@@ -74,13 +74,10 @@ def expected(base_model: BaseModel, folders: dict[str, Path]) -> dict[str, list[
 @pytest.fixture
 def server(folders: dict[str, Path]) -> Iterator[ServerProcess]:
     named = ",".join(f"{name}={folders[name]}" for name in ("sentiment", "other"))
-    process = start(
+    with start(
         "model", adapters=named, admin_keys=ADMIN_KEY, adapter_roots=folders["other"].parent
-    )
-    try:
+    ) as process:
         yield process.until_ready()
-    finally:
-        process.stop()
 
 
 async def answers(client: AsyncClient, adapter: str) -> list[float]:
@@ -93,7 +90,7 @@ async def test_adapters_are_served_loaded_replaced_and_unloaded(
     server: ServerProcess, folders: dict[str, Path], expected: dict[str, list[float]]
 ) -> None:
     async with (
-        AsyncClient(server.url, api_key=CLIENT_KEY) as client,
+        AsyncClient(server.url, api_key=KEY) as client,
         AsyncClient(server.url, api_key=ADMIN_KEY) as admin,
     ):
         assert [one.name for one in await client.adapters()] == ["sentiment", "other"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import httpx2
 import pytest
 from langchain_core.tools import BaseTool
@@ -17,22 +18,18 @@ from mcp.client.streamable_http import streamable_http_client
 from dalorra.client import AsyncClient, Client, InvalidInputError, Retries, TransportError
 from dalorra.client.langchain import UncertainPredictTool
 from dalorra.client.tool import TOOL_NAME
-from tests.integration.test_server import ServerProcess, start
+from tests.server_process import HEADERS, KEY, ServerProcess, start
 
 pytestmark = pytest.mark.integration
 
-KEY = "integration-key"
 TEXT = "This movie was fantastic!"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "langgraph_triage.py"
 
 
 @pytest.fixture(scope="module", params=["fake", "model"])
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    process = start(request.param, predictor={"seconds": 0.02})
-    try:
+    with start(request.param, predictor={"seconds": 0.02}) as process:
         yield process.until_ready()
-    finally:
-        process.stop()
 
 
 @pytest.fixture
@@ -88,7 +85,7 @@ def test_one_prediction_through_every_door(server: ServerProcess, client: Client
 
 
 async def over_mcp(url: str) -> Any:
-    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+    http = httpx2.AsyncClient(headers=HEADERS, timeout=60)
     async with http, McpClient(streamable_http_client(f"{url}/mcp", http_client=http)) as client:
         assert [tool.name for tool in (await client.list_tools()).tools] == [TOOL_NAME]
         failed = await client.call_tool(TOOL_NAME, {"sentence": ""})
@@ -100,19 +97,22 @@ async def over_mcp(url: str) -> Any:
 
 def over_inference_protocol(url: str, model: str) -> dict[str, list[Any]]:
     body = {"inputs": [{"name": "sentence", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]}
-    headers = {"Authorization": f"Bearer {KEY}"}
     assert httpx2.get(f"{url}/v2/health/ready").json() == {"ready": True}
-    response = httpx2.post(f"{url}/v2/models/{model}/infer", json=body, headers=headers, timeout=60)
+    response = httpx2.post(f"{url}/v2/models/{model}/infer", json=body, headers=HEADERS, timeout=60)
     assert response.status_code == 200, response.text
     return {output["name"]: output["data"] for output in response.json()["outputs"]}
 
 
 def test_connections_are_kept(server: ServerProcess):
     used = []
-    with Client(server.url, api_key=KEY) as client:
-        client._http.event_hooks["response"].append(
-            lambda response: used.append(response.extensions["network_stream"])
-        )
+
+    class Watching(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            response = super().handle_request(request)
+            used.append(response.extensions["network_stream"])
+            return response
+
+    with Client(server.url, api_key=KEY, transport=Watching()) as client:
         for n in range(5):
             client.predict(f"{TEXT} {n}")
     assert len(used) == 5
@@ -140,8 +140,9 @@ def test_the_example_runs(server: ServerProcess):
 
 def test_a_client_waits_for_a_place():
     """Two places, six clients: refused ones come back when they were told to."""
-    process = start("fake", predictor={"seconds": 0.2}, max_queue_requests=2, max_batch_inputs=1)
-    try:
+    with start(
+        "fake", predictor={"seconds": 0.2}, max_queue_requests=2, max_batch_inputs=1
+    ) as process:
         process.until_ready()
 
         async def run() -> list[Any]:
@@ -150,8 +151,6 @@ def test_a_client_waits_for_a_place():
                 return await asyncio.gather(*(client.predict(f"text {n}") for n in range(6)))
 
         assert len(asyncio.run(run())) == 6
-    finally:
-        process.stop()
     refused = [e for e in process.events() if e.get("error_type") == "queue_full"]
     assert refused
     with Client(process.url) as client, pytest.raises(TransportError):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dalorra.base.cache import is_complete
-from dalorra.base.fetch import default_folder
+from dalorra.base.fetch import pinned_folder
 from dalorra.base.model import DEFAULT_BASE_MODEL, load_base_model
 from dalorra.errors import BaseModelError
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.integration
 
 def test_the_default_base_model_is_whole_and_knows_english(base_model):
     assert base_model.name == DEFAULT_BASE_MODEL
-    assert is_complete(default_folder(), hashes=True)
+    assert is_complete(pinned_folder(DEFAULT_BASE_MODEL), hashes=True)
     assert sum(weight.numel() for weight in base_model.model.parameters()) == 134_515_008
     ids = base_model.tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.inference_mode():

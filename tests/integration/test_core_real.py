@@ -16,14 +16,14 @@ from dalorra.adapter.layer import (
     stochastic_layers,
 )
 from dalorra.base.model import BaseModel, load_base_model
-from dalorra.decision.policy import Policy
 from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import RankMasks
 from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptTokenizer, Scope
+from dalorra.prompts import Scope
 from tests.reference import PlainLora
+from tests.tiny import predictor_before_saving, tiny_manifest
 from training.tasks import TASKS
 
 pytestmark = pytest.mark.integration
@@ -73,26 +73,16 @@ def adapted(base: BaseModel) -> Iterator[StochasticPeftModel]:
 def predictor_of(
     model: StochasticPeftModel, base: BaseModel, scope: Scope, samples: int
 ) -> Predictor:
-    return Predictor(
-        model,
-        PromptTokenizer(base.tokenizer, FORMAT),
-        RankMasks(),
-        BankSpec(samples=samples),
-        scope,
-        policy=Policy.never(),
-        model_name=base.name,
-        adapter_name="random",
-        adapter_digest="",
-        method="dalorra",
-        row_budget=10**6,
-    )
+    bank = BankSpec(samples=samples)
+    manifest = tiny_manifest(base, model, scope, prompt=FORMAT, bank=bank, max_tokens=300)
+    return predictor_before_saving(model, base, manifest, row_budget=10**6)
 
 
 def batch_and_singles(predictor: Predictor, singles: range) -> tuple[Tensor, Tensor]:
     """Sample probabilities `[singles, M, K]` out of a batch of 32, and of each alone."""
     prompts = [predictor.encode(sentence) for sentence in BATCH]
-    together = predictor.sample_probabilities(prompts)[list(singles)]
-    alone = torch.cat([predictor.sample_probabilities([prompts[i]]) for i in singles])
+    together = predictor.posterior_samples(prompts).by_sample[list(singles)]
+    alone = torch.cat([predictor.posterior_samples([prompts[i]]).by_sample for i in singles])
     return together, alone
 
 
@@ -112,7 +102,7 @@ def test_packed_equals_plain_lora_one_by_one(base_model, scope):
             packed = answer_logits(
                 model, pack(prompts, range(3), scope), predictor.bank, torch.tensor(label_ids)
             )
-        found = predictor.sample_probabilities(prompts)
+        found = predictor.posterior_samples(prompts).by_sample
     torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-3)  # logits of about 15
     torch.testing.assert_close(found, expected.softmax(-1), rtol=0, atol=1e-4)
     assert expected.softmax(-1).std(dim=1).max() > 0.05, "the samples differ"

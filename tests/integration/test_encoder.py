@@ -7,7 +7,6 @@ import torch
 
 from dalorra.adapter.directory import save_adapter
 from dalorra.adapter.layer import attach, detach, lora_config, stochastic_layers
-from dalorra.adapter.manifest import BaseReference, Manifest, library_versions
 from dalorra.base.cache import is_complete
 from dalorra.base.families import head_modules, set_head
 from dalorra.base.fetch import ENCODER, pinned_folder
@@ -15,7 +14,8 @@ from dalorra.base.model import load_base_model
 from dalorra.posteriors import AdapterDropout
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
-from dalorra.prompts import PromptFormat, PromptTokenizer
+from dalorra.prompts import PromptFormat
+from tests.tiny import tiny_manifest
 
 pytestmark = pytest.mark.integration
 
@@ -36,21 +36,15 @@ def test_it_is_fetched_whole_and_answers_under_an_adapter(tmp_path: Path) -> Non
     with torch.no_grad():
         for layer in stochastic_layers(model).values():
             layer.up.normal_(std=0.05)
-    tokenizer = PromptTokenizer(base.tokenizer, FORMAT)
-    manifest = Manifest(
-        name="real",
+    manifest = tiny_manifest(
+        base,
+        model,
+        "all_tokens",
         method="mc_dropout",
-        posterior=posterior.model_dump(),
-        method_parameters={},
-        scope="all_tokens",
-        base_model=BaseReference(name=base.name, digest=base.digest, kind="encoder"),
+        posterior=posterior,
         prompt=FORMAT,
-        cue_tokens=list(tokenizer.cue_ids),
-        label_tokens=dict(zip(FORMAT.labels, tokenizer.label_ids, strict=True)),
-        modules=list(stochastic_layers(model)),
-        max_tokens=128,
         bank=BankSpec(samples=4),
-        versions=library_versions(),
+        max_tokens=128,
     )
     save_adapter(model, manifest, tmp_path / "adapter")
     detach(model)

@@ -1,32 +1,22 @@
 """A feedback store outlives its server, however that ends."""
 
-import json
 import sqlite3
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
 from dalorra.client import Client, ConflictError, NotFoundError
-from tests.integration.test_server import ServerProcess
+from tests.server_process import ServerProcess, start
 
 pytestmark = pytest.mark.integration
 
 TEXTS = [f"text {n}" for n in range(6)]
 
 
-@contextmanager
-def running(store: Path) -> Iterator[ServerProcess]:
-    settings = json.dumps({"port": 0, "feedback_store": str(store)})
-    server = ServerProcess([sys.executable, "-m", "tests.fake_server", settings, "{}"])
-    try:
-        yield server.until_ready()
-    finally:
-        server.process.kill()
-        server.process.wait()
+def server_with(store: Path) -> ServerProcess:
+    return start("fake", api_keys=[], feedback_store=str(store))
 
 
 def judged(url: str) -> float:
@@ -37,7 +27,7 @@ def judged(url: str) -> float:
 
 def test_feedback_that_was_taken_survives_a_server_that_is_killed(tmp_path: Path):
     store = tmp_path / "feedback.sqlite"
-    with running(store) as server, Client(server.url) as client:
+    with server_with(store) as server, Client(server.until_ready().url) as client:
         answers = client.predict_batch(TEXTS, request_id="before")
         assert [answer.request_id for answer in answers] == [f"before-{n}" for n in range(6)]
         for answer in answers[:4]:
@@ -45,7 +35,7 @@ def test_feedback_that_was_taken_survives_a_server_that_is_killed(tmp_path: Path
         server.process.kill()
         server.process.wait()
 
-    with running(store) as server, Client(server.url) as client:
+    with server_with(store) as server, Client(server.until_ready().url) as client:
         assert judged(server.url) == 4
         with pytest.raises(ConflictError, match="judged before, as 'positive'"):
             client.feedback("before-0", "negative")

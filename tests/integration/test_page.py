@@ -9,11 +9,10 @@ import pytest
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 from tests.fakes import FakePredictor, expected_prediction
-from tests.integration.test_server import ServerProcess, start
+from tests.server_process import KEY, ServerProcess, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-KEY = "integration-key"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDE = ViewportSize(width=1120, height=840)
 
@@ -33,11 +32,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    process = start("fake")
-    try:
+    with start("fake") as process:
         yield process.until_ready()
-    finally:
-        process.stop()
 
 
 @pytest.fixture
@@ -66,7 +62,7 @@ def text_for(decision: str) -> str:
     for n in range(10_000):
         text = f"It was number {n}."
         answer = expected_prediction(predictor.encode(text))
-        if predictor.policy.decide(answer.probability, answer.variance).decision == decision:
+        if predictor.policy.decide(answer).decision == decision:
             return text
     raise AssertionError(decision)
 
@@ -81,7 +77,7 @@ def ask(page: Page, text: str) -> None:
 def test_a_decision_and_what_it_rests_on(page: Page, decision: str):
     text = text_for(decision)
     answer = expected_prediction(FakePredictor().encode(text))
-    verdict = FakePredictor().policy.decide(answer.probability, answer.variance)
+    verdict = FakePredictor().policy.decide(answer)
 
     ask(page, text)
 
@@ -190,8 +186,7 @@ def test_light_and_dark(browser: Browser, server: ServerProcess):
 
 
 def test_several_fields_and_a_narrow_screen(browser: Browser):
-    process = start("fake", api_keys=[], predictor={"fields": ["claim", "evidence"]})
-    try:
+    with start("fake", api_keys=[], predictor={"fields": ["claim", "evidence"]}) as process:
         process.until_ready()
         context = browser.new_context(viewport=ViewportSize(width=360, height=740))
         page = context.new_page()
@@ -203,13 +198,10 @@ def test_several_fields_and_a_narrow_screen(browser: Browser):
         expect(page.locator("#numbers")).to_contain_text("cut to fit")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         context.close()
-    finally:
-        process.stop()
 
 
 def test_of_several_adapters_one_is_chosen_by_keyboard(browser: Browser):
-    process = start("fake", api_keys=[], adapters="sentiment=/a,topic=/b")
-    try:
+    with start("fake", api_keys=[], adapters="sentiment=/a,topic=/b") as process:
         process.until_ready()
         page = browser.new_page()
         page.goto(process.url)
@@ -228,13 +220,10 @@ def test_of_several_adapters_one_is_chosen_by_keyboard(browser: Browser):
         counted = httpx.get(f"{process.url}/metrics").text
         assert 'dalorra_labels_total{adapter="topic",label="positive"} 1.0' in counted
         page.close()
-    finally:
-        process.stop()
 
 
 def test_it_waits_for_a_model_that_loads(browser: Browser):
-    process = start("fake", api_keys=[], predictor={"load_seconds": 2})
-    try:
+    with start("fake", api_keys=[], predictor={"load_seconds": 2}) as process:
         page = browser.new_page()
         page.goto(process.url)
         expect(page.locator("#served")).to_contain_text("still loading")
@@ -242,5 +231,3 @@ def test_it_waits_for_a_model_that_loads(browser: Browser):
         expect(page.get_by_role("button", name="Predict")).to_be_enabled(timeout=15_000)
         assert httpx.get(f"{process.url}/health/ready").status_code == 200
         page.close()
-    finally:
-        process.stop()

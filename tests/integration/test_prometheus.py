@@ -14,7 +14,7 @@ import yaml
 
 from tests.contract.programs import find
 from tests.contract.promql import RULES, expressions, rules
-from tests.integration.test_server import KEY, ServerProcess, start
+from tests.server_process import HEADERS, ServerProcess, start
 
 pytestmark = [
     pytest.mark.integration,
@@ -111,9 +111,9 @@ def until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 def test_answers_are_counted(scraped: Scraped):
     url = scraped.server.url
     inputs = [f"sentence {n}" for n in range(20)]
-    response = httpx.post(f"{url}/predict/batch", json={"inputs": inputs}, headers=KEY)
+    response = httpx.post(f"{url}/predict/batch", json={"inputs": inputs}, headers=HEADERS)
     assert response.status_code == 200
-    assert httpx.post(f"{url}/predict", json={"input": 1}, headers=KEY).status_code == 422
+    assert httpx.post(f"{url}/predict", json={"input": 1}, headers=HEADERS).status_code == 422
 
     scraped.until("sum(dalorra_decisions_total)", 20)
     scraped.until("dalorra_confidence_count", 20)
@@ -127,7 +127,7 @@ def test_answers_are_counted(scraped: Scraped):
 
 
 def test_an_answer_leads_to_its_request(scraped: Scraped):
-    headers = KEY | {"X-Request-Id": "find-me"}
+    headers = HEADERS | {"X-Request-Id": "find-me"}
     httpx.post(f"{scraped.server.url}/predict", json={"input": "who?"}, headers=headers)
 
     deadline = time.monotonic() + SECONDS

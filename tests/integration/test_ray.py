@@ -23,7 +23,6 @@ ray = pytest.importorskip("ray", reason="pip install -e '.[ray]' brings it")
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CONFIG = Path(__file__).parents[2] / "deploy/ray/serve.yaml"
-BATCH_ROWS = 512
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +53,11 @@ def test_ray_data_answers_as_one_process_does(cluster, folders, tmp_path, monkey
     source = tmp_path / "in.jsonl"
     texts = [f"{SENTENCES[n % 4]} {n * n}" for n in range(95)]
     source.write_text("".join(json.dumps({"sentence": text}) + "\n" for text in texts))
-    load = partial(Predictor.load, adapter, str(base), dtype="float32")
+    load = partial(Predictor.load, adapter, str(base), dtype="float32", row_budget=512)
     scored = {}
     for name, answers in {
-        "locally": locally(load, BATCH_ROWS),
-        "on Ray": on_ray(load, BATCH_ROWS, workers=2),
+        "locally": locally(load),
+        "on Ray": on_ray(load, workers=2),
     }.items():
         out = tmp_path / f"{name}.jsonl"
         score_file(Job.for_adapter(read_adapter(adapter), source, out, names={}), answers)
@@ -72,13 +71,13 @@ def test_ray_data_answers_as_one_process_does(cluster, folders, tmp_path, monkey
     unfit = partial(Predictor.load, adapter, str(tmp_path / "no such model"))
     job = Job.for_adapter(read_adapter(adapter), source, tmp_path / "unfit.jsonl", names={})
     with pytest.raises(BaseModelError, match="no such model"):
-        score_file(job, on_ray(unfit, BATCH_ROWS, workers=1))
+        score_file(job, on_ray(unfit, workers=1))
 
 
 def test_ray_serve_has_the_same_http_surface(cluster, folders):
     from ray import serve
 
-    from service.ray import NAME, build
+    from dalorra.cli.ray import NAME, build
 
     adapter, base = folders
     with socket.socket() as probe:
@@ -108,11 +107,11 @@ def test_ray_serve_has_the_same_http_surface(cluster, folders):
 def test_the_shipped_configuration_is_one_that_ray_takes(cluster):
     from ray.serve.schema import ServeDeploySchema
 
-    from service import ray as application
+    from dalorra.cli.ray import NAME
     from service.settings import load_settings
 
     shipped = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
     (described,) = shipped.applications
-    assert described.import_path == "service.ray:build"
+    assert described.import_path == "dalorra.cli.ray:build"
     assert load_settings(**described.args).max_queue_requests == 512
-    assert [deployment.name for deployment in described.deployments] == [application.NAME]
+    assert [deployment.name for deployment in described.deployments] == [NAME]

@@ -1,12 +1,7 @@
 """A real server process over real HTTP: around the default model, and around a fake one."""
 
 import asyncio
-import json
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,92 +11,24 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.server_process import (
+    HEADERS,
+    KEY,
+    SENTENCES,
+    START_SECONDS,
+    TOLERANCE,
+    ServerProcess,
+    start,
+)
+
 pytestmark = pytest.mark.integration
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[2]
-KEY = {"Authorization": "Bearer integration-key"}
-START_SECONDS = 120
-TOLERANCE = 1e-5  # of an answer alone and in a batch, in float32
-
-SENTENCES = [
-    "This movie was fantastic!",
-    "The plot was hard to follow.",
-    "I've seen better films",
-    "The quarterly earnings exceeded expectations.",
-    "florgle wumpus theory extrapolates",
-    *(f"Scene {n} was {word}." for n in range(9) for word in ("dull", "a joy", "fine")),
-]
-
-
-class ServerProcess:
-    """A server on a free port; its log lines are kept as they come."""
-
-    def __init__(self, command: list[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        self.lines: list[str] = []
-        self._listening = threading.Event()
-        self._port = 0
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def url(self) -> str:
-        if not self._listening.wait(START_SECONDS):
-            pytest.fail("the server does not listen:\n" + "".join(self.lines))
-        return f"http://127.0.0.1:{self._port}"
-
-    def until_ready(self) -> "ServerProcess":
-        deadline = time.monotonic() + START_SECONDS
-        while httpx.get(f"{self.url}/health/ready").status_code != 200:
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                pytest.fail("the server does not become ready:\n" + "".join(self.lines))
-            time.sleep(0.05)
-        return self
-
-    def stop(self, *, within: float = 30) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            code = self.process.wait(within)
-        finally:
-            self.process.kill()
-            self._reader.join(5)
-        return code
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.lines if line.startswith("{")]
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if '"listening"' in line:
-                self._port = json.loads(line)["port"]
-                self._listening.set()
-
-
-def start(kind: str, *, predictor: dict[str, Any] | None = None, **settings: Any) -> ServerProcess:
-    settings = {"port": 0, "api_keys": "integration-key", **settings}
-    if kind == "fake":
-        arguments = ["tests.fake_server", json.dumps(settings), json.dumps(predictor or {})]
-    else:
-        settings |= {"device": "cpu", "dtype": "float32"}
-        named = {"port", "device", "dtype", "adapter"}
-        arguments = ["dalorra", "serve"]
-        for name, value in settings.items():
-            flag = [f"--{name}", str(value)] if name in named else ["--set", f"{name}={value}"]
-            arguments += flag
-    return ServerProcess([sys.executable, "-m", *arguments])
-
 
 @pytest.fixture(scope="module", params=["fake", "model"])
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    process = start(
+    with start(
         request.param,
         predictor={"seconds": 0.05},
         max_body_bytes=50_000,
@@ -109,16 +36,13 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
         max_queue_requests=32,
         batch_rows=512,
         request_timeout_seconds=120,
-    )
-    try:
+    ) as process:
         yield process.until_ready()
-    finally:
-        process.stop()
 
 
 @pytest.fixture
 async def client(server: ServerProcess) -> Any:
-    async with httpx.AsyncClient(base_url=server.url, headers=KEY, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=server.url, headers=HEADERS, timeout=60) as client:
         yield client
 
 
@@ -231,14 +155,13 @@ async def test_the_log_has_no_key_and_no_text(server: ServerProcess, client: htt
 
     assert (await until(logged))["outcome"] == "ok"
     assert "unmistakable" not in "".join(server.lines)
-    assert "integration-key" not in "".join(server.lines)
+    assert KEY not in "".join(server.lines)
 
 
 @pytest.mark.parametrize("kind", ["fake", "model"])
 async def test_sigterm_answers_what_was_accepted(kind: str):
-    process = start(kind, predictor={"seconds": 0.3, "load_seconds": 0.5}, batch_rows=64)
-    try:
-        async with httpx.AsyncClient(base_url=process.url, headers=KEY, timeout=60) as client:
+    with start(kind, predictor={"seconds": 0.3, "load_seconds": 0.5}, batch_rows=64) as process:
+        async with httpx.AsyncClient(base_url=process.url, headers=HEADERS, timeout=60) as client:
             early = await client.post("/predict", json={"input": "a"})
             assert (early.status_code, early.json()["error_type"]) == (503, "loading")
             assert (await client.get("/health/live")).status_code == 200
@@ -264,37 +187,28 @@ async def test_sigterm_answers_what_was_accepted(kind: str):
             assert (late.status_code, late.json()["error_type"]) == (503, "draining")
             assert [(await task).status_code for task in accepted] == [200] * 8
         assert process.process.wait(20) == 0
-    finally:
-        process.stop()
 
 
 def test_a_deadline_is_kept():
-    process = start("fake", predictor={"seconds": 0.5}, request_timeout_seconds=0.001)
-    try:
+    with start("fake", predictor={"seconds": 0.5}, request_timeout_seconds=0.001) as process:
         process.until_ready()
-        response = httpx.post(f"{process.url}/predict", json={"input": "a"}, headers=KEY)
+        response = httpx.post(f"{process.url}/predict", json={"input": "a"}, headers=HEADERS)
         assert (response.status_code, response.json()["error_type"]) == (504, "deadline_exceeded")
-    finally:
-        process.stop()
 
 
 def test_a_failing_forward_is_one_clients_500():
-    process = start("fake")
-    try:
+    with start("fake") as process:
         process.until_ready()
-        poisoned = httpx.post(f"{process.url}/predict", json={"input": "☠"}, headers=KEY)
-        fine = httpx.post(f"{process.url}/predict", json={"input": "a"}, headers=KEY)
+        poisoned = httpx.post(f"{process.url}/predict", json={"input": "☠"}, headers=HEADERS)
+        fine = httpx.post(f"{process.url}/predict", json={"input": "a"}, headers=HEADERS)
         assert poisoned.json()["error_type"] == "inference_failed"
         assert (poisoned.status_code, fine.status_code) == (500, 200)
-    finally:
-        process.stop()
 
 
 def test_a_client_that_hangs_up_frees_its_place():
-    process = start("fake", predictor={"seconds": 1.0}, batch_rows=1)
-    try:
+    with start("fake", predictor={"seconds": 1.0}, batch_rows=1) as process:
         process.until_ready()
-        with httpx.Client(base_url=process.url, headers=KEY) as client:
+        with httpx.Client(base_url=process.url, headers=HEADERS) as client:
             for text in ("running", "waiting"):
                 with pytest.raises(httpx.ReadTimeout):
                     client.post("/predict", json={"input": text}, timeout=0.2)
@@ -305,15 +219,11 @@ def test_a_client_that_hangs_up_frees_its_place():
         assert process.stop() == 0
         outcomes = [e["outcome"] for e in process.events() if e["event"] == "request"]
         assert outcomes == ["cancelled", "cancelled"]
-    finally:
-        process.stop()
 
 
 def test_an_adapter_that_cannot_be_loaded_ends_the_server_with_a_sentence(tmp_path: Path):
-    process = start("model", adapter=tmp_path / "missing")
-
-    code = process.process.wait(START_SECONDS)
-    process.stop()
+    with start("model", adapter=tmp_path / "missing") as process:
+        code = process.process.wait(START_SECONDS)
 
     assert code not in (0, None)
     assert "missing" in process.lines[-1]

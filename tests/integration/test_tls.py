@@ -16,7 +16,7 @@ from dalorra.client import Client, TransportError
 from dalorra.errors import ConfigError
 from service.settings import Settings
 from service.tls import tls_options
-from tests.integration.test_server import start
+from tests.server_process import KEY, start
 
 pytestmark = pytest.mark.integration
 
@@ -61,8 +61,7 @@ def test_a_server_with_a_certificate_speaks_tls_and_nothing_else(
     certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
     cert, key = certificate
-    process = start("fake", ssl_certfile=str(cert), ssl_keyfile=str(key))
-    try:
+    with start("fake", ssl_certfile=str(cert), ssl_keyfile=str(key)) as process:
         plain = process.url
         secure = plain.replace("http://", "https://")
         trusting = ssl.create_default_context(cafile=str(cert))
@@ -70,14 +69,12 @@ def test_a_server_with_a_certificate_speaks_tls_and_nothing_else(
             assert client.get(f"{secure}/health/live").status_code == 200
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{plain}/health/live")
-        with Client(secure, api_key="integration-key") as client, pytest.raises(TransportError):
+        with Client(secure, api_key=KEY) as client, pytest.raises(TransportError):
             client.predict("a stranger's certificate")
         monkeypatch.setenv("SSL_CERT_FILE", str(cert))
-        with Client(secure, api_key="integration-key") as client:
+        with Client(secure, api_key=KEY) as client:
             assert client.predict("hello").label == "positive"
         assert process.stop() == 0
-    finally:
-        process.stop()
 
 
 @pytest.mark.parametrize("what", ["missing", "no certificate", "another's key", "encrypted key"])

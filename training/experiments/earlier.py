@@ -1,4 +1,4 @@
-"""Runs that another experiment has made already."""
+"""Results that another experiment has already."""
 
 import json
 import shutil
@@ -17,11 +17,11 @@ def adopted(
 ) -> dict[str, Any] | None:
     """The result of a run with the same configuration that answered all that `spec` asks.
 
-    Its predictions are copied along. A configuration carries the run's name, which does not count.
+    Its predictions are copied along. The run's name, a part of its configuration, may differ.
 
     Args:
         spec: the run that is wanted.
-        content: of its configuration, as results record it.
+        content: of its configuration, as results carry it.
         results: folder of all experiments.
         output: the run's own folder.
 
@@ -62,7 +62,7 @@ def _unnamed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answers(found: Mapping[str, Any], spec: RunSpec) -> bool:
-    """Whether a result holds what a run is to answer; a shift counts by its name and its size."""
+    """Whether a result has all that `spec` asks; shifts are compared by name and size."""
     if ("test" in found) != spec.task.score_test:
         return False
     shifts = found.get("shifts", {})

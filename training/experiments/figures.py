@@ -44,13 +44,13 @@ def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple
     elif all("test" in run for run in found.runs):
         yield "NLL and ECE by method", _save(_dots(found, "test"), folder, name)
         if not all(is_deterministic(run) for run in found.runs):
-            yield "Error by variance decile", _save(_deciles(found), folder, f"{name}_variance")
+            yield "Error by variance decile", _save(by_decile(found), folder, f"{name}_variance")
     else:
         yield "NLL and ECE on the hold-out", _save(_dots(found, "holdout"), folder, name)
     if all("tempered" in run for run in found.runs):
         dots = _dots(found, "tempered")
         yield "NLL and ECE at the hold-out's temperature", _save(dots, folder, f"{name}_tempered")
-    if frontier := _frontier(found):
+    if frontier := by_work(found):
         yield "Calibration by work per answer", _save(frontier, folder, f"{name}_frontier")
     if planes := _planes(found):
         yield "Inputs in two dimensions, sized by variance", _save(planes, folder, f"{name}_plane")
@@ -109,7 +109,7 @@ def _dots(found: Results, where: str) -> Figure:
     return figure
 
 
-def _deciles(found: Results) -> Figure:
+def by_decile(found: Results) -> Figure:
     """Error rate in groups of equal size by variance (BayesLoRA, Figure 3)."""
     tasks, styles = found.tasks, styles_of(found)
     figure = Figure(figsize=(3.6 * len(tasks), 3.3), layout="constrained")
@@ -118,7 +118,7 @@ def _deciles(found: Results) -> Figure:
         for name, runs in found.variants(task).items():
             groups = [run["test"].get("error_by_variance") or [] for run in runs]
             if not groups[0] or is_deterministic(runs[0]):
-                continue  # no variance, no order
+                continue  # no variance to order by
             error = np.mean([[g["error"] for g in group] for group in groups], axis=0)
             deciles = np.arange(1, len(error) + 1)
             axes.plot(deciles, 100 * error, **styles[name], markersize=4, label=name)
@@ -128,7 +128,7 @@ def _deciles(found: Results) -> Figure:
     return figure
 
 
-def _frontier(found: Results) -> Figure | None:
+def by_work(found: Results) -> Figure | None:
     """NLL and ECE against the work of an answer, where variants differ in what they adapt."""
     if len({_adapted(run) for run in found.runs}) < 2:
         return None
@@ -164,7 +164,7 @@ def _work_and_loss(
         one_by_one = {**styles[name], "linestyle": "", "alpha": 0.5}
         axes.plot([work] * len(losses), losses, **one_by_one, markersize=3)
         axes.plot(*means[-1], **styles[name], linestyle="", markersize=7, label=name)
-    work_of, loss_of = zip(*_undominated(means), strict=True)
+    work_of, loss_of = zip(*undominated(means), strict=True)
     axes.step(work_of, loss_of, where="post", color="#999999", zorder=0)
     axes.set(xscale="log", xlabel="rows of layers per answer, one plain pass = 1")
     clean_axes(axes)
@@ -175,8 +175,8 @@ def _adapted(run: Result) -> tuple[object, object]:
     return adapter["scope"], adapter["last_layers"]
 
 
-def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no cheaper or equally cheap point is better than, by rising work."""
+def undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (work, loss) that no other beats at the same work or less, by rising work."""
     kept: list[tuple[float, float]] = []
     for work, loss in sorted(points):
         if not kept or loss < kept[-1][1]:
@@ -232,9 +232,7 @@ def _mask_maps(found: Results) -> Figure | None:
             chosen.setdefault(run["task"], run)
     if not chosen:
         return None
-    maps = {
-        task: _by_layer(run["parameters"]["mask_probabilities"]) for task, run in chosen.items()
-    }
+    maps = {task: by_layer(run["parameters"]["mask_probabilities"]) for task, run in chosen.items()}
     kinds = list(dict.fromkeys(kind for grids in maps.values() for kind in grids))
     shown = [(task, kind) for kind in kinds for task in maps]
     layers = max(len(grid) for grids in maps.values() for grid in grids.values())
@@ -256,7 +254,7 @@ def _mask_maps(found: Results) -> Figure | None:
     return figure
 
 
-def _by_layer(masks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+def by_layer(masks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
     """Module within its layer → `[layers, r]`; modules outside the layers are left out."""
     rows: dict[str, list[Sequence[float]]] = defaultdict(list)
     for name, row in masks.items():

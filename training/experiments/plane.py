@@ -1,39 +1,34 @@
 """Where inputs lie for an adapter, in two dimensions (BayesLoRA, Figure 2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 
-from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import encode_example
-from training.tasks import Example
+from training.experiments.predictions import LabelledAnswers
 
 INPUTS: Final = "inputs"
 """Name of the texts that were asked about one by one."""
 
 
-def plane(
-    predictor: Predictor, answered: Mapping[str, tuple[Sequence[Example], Sequence[Prediction]]]
-) -> list[dict[str, Any]]:
+def plane(predictor: Predictor, answered: Mapping[str, LabelledAnswers]) -> list[dict[str, Any]]:
     """The first two principal components of the inputs' hidden states, and each one's variance.
 
-    The hidden state is that of `Predictor.novelty_features`: what the labels are read off, averaged
-    over the samples. The components are those of all inputs together.
+    The hidden state is that of `Predictor.novelty_features`, from which the label logits are made,
+    averaged over the samples. The components are those of all inputs together.
 
     Args:
         predictor: the adapter.
-        answered: name of the data → examples and the answers to them, in the same order.
+        answered: by the name of the data.
     """
     prompts = [
         encode_example(predictor, example, number)
         for examples, _ in answered.values()
         for number, example in enumerate(examples, 1)
     ]
-    x = torch.cat(
-        [predictor.novelty_features(prompts[i : i + 32]) for i in range(0, len(prompts), 32)]
-    ).double()
+    x = predictor.novelty_features(prompts).double()
     x = x - x.mean(dim=0)
     directions = torch.linalg.svd(x, full_matrices=False).Vh[:2]
     directions *= directions.sum(dim=1, keepdim=True).sign()  # an SVD leaves the sign open

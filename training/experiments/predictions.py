@@ -1,4 +1,4 @@
-"""Every answer of a run, as one parquet file."""
+"""Answers of a run to labelled examples, and the parquet file that keeps all of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,20 +6,21 @@ from pathlib import Path
 from dalorra.decision.predictive import Prediction
 from training.tasks import Example
 
+LabelledAnswers = tuple[Sequence[Example], Sequence[Prediction]]
+"""Examples and the answers to them, in the same order."""
 
-def write_predictions(
-    path: Path, answers: Mapping[str, tuple[Sequence[Example], Sequence[Prediction]]]
-) -> None:
-    """One row per answer: which data, which example, its label, and the prediction.
+
+def write_predictions(path: Path, answers: Mapping[str, LabelledAnswers]) -> None:
+    """One record per answer: which data, which example, its label, and the prediction.
 
     Args:
         path: parquet file.
-        answers: name of the data → its examples and the answers to them, in the same order.
+        answers: by the name of the data.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows = [
+    records = [
         {
             "data": name,
             "index": index,
@@ -35,4 +36,4 @@ def write_predictions(
         for name, (examples, predictions) in answers.items()
         for index, (example, p) in enumerate(zip(examples, predictions, strict=True))
     ]
-    parquet.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    parquet.write_table(pa.Table.from_pylist(records), path, compression="zstd")

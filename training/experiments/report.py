@@ -1,7 +1,7 @@
-"""Results as Markdown: one section for each experiment, nothing in it written by hand but findings.
+"""Results as Markdown: one section for each experiment, in which only the findings are by hand.
 
-What the numbers mean is said in `FINDINGS.md` in the experiment's folder of results, which the
-section quotes whole. A folder with a `SECTION.md` is a section that another program rendered.
+They are in `FINDINGS.md` in the experiment's folder of results, and the section quotes that file
+whole. A folder with a `SECTION.md` is a section that another program rendered.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from training.experiments.results import (
     read_results,
 )
 from training.experiments.spec import EXPERIMENT_FILE, Experiment, load_experiment
+from training.report import markdown_table
 
 FINDINGS_FILE = "FINDINGS.md"
 SECTION_FILE = "SECTION.md"
@@ -153,7 +154,7 @@ def _table(variants: dict[str, list[Result]], where: str, scores: Sequence[Score
     seeds = {name: len(runs) for name, runs in variants.items()}
     cells: dict[str, list[str]] = {name: [name, str(seeds[name])] for name in variants}
     for score in scores:
-        # A method without variance has no order by it: its AUROC of one half is not a score.
+        # Where no answer has a variance, an AUROC by it is one half and says nothing.
         blind = score.key.endswith(("variance", "mutual_information"))
         column = [
             Summary.of(
@@ -168,11 +169,11 @@ def _table(variants: dict[str, list[Result]], where: str, scores: Sequence[Score
             text = score.show(summary)
             marks = {0: f"**{text}**", 1: f"<u>{text}</u>"} if len(variants) > 1 else {}
             cells[name].append(marks.get(place, text) if place is not None else text)
-    return table(("", "seeds", *(score.name for score in scores)), list(cells.values()))
+    return markdown_table(("", "seeds", *(score.name for score in scores)), cells.values())
 
 
 def _inputs(variants: dict[str, list[Result]]) -> list[str]:
-    """Five inputs of the BayesLoRA paper: probability and variance of the first seed."""
+    """Answers to single texts, those of the first seed."""
     texts = [answer["input"] for answer in next(iter(variants.values()))[0]["inputs"]]
     rows = []
     for name, runs in variants.items():
@@ -181,10 +182,8 @@ def _inputs(variants: dict[str, list[Result]]) -> list[str]:
             [name, *(f"{a['label']} {a['probability']:.3f}, {a['variance']:.1e}" for a in answers)]
         )
     seed = next(iter(variants.values()))[0]["seed"]
-    return [f"Label, probability and variance, seed {seed}:", "", *table(("", *texts), rows)]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return [
+        f"Label, probability and variance, seed {seed}:",
+        "",
+        *markdown_table(("", *texts), rows),
+    ]

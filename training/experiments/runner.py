@@ -17,15 +17,18 @@ from rich.console import Console
 
 from dalorra.adapter.directory import adapter_tensors
 from dalorra.adapter.layer import detach, stochastic_layers
+from dalorra.adapter.manifest import library_versions
+from dalorra.decision.atomic_file import write_atomically
 from dalorra.errors import ConfigError
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from training.config import TrainingConfig
-from training.environment import hardware, versions
+from training.environment import hardware
 from training.evaluate import without_nan
-from training.experiments.asked import asked
 from training.experiments.earlier import RESULT_FILE, adopted
+from training.experiments.scores import scores_of
 from training.experiments.spec import Experiment, RunSpec, save_experiment
 from training.frozen import FrozenBase
+from training.output import CHECKPOINT_FOLDER, portable
 from training.run import Run
 
 
@@ -72,7 +75,7 @@ class Runner:
             for spec in self.experiment.runs()
             if (not only or spec.variant.name in only) and (not tasks or spec.task.name in tasks)
         ]
-        # All of them before the first: a mistake in the last run shows now and not at night.
+        # All before the first run starts, so that a mistake in the last one is found at once.
         configs = [spec.config(self.folder, self.overrides) for spec in specs]
         save_experiment(self.experiment, self.folder)
         console = Console(stderr=True)
@@ -99,16 +102,14 @@ class Runner:
     def _one(self, spec: RunSpec, config: TrainingConfig) -> None:
         shutil.rmtree(config.output_dir, ignore_errors=True)
         config.output_dir.mkdir(parents=True)
-        content = recorded(config)
+        content = portable(config)
         made_elsewhere = None
         if not self.keep_adapters:
             made_elsewhere = adopted(spec, content, self.folder.parent, config.output_dir)
         result = made_elsewhere or {**self._made(spec, config), "config": content}
         result["config_digest"] = config_digest(config)
         text = json.dumps(without_nan(result), indent=1, allow_nan=False, ensure_ascii=False)
-        staging = config.output_dir / f".{RESULT_FILE}"
-        staging.write_text(text + "\n", encoding="utf-8")
-        staging.replace(config.output_dir / RESULT_FILE)
+        write_atomically(config.output_dir / RESULT_FILE, (text + "\n").encode())
 
     def _made(self, spec: RunSpec, config: TrainingConfig) -> dict[str, Any]:
         """Trains and scores."""
@@ -128,19 +129,22 @@ class Runner:
                 "data_digest": run.data.digest,
                 "examples": {"train": len(run.data.train), "holdout": len(run.data.holdout)},
                 "parameters": _parameters(run),
-                "posterior": run.posterior.model_dump(),
+                "posterior": run.inference.posterior.model_dump(),
                 "training": {"seconds": seconds, "steps": trainer.state.global_step, **peak},
-                **asked(spec, run),
-                "versions": versions(),
+                **scores_of(spec, run),
+                "versions": library_versions(),
                 "hardware": hardware(),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         finally:
             detach(run.model)
-            shutil.rmtree(config.output_dir / "checkpoints", ignore_errors=True)
+            shutil.rmtree(config.output_dir / CHECKPOINT_FOLDER, ignore_errors=True)
 
     def _frozen_base(self, config: TrainingConfig) -> FrozenBase:
-        """Loaded once; keys and values of prompts, which belong to no adapter, computed once."""
+        """The base model, loaded once for all runs that follow each other on it.
+
+        So its prompts' keys and values, which belong to no adapter, are computed once, too.
+        """
         key = (config.base_model, config.device, config.dtype, config.prompt_cache_gib)
         if self._frozen is None or self._frozen[0] != key:
             self._frozen = None  # two would need the memory of both
@@ -155,14 +159,9 @@ def _require_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> Non
             raise ConfigError(f"no {kind} is called {name!r}: there are {'; '.join(known)}")
 
 
-def recorded(config: TrainingConfig) -> dict[str, Any]:
-    """A configuration as results carry it, folders left out."""
-    return config.model_dump(mode="json", exclude={"output_dir": True, "data": {"source"}})
-
-
 def config_digest(config: TrainingConfig) -> str:
-    """sha256 over what is recorded of a configuration."""
-    return hashlib.sha256(json.dumps(recorded(config), sort_keys=True).encode()).hexdigest()
+    """sha256 over a configuration without the folders of this machine."""
+    return hashlib.sha256(json.dumps(portable(config), sort_keys=True).encode()).hexdigest()
 
 
 def _parameters(run: Run) -> dict[str, Any]:
@@ -185,7 +184,7 @@ def _parameters(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
-    """Peak memory in the block, MiB: of the GPU, or of the process since its start."""
+    """Peak memory in MiB: of the GPU inside the block, or else of the process since its start."""
     peak: dict[str, float] = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -7,24 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from dalorra.errors import ConfigError
-from training.config import TrainingConfig, first_problem
+from training.config import Section, TrainingConfig, first_problem
+from training.yaml_file import read_yaml
 
 EXPERIMENT_FILE = "experiment.yaml"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Shift(_Section):
+class Shift(Section):
     """Other data that a trained adapter is asked about.
 
     Attributes:
         task: its task. Where that has the adapter's labels the answers are scored; elsewhere there
-            is no right answer, and what counts is whether the uncertainty tells.
+            is no right answer, and what counts is whether the uncertainty is higher.
         split: of the data; None: the task's own.
         limit: ask about this many, drawn with seed 0; None: all.
     """
@@ -34,7 +31,7 @@ class Shift(_Section):
     limit: int | None = Field(default=None, ge=1)
 
 
-class TaskSetting(_Section):
+class TaskSetting(Section):
     """One data set and how it is used.
 
     Attributes:
@@ -59,7 +56,7 @@ class TaskSetting(_Section):
     tempered: bool = False
 
 
-class Variant(_Section):
+class Variant(Section):
     """One system that is compared.
 
     Attributes:
@@ -79,7 +76,7 @@ class Variant(_Section):
     seeds: tuple[int, ...] | None = None
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """A comparison of variants under one protocol.
 
     Attributes:
@@ -160,12 +157,7 @@ def load_experiment(reference: str) -> Experiment:
             f"unknown experiment {reference!r}: give a YAML file or one of {', '.join(shipped)}"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Experiment.model_validate(content)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        return Experiment.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -187,7 +179,7 @@ def experiments() -> dict[str, Path]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the values of `above`, section by section; a method replaces the other whole."""
+    """`below` with the values of `above`, section by section; a named method replaces another."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)

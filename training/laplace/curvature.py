@@ -9,8 +9,8 @@ where g_nc is the gradient along the c-th column of a root of the K × K matrix 
 its eigenvalues is zero (all logits may grow together), so K − 1 backwards are exact.
 
 KFAC (Martens and Grosse, 2015) keeps a block for each weight and writes it as a product of the
-second moments of what the weight is given and of the gradient of what it gives. An example has
-several rows, which is where forms of it differ, see `Kfac`.
+second moments of the weight's inputs and of the gradients of its outputs. Its forms differ in what
+they do with the several rows of an example, see `Kfac`.
 """
 
 import hashlib
@@ -38,14 +38,15 @@ of the exact F, and every row and example weighs what its gradient does.
 `expand` (Eschenhagen et al., 2023; the authors' code): every row is an example of its own,
 F ≈ Σ g_r g_rᵀ ⊗ Σ x_r x_rᵀ / (number of rows). Products of different rows are left out, and the
 input of a row, or of an example, without a gradient counts as much as one that decides. Of the k
-rows of a cue the last ones decide, and the first, the same words every time, lie elsewhere.
+rows of a cue the last ones decide; the inputs of the first ones, the same words every time, point
+in other directions.
 """
 
 ROW_BUDGET = 512
 """Most rows, times the directions C, of one differentiated forward."""
 
 TOKEN_BUDGET = 4096
-"""Most tokens of prompts whose keys and values one forward needs."""
+"""Most tokens of the prompts whose keys and values one such forward holds."""
 
 
 class SecondMoment:
@@ -113,7 +114,7 @@ class KroneckerBlock:
         """
         rotated = self.out_vectors.T @ jacobian @ self.in_vectors  # [C, B, n_out, n_in]
         covariance = _inner(rotated * (self.eigenvalues + precision).rsqrt())
-        if rotated.shape[2:] != jacobian.shape[2:]:  # outside U and V there is the prior alone
+        if rotated.shape[2:] != jacobian.shape[2:]:  # outside U and V only the prior counts
             covariance += (_inner(jacobian) - _inner(rotated)) / precision
         return covariance
 
@@ -215,7 +216,7 @@ def fit_curvature(
     *,
     kfac: Kfac = "examples",
     limit: int | None = None,
-) -> tuple[Curvature, Tensor]:
+) -> Curvature:
     """Sums the Fisher information over training examples.
 
     Args:
@@ -223,19 +224,13 @@ def fit_curvature(
         prompts: N training examples; their labels do not enter.
         kfac: how the rows of an example enter.
         limit: see `SecondMoment`; None: exact factors.
-
-    Returns:
-        The curvature, and the log-probabilities `[N, K]` of the labels, float64.
     """
     sums = {name: _BlockSum(kfac, limit) for name, _ in gradients.weights}
-    logits = torch.empty(len(prompts), len(gradients.label_ids), dtype=torch.float64)
     for batch in in_batches(gradients, prompts):
-        found, weights = gradients([prompts[i] for i in batch], fisher_root)
-        logits[batch] = found.double().cpu()
+        _, weights = gradients([prompts[i] for i in batch], fisher_root)
         for block, rows in zip(sums.values(), weights, strict=True):
             block.add(rows)
-    blocks = {name: block.block() for name, block in sums.items()}
-    return Curvature(blocks), logits.log_softmax(dim=-1)
+    return Curvature({name: block.block() for name, block in sums.items()})
 
 
 def in_batches(gradients: LabelGradients, prompts: Sequence[Prompt]) -> Iterator[list[int]]:

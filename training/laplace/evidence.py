@@ -1,6 +1,6 @@
 """The marginal likelihood of Laplace's approximation, as a function of the prior's precision λ.
 
-    log Z(λ) = log p(D | θ) − ½ λ ‖θ‖² − ½ Σ_i log(1 + e_i / λ)
+    log Z(λ) = log p(D | θ) − ½ λ ‖θ‖² − ½ Σ_i log(1 + e_i / λ)   (nats)
 
 with e_i the eigenvalues of the Fisher information: where e_i = 0, the prior's ½ log λ and the
 posterior's −½ log(e_i + λ) cancel. The derivative with respect to log λ is ½ (γ(λ) − λ ‖θ‖²), where
@@ -10,25 +10,9 @@ posterior's −½ log(e_i + λ) cancel. The derivative with respect to log λ is
 
 import math
 
-import torch
 from torch import Tensor
 
 _STEPS = 100
-
-
-def log_evidence(
-    eigenvalues: Tensor, squared_norm: float, precision: float, log_likelihood: float = 0.0
-) -> float:
-    """The logarithm of Z(λ), in nats.
-
-    Args:
-        eigenvalues: `[n]` float64, all e_i that may differ from zero.
-        squared_norm: ‖θ‖².
-        precision: λ.
-        log_likelihood: log p(D | θ), which λ does not change.
-    """
-    fit = log_likelihood - 0.5 * precision * squared_norm
-    return fit - 0.5 * float(torch.log1p(eigenvalues / precision).sum())
 
 
 def effective_parameters(eigenvalues: Tensor, precision: float) -> float:
@@ -38,6 +22,10 @@ def effective_parameters(eigenvalues: Tensor, precision: float) -> float:
 
 def best_precision(eigenvalues: Tensor, squared_norm: float) -> float:
     """The λ of largest marginal likelihood.
+
+    Args:
+        eigenvalues: `[n]` float64, all e_i that may differ from zero.
+        squared_norm: ‖θ‖².
 
     Raises:
         ValueError: θ or the curvature is zero, so that there is none.

@@ -1,14 +1,14 @@
 """Gradients of the label logits with respect to A and B, example by example.
 
-For a linear map W x the gradient of an example is a sum over its rows, Σ_r g_r x_rᵀ: x_r is what W
-is given on row r, g_r the gradient with respect to what it gives. With y = W₀ x + s B A x,
-s = α / r and g = ∂/∂y:
+For a linear map W x the gradient of an example is a sum over its rows, Σ_r g_r x_rᵀ: x_r is the
+input on row r, g_r the gradient with respect to the output. With y = W₀ x + s B A x, s = α / r and
+g = ∂/∂y:
 
     A:  x_r and s Bᵀ g_r        B:  A x_r and s g_r
 
-so one recording of each adapted module's inputs and outputs serves both. Only rows that the
-adapter acts on exist: under `answer_tokens` the k cue rows, behind keys and values of the prompt
-that are computed once.
+so the inputs and the output gradients of each adapted module serve both. Only rows that the adapter
+acts on are run: under `answer_tokens` the k cue rows, behind keys and values of the prompt that are
+computed once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +91,7 @@ class LabelGradients:
     def __call__(
         self, prompts: Sequence[Prompt], seeds: Seeds
     ) -> tuple[Tensor, Iterator[WeightRows]]:
-        """Logits, and what every weight adds to their derivatives.
+        """Logits, and the parts of their derivatives with respect to every weight.
 
         Args:
             prompts: B prompts with the same cue.
@@ -102,7 +102,7 @@ class LabelGradients:
         """
         packed = pack(prompts, range(1), self.scope).to(self.model.device)
         past = self._cache.past(self.model, prompts) if self._cache else None
-        bank = _Watched(torch.ones((1, len(self._layers), 1), device=self.model.device))
+        bank = _ListeningBank(torch.ones((1, len(self._layers), 1), device=self.model.device))
         base = cast(PreTrainedModel, self.model.get_base_model())
         with torch.enable_grad(), differentiable_attention(base), _outputs(self._trunk) as outputs:
             logits = answer_logits(self.model, packed, bank, self.label_ids, past)  # [B, 1, K]
@@ -118,7 +118,7 @@ class LabelGradients:
         self, inputs: list[Tensor], gradients: list[list[Tensor]], lengths: Tensor
     ) -> Iterator[WeightRows]:
         for index, (layer, given) in enumerate(zip(self._layers, inputs, strict=True)):
-            rows = given.shape[1]  # of a head: the answer's alone
+            rows = given.shape[1]  # a head has the answer's row alone
             valid = torch.arange(rows) >= rows - lengths[:, None]  # padding is on the left
             valid = valid.to(given.device)
             x = given.float() * valid[..., None]
@@ -142,25 +142,25 @@ def _gradients(logits: Tensor, outputs: list[Tensor], directions: Tensor) -> lis
 
 
 @dataclass(frozen=True, eq=False)
-class _Watched(MaskBank):
-    """The adapter without noise; keeps what each module's A is given, `[B, R, d_in]`."""
+class _ListeningBank(MaskBank):
+    """The adapter without noise; keeps the inputs of each module's A, `[B, R, d_in]`."""
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
 
     def noise(self, sample_index: Tensor) -> list[RankNoise]:
-        def watched(index: int) -> RankNoise:
+        def listening(index: int) -> RankNoise:
             def keep(activations: Tensor, inputs: Tensor) -> Tensor:
                 self.inputs[index] = inputs.detach()
                 return activations
 
             return keep
 
-        return [watched(index) for index in range(self.masks.shape[1])]
+        return [listening(index) for index in range(self.masks.shape[1])]
 
 
 @contextmanager
 def _outputs(layers: Sequence[StochasticLoraLinear]) -> Iterator[list[Tensor]]:
-    """Collects what the layers give inside the block, differentiable even if nothing before is."""
+    """The layers' outputs inside the block, differentiable even where their inputs are not."""
     collected: list[Tensor] = []
 
     def collect(_module: nn.Module, _args: Any, output: Tensor) -> None:

@@ -1,8 +1,7 @@
 """Answers by Laplace's approximation, through the network's linearisation around θ."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Final, cast
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from dalorra.adapter.directory import Adapter, load_adapter
+from dalorra.adapter.manifest import Card
 from dalorra.base.model import BaseModel
 from dalorra.decision.novelty import Novelty
 from dalorra.decision.policy import Policy
@@ -17,23 +17,28 @@ from dalorra.decision.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.errors import AdapterError
 from dalorra.posteriors import Deterministic, Laplace
 from dalorra.predictor import Predictor
-from dalorra.prompts import InputFields, Prompt
+from dalorra.prompts import InputFields, Prompt, Scope
 from training.laplace.curvature import Curvature, along_contrasts, contrasts, in_batches
 from training.laplace.gradients import LabelGradients
 from training.prompt_cache import PromptCache
 
 FACTORS_FILE: Final = "laplace.safetensors"
+"""Name of the curvature's factors inside an adapter directory."""
+
+_TOGETHER: Final = 32  # prompts: each has `draws` distributions over the labels in memory
 
 
 class LaplacePredictor:
     """p(y | x) = ∫ softmax(f) N(f; f_θ(x), J Σ Jᵀ) df, J the Jacobian of the label logits.
 
-    One differentiated pass per input instead of M sampled ones. The integral is a mean over fixed
-    draws (scrambled Sobol points, the same for every input), so an answer is reproducible. They
-    all stem from one pass, like an integrated head: `samples` is 1, and the variance is theirs.
+    One differentiated pass per input instead of M samples. The integral is a mean over fixed draws
+    (scrambled Sobol points, the same for every input), so an answer is reproducible. All of them
+    stem from one pass, as the masks of an integrated head do: `samples` is 1, and the variance is
+    that over the draws.
 
     Args:
-        mode: the trained adapter without noise, on its base model.
+        mode: the trained adapter without noise, on its base model. Policy, novelty and prompts are
+            its own.
         gradients: of the same adapter's label logits.
         curvature: of its training data.
         posterior: the prior's precision λ and the number of draws.
@@ -49,10 +54,6 @@ class LaplacePredictor:
         seed: int,
     ) -> None:
         self.mode = mode
-        self.model_name = mode.model_name
-        self.adapter_name = mode.adapter_name
-        self.adapter_digest = mode.adapter_digest
-        self.method = mode.method
         self._curvature = curvature
         self._precision = posterior.prior_precision
         self._gradients = gradients
@@ -70,8 +71,8 @@ class LaplacePredictor:
         if not isinstance(posterior, Laplace):
             raise AdapterError(f"{adapter.path} is no laplace adapter")
         path = adapter.path / FACTORS_FILE
-        mode = Predictor.from_adapter(replace(adapter, posterior=Deterministic()), base)
         model = load_adapter(adapter, base)
+        mode = Predictor.of(replace(adapter, posterior=Deterministic()), base, model)
         label_ids = torch.tensor(mode.tokenizer.label_ids, device=base.device)
         gradients = LabelGradients(model, label_ids, mode.scope, PromptCache(0))
         curvature = Curvature.load(path, gradients.weights)
@@ -80,8 +81,13 @@ class LaplacePredictor:
         return cls(mode, gradients, curvature, posterior, adapter.manifest.bank.seed)
 
     @property
+    def card(self) -> Card:
+        """Who answers."""
+        return self.mode.card
+
+    @property
     def policy(self) -> Policy:
-        """Thresholds."""
+        """Thresholds and temperature."""
         return self.mode.policy
 
     @policy.setter
@@ -93,8 +99,12 @@ class LaplacePredictor:
         """Where the training data lie."""
         return self.mode.novelty
 
+    @novelty.setter
+    def novelty(self, novelty: Novelty | None) -> None:
+        self.mode.novelty = novelty
+
     @property
-    def scope(self) -> str:
+    def scope(self) -> Scope:
         """Rows that the adapter acts on."""
         return self.mode.scope
 
@@ -110,7 +120,7 @@ class LaplacePredictor:
 
     @property
     def samples(self) -> int:
-        """One pass."""
+        """1, whatever the number of draws."""
         return 1
 
     def encode(self, value: InputFields) -> Prompt:
@@ -118,19 +128,29 @@ class LaplacePredictor:
         return self.mode.encode(value)
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
-        """Moments of the linearised predictive; order kept."""
-        predictions = summarise(self.posterior_samples(prompts), self.labels)
+        """Moments of the linearised predictive for any number of prompts; order kept."""
+        predictions: list[Prediction] = []
+        for start in range(0, len(prompts), _TOGETHER):
+            samples = self.posterior_samples(prompts[start : start + _TOGETHER])
+            predictions += summarise(samples, self.labels)
         if self.novelty is None:
             return predictions
-        novelty = self.novelty.p_values(self.mode.novelty_features(prompts))
+        novelty = self.novelty.p_values(self.novelty_features(prompts))
         return [replace(p, novelty=value) for p, value in zip(predictions, novelty, strict=True)]
 
     def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """The trained adapter alone, as plain LoRA answers; order kept."""
         return self.mode.predict_mean(prompts)
 
+    def novelty_features(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Those of the trained adapter, `[B, d]`; order kept."""
+        return self.mode.novelty_features(prompts)
+
     def posterior_samples(self, prompts: Sequence[Prompt]) -> PosteriorSamples:
-        """Distributions over the labels under the draws, equally weighted: `[B, 1, draws, K]`."""
+        """Distributions over the labels under the draws, equally weighted: `[B, 1, draws, K]`.
+
+        The policy's temperature divides the logits.
+        """
         logits, covariance = self.logit_moments(prompts)
         deviations = self._draws @ _root(covariance).mT @ self._basis.T  # [B, draws, K]
         probabilities = (logits[:, None] + deviations).softmax(dim=-1)[:, None]
@@ -152,31 +172,6 @@ class LaplacePredictor:
             found = self._curvature.covariance(weights, self._precision)
             covariance[batch] = found.double().cpu()
         return mean, covariance
-
-
-@dataclass(frozen=True, slots=True)
-class LaplaceFit:
-    """What is fitted to a trained adapter beside its tensors.
-
-    Attributes:
-        posterior: for the manifest.
-        curvature: factors of the Fisher information.
-        gradients: of the adapter's label logits.
-        seed: of the draws.
-    """
-
-    posterior: Laplace
-    gradients: LabelGradients
-    curvature: Curvature
-    seed: int
-
-    def save(self, folder: Path) -> None:
-        """Writes the factors beside the adapter."""
-        self.curvature.save(folder / FACTORS_FILE)
-
-    def predictor(self, mode: Predictor) -> LaplacePredictor:
-        """The same adapter, answering by its posterior."""
-        return LaplacePredictor(mode, self.gradients, self.curvature, self.posterior, self.seed)
 
 
 def normal_draws(draws: int, dimensions: int, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Field
 
 from training.methods.blob import Blob
 from training.methods.c_lora import CLora
@@ -29,25 +29,16 @@ METHODS: Final[tuple[type[Method], ...]] = (
     Dalorra,
 )
 
-DEFAULT: Final = "dalorra"
 
-
-def _name(section: Any) -> Any:
-    return section.get("name", DEFAULT) if isinstance(section, dict) else section.name
+def _named(section: Any) -> Any:
+    """DALorRA where a section names no method."""
+    return {"name": Dalorra.key(), **section} if isinstance(section, dict) else section
 
 
 AnyMethod = Annotated[
-    Annotated[Mle, Tag("mle")]
-    | Annotated[Map, Tag("map")]
-    | Annotated[McDropout, Tag("mc_dropout")]
-    | Annotated[Ensemble, Tag("ensemble")]
-    | Annotated[Laplace, Tag("laplace")]
-    | Annotated[Blob, Tag("blob")]
-    | Annotated[Tfb, Tag("tfb")]
-    | Annotated[CLora, Tag("c_lora")]
-    | Annotated[RandomMask, Tag("random_mask")]
-    | Annotated[Dalorra, Tag("dalorra")],
-    Discriminator(_name),
+    Mle | Map | McDropout | Ensemble | Laplace | Blob | Tfb | CLora | RandomMask | Dalorra,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
 ]
 """The section `method` of a configuration, told apart by its name."""
 

@@ -21,8 +21,8 @@ Differences from the authors' code:
   ELBO. ρ has a learning rate of its own; its default moves ρ about as fast as theirs at first,
   where SGD's 0.01 is multiplied by the KL's slope 2 / ρ over M.
 - Their signs are drawn for every token, ours for every pass: a token-wise sign is no sample of the
-  weights. For the same reason serving draws ε itself and leaves flipout out: M members with
-  independent ε are exact and independent samples of q; signs would only tie them together.
+  weights. For the same reason serving draws ε itself and leaves flipout out: M independent ε are
+  exact and independent samples of q; signs would make them depend on each other.
 - With S > 1 they average logits; the ELBO averages log-likelihoods.
 """
 
@@ -116,10 +116,10 @@ class FlipoutBank:
             for added, inner, outer in zip(self.added, self.inner, self.outer, strict=True)
         ]
 
-    def plain(self, member: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
+    def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> list[tuple[Tensor, Tensor]]:
         """B · (A + t ⊙ (σ ⊙ ε) ⊙ sᵀ)."""
         signed = [
-            outer[member, :, None] * added * inner[member]
+            outer[sample, :, None] * added * inner[sample]
             for added, inner, outer in zip(self.added, self.inner, self.outer, strict=True)
         ]
         return [(m["down"] + noise, m["up"]) for m, noise in zip(modules, signed, strict=True)]
@@ -133,7 +133,7 @@ class _Flipout:
         added: `[r, d_in]`.
         inner: `[batch or 1, rows or 1, d_in]`.
         outer: `[batch or 1, rows or 1, r]`.
-        on: `[batch or 1, rows or 1, 1]`, False for no update at all.
+        on: `[batch or 1, rows or 1, 1]`, False where a row has no update.
     """
 
     added: Tensor

@@ -14,10 +14,11 @@ What this bounds. Let each example have one latent matrix per module l. Where th
 same of every row of a pass, and so always when the adapter acts on one row alone, this is the exact
 negative ELBO of that model, an upper bound of −log p(y_n | x_n); a module's q knows the matrices
 below it through its input, which the chain rule of the KL allows. Where rows differ, their mean KL
-is an upper bound of the KL of the matrix's law pooled over the rows, since KL is convex. It is no
-more than that: rows share one ε (see `AdapterDropout` for the reason), so their matrices determine
-each other, and no joint prior with a density gives that a finite KL. A sum over rows would be
-the ELBO of a model with independent noise for every token, and would grow with the prompt.
+is an upper bound of the KL of the matrix's law pooled over the rows, since KL is convex. It bounds
+nothing about the rows jointly: they share one ε (see `AdapterDropout` for the reason), so their
+matrices determine each other, and no joint prior with a density gives that a finite KL. A sum over
+rows would be the ELBO of a model with independent noise for every token, and would grow with the
+prompt.
 One label is at most log K nats of evidence against modules · r² Gaussians: the bound holds q close
 to the prior. `kl_weight` below 1 gives the context more say and is no longer a bound.
 
@@ -82,10 +83,10 @@ class CLora(Method):
 
     def _kl(self, mean: Tensor, log_deviation: Tensor, adapted: Tensor) -> Tensor:
         kl = gaussian_kl(mean, log_deviation, self.prior_deviation).sum(dim=(-2, -1))
-        # The head's, `[B, S]`, are ends of the cues alone; a pooler's the one row that it reads.
+        # A head has the last row of every cue alone, `[B, S]`, an encoder's pooler one row.
         if kl.shape[0] != adapted.shape[0] or kl.shape[1] == 1:
             return kl.mean()
-        acted = adapted[:, -kl.shape[1] :]  # a cached prompt's rows did not run
+        acted = adapted[:, -kl.shape[1] :]  # rows of a cached prompt are not run
         return ((kl * acted).sum(dim=1) / acted.sum(dim=1)).mean()
 
     @property

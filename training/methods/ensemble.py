@@ -41,10 +41,10 @@ class Ensemble(Method):
     ) -> NoiseBank:
         return self.posterior().bank(modules, BankSpec(samples=samples))
 
-    def members(self, batch: int) -> Tensor:
-        """All of them."""
+    def samples_of(self, batch: int) -> Tensor:
+        """Every member, for every example."""
         return torch.arange(self.size)[None]
 
     @property
-    def copies(self) -> int:
+    def adapters(self) -> int:
         return self.size

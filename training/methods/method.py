@@ -1,9 +1,8 @@
-"""What a method is to the training: noise that it draws, a price that it pays for it."""
+"""What a method is to the training: the noise that it draws and what it adds to the loss for it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,28 +12,7 @@ from dalorra.forward.reference_rows import PackedRows
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.posteriors.noise import ModuleTensors
-
-if TYPE_CHECKING:
-    from dalorra.predictor import Predictor
-    from training.answers import Evaluable
-    from training.run import Run
-
-
-class PostHoc(Protocol):
-    """What a method fits to a trained adapter beside its tensors."""
-
-    @property
-    def posterior(self) -> Posterior:
-        """How the adapter is stochastic from now on."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Writes it beside the adapter."""
-        ...
-
-    def predictor(self, mode: "Predictor") -> "Evaluable":
-        """The adapter as it answers from now on; `mode` is the trained one alone."""
-        ...
+from training.methods.trained import Inference, TrainedAdapter
 
 
 class Method(BaseModel, ABC):
@@ -66,7 +44,7 @@ class Method(BaseModel, ABC):
 
     @abstractmethod
     def posterior(self) -> Posterior:
-        """How the adapter is stochastic when it is served."""
+        """How the adapter is stochastic while it is trained, and mostly also afterwards."""
 
     @abstractmethod
     def draw(
@@ -96,7 +74,7 @@ class Method(BaseModel, ABC):
         return torch.zeros((), device=rows.input_ids.device)
 
     @property
-    def copies(self) -> int:
+    def adapters(self) -> int:
         """How many adapters of the configured rank are trained side by side."""
         return 1
 
@@ -105,15 +83,14 @@ class Method(BaseModel, ABC):
         """Name of a posterior's tensor → its learning rate, where it has one of its own."""
         return {}
 
-    def members(self, batch: int) -> Tensor:
-        """Which sample of a step's each example runs under: `[batch or 1, S]`."""
+    def samples_of(self, batch: int) -> Tensor:
+        """Which of a step's samples each of `batch` examples runs under: `[batch or 1, S]`."""
         groups = batch if self.noise_per == "example" else 1
         return torch.arange(groups * self.samples).view(groups, self.samples)
 
-    def after_training(self, run: "Run") -> PostHoc | None:
-        """What is left to do to the trained adapter, in place; by default nothing.
+    def finish(self, modules: Sequence[ModuleTensors]) -> None:
+        """Changes the trained tensors in place before they are rounded; by default not at all."""
 
-        Returns:
-            What was fitted beside the adapter's tensors, if anything was.
-        """
-        return None
+    def after_training(self, trained: TrainedAdapter) -> Inference:
+        """Fits what the answers need beside the trained tensors; by default nothing."""
+        return Inference(self.posterior())

@@ -19,36 +19,32 @@ Differences from the authors' code:
   passed and is then bisected, and the result is the largest scale found to satisfy it, 0 if none.
 - Its noise is drawn anew for every evaluation; here each scale is tried with the same ε, those of
   the bank that is served, so that the rise is a smooth function of the scale.
-- Theirs decomposes B again for every batch of every step of the search, here once. The search sees
-  the weights as they are stored, in bfloat16 by default.
+- Theirs decomposes B again for every batch of every step of the search, here once. The search runs
+  on the weights as they are stored, in bfloat16 by default.
 - A singular value of zero, such as those of a module that has learned nothing, gets no noise;
   theirs adds 10⁻⁶ to it and divides.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.adapter.directory import round_adapter
 from dalorra.adapter.layer import module_tensors
 from dalorra.posteriors import ColumnSpaceNoise
-from dalorra.posteriors.bank import NoiseBank
 from dalorra.posteriors.noise import ModuleTensors
-from training.methods.method import Method
+from training.methods.plain import PlainLora
+from training.methods.trained import Inference, TrainedAdapter
 from training.tasks import subsample
-
-if TYPE_CHECKING:
-    from training.run import Run
 
 _FIRST = 1e-3
 _LARGEST = 1.0
 
 
-class Tfb(Method):
+class Tfb(PlainLora):
     """Plain LoRA with noise that is added afterwards.
 
     Attributes:
@@ -60,45 +56,39 @@ class Tfb(Method):
     title = "noise added to a trained LoRA, as much as an anchor set bears (TFB)"
 
     name: Literal["tfb"] = "tfb"
-    noise_per: Literal["batch"] = "batch"
     anchors: int = Field(default=256, ge=1)
     tolerance: float = Field(default=0.5, gt=0.0)
     bisections: int = Field(default=6, ge=1)
 
     def posterior(self) -> ColumnSpaceNoise:
-        """Without noise: what it is during training."""
+        """Without noise, as in training."""
         return ColumnSpaceNoise()
 
-    def draw(
-        self, modules: Sequence[ModuleTensors], samples: int, generator: torch.Generator
-    ) -> NoiseBank:
-        return self.posterior().mean(modules)
-
-    def after_training(self, run: "Run") -> None:
-        """Gives every module its singular form, and the posterior its scale."""
-        run.model.eval()
-        modules = module_tensors(run.model)
+    def finish(self, modules: Sequence[ModuleTensors]) -> None:
+        """Gives every module its singular form."""
         for module in modules:
             to_singular_form(module)
-        round_adapter(run.model, run.config.adapter.weight_dtype)
-        rise = self._rise(run, modules)
+
+    def after_training(self, trained: TrainedAdapter) -> Inference:
+        """Finds the posterior's scale."""
+        rise = self._rise(trained)
         scale = largest_allowed(
             lambda scale: rise(scale) <= self.tolerance,
             first=_FIRST,
             largest=_LARGEST,
             bisections=self.bisections,
         )
-        run.posterior = ColumnSpaceNoise(scale=scale)
+        return Inference(ColumnSpaceNoise(scale=scale))
 
-    def _rise(self, run: "Run", modules: Sequence[ModuleTensors]) -> Callable[[float], float]:
+    def _rise(self, trained: TrainedAdapter) -> Callable[[float], float]:
         """Scale → relative rise of the anchors' negative log-likelihood."""
-        predictor = run.predictor()
-        count = min(self.anchors, len(run.data.train))
-        examples = subsample(run.data.train, count, run.config.seed)
-        prompts = sorted((predictor.encode(e.input) for e in examples), key=lambda p: p.tokens)
+        predictor, modules = trained.predictor(self.posterior()), module_tensors(trained.model)
+        count = min(self.anchors, len(trained.examples))
+        anchors = subsample(trained.examples, count, trained.seed)
+        prompts = [predictor.encode(example.input) for example in anchors]
 
         def probabilities(scale: float) -> Tensor:
-            bank = ColumnSpaceNoise(scale=scale).bank(modules, run.config.bank)
+            bank = ColumnSpaceNoise(scale=scale).bank(modules, trained.bank)
             return predictor.posterior_samples(prompts, bank).by_sample.mean(dim=1).double()
 
         silent = probabilities(0.0)  # [anchors, K]

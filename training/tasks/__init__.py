@@ -1,14 +1,14 @@
 """What an adapter is trained and scored on: prompts, labels, and where the examples are."""
 
 from training.tasks.builtin import TASKS
-from training.tasks.examples import load_examples, load_task, split_off, subsample
-from training.tasks.task import Example, HubData, Task
+from training.tasks.examples import data_digest, load_examples, load_task, split_off, subsample
+from training.tasks.task import Example, Task
 
 __all__ = [
     "TASKS",
     "Example",
-    "HubData",
     "Task",
+    "data_digest",
     "load_examples",
     "load_task",
     "split_off",

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from dalorra.errors import ConfigError
-from dalorra.tables import Row
+from dalorra.tables import Record
 from training.tasks.builtin import TASKS
 from training.tasks.sources import find_file, read_file, read_hub
 from training.tasks.task import Example, Task
+from training.yaml_file import read_yaml
 
 
 def load_task(reference: str | Path | Mapping[str, Any]) -> Task:
@@ -32,19 +32,14 @@ def load_task(reference: str | Path | Mapping[str, Any]) -> Task:
         raise ConfigError(
             f"unknown task {str(reference)!r}: give a YAML file or one of {', '.join(TASKS)}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"task file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"task file {path} is not YAML: {error}") from error
+    content = read_yaml(path, f"task file {path}")
     if not isinstance(content, dict):
         raise ConfigError(f"task file {path} must hold a mapping such as 'template: …'")
     return _validated(content, f"task file {path}")
 
 
 def load_examples(task: Task | str, split: str, source: str | Path | None = None) -> list[Example]:
-    """Every example of one split, in the order of the data. No row is dropped.
+    """Every example of one split, in the order of the data. No record is dropped.
 
     Args:
         task: a task, or the name of a built-in one.
@@ -53,8 +48,8 @@ def load_examples(task: Task | str, split: str, source: str | Path | None = None
             such file, read whole whatever the split's name; or None for the hub.
 
     Raises:
-        ConfigError: the data cannot be had, or a row does not fit the task; the message names
-            the file, the row, the column, and what was expected.
+        ConfigError: the data cannot be had, or a record does not fit the task; the message
+            names the file, the record, the column, and what was expected.
     """
     task = load_task(task) if isinstance(task, str) else task
     if task.members:
@@ -63,7 +58,7 @@ def load_examples(task: Task | str, split: str, source: str | Path | None = None
             for name in task.members
             for example in _as_member(task, load_task(name), split, source)
         ]
-    return [task.example(row.values, row.where) for row in _rows(task, split, source)]
+    return [task.example(record.values, record.where) for record in _records(task, split, source)]
 
 
 def split_off(
@@ -73,7 +68,7 @@ def split_off(
 
     Which examples are held out depends on their inputs and the seed only, not on their order.
     Equal inputs stay on one side, so nothing held out has been trained on; when that makes the
-    exact size impossible the held-out part is smaller by the least possible.
+    exact size impossible, the held-out part is as little smaller as it can be.
 
     Args:
         examples: the training set.
@@ -125,13 +120,19 @@ def subsample(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
     return [examples[index] for index in sorted(index for _, index in sorted(ranks)[:n])]
 
 
+def data_digest(examples: Sequence[Example]) -> str:
+    """sha256 over inputs and labels, in order."""
+    content = json.dumps([[dict(e.input), e.label] for e in examples], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def _rank(example: Example, purpose: str, seed: int) -> bytes:
     """A pseudo-random key of the input: stable across Python versions and machines."""
     content = json.dumps([purpose, seed, sorted(example.input.items())])
     return hashlib.sha256(content.encode()).digest()
 
 
-def _rows(task: Task, split: str, source: str | Path | None) -> list[Row]:
+def _records(task: Task, split: str, source: str | Path | None) -> list[Record]:
     if source is None:
         return read_hub(task, split)
     path = Path(source)

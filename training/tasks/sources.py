@@ -1,9 +1,9 @@
-"""Rows of a data set, from a file, a folder or the hub, each with where it came from."""
+"""Records of a data set, from a file, a folder or the hub, each with where it came from."""
 
 from pathlib import Path
 
 from dalorra.errors import ConfigError
-from dalorra.tables import SUFFIXES, Row, read_records
+from dalorra.tables import SUFFIXES, Record, read_records
 from training.tasks.task import Task
 
 
@@ -30,24 +30,24 @@ def find_file(folder: Path, task: Task, split: str) -> Path:
     )
 
 
-def read_file(path: Path) -> list[Row]:
-    """All rows of a file, by its suffix.
+def read_file(path: Path) -> list[Record]:
+    """All records of a file, by its suffix.
 
     Raises:
-        ConfigError: the file is missing, of another kind, or damaged, or a row of it is.
+        ConfigError: the file is missing, of another kind, or damaged, or a record of it is.
     """
-    rows = []
-    for row in read_records(path):
-        if row.problem is not None:
-            raise ConfigError(f"{row.where}: {row.problem}")
-        rows.append(row)
-    if not rows:
+    records = []
+    for record in read_records(path):
+        if record.problem is not None:
+            raise ConfigError(f"{record.where}: {record.problem}")
+        records.append(record)
+    if not records:
         raise ConfigError(f"{path} holds no rows, expected at least one")
-    return rows
+    return records
 
 
-def read_hub(task: Task, split: str) -> list[Row]:
-    """All rows of a split on the Hugging Face hub (needs the `datasets` library).
+def read_hub(task: Task, split: str) -> list[Record]:
+    """All records of a split on the Hugging Face hub (needs the `datasets` library).
 
     Raises:
         ConfigError: the task names no data set, or it cannot be had.
@@ -69,7 +69,7 @@ def read_hub(task: Task, split: str) -> list[Row]:
             "check the connection and the name, or give a local folder"
         ) from error
     place = f"{hub.id}, split {hub_split}"
-    rows = [Row(f"{place}, row {i}", dict(row)) for i, row in enumerate(data, start=1)]
-    if not rows:
+    records = [Record(f"{place}, row {i}", dict(record)) for i, record in enumerate(data, start=1)]
+    if not records:
         raise ConfigError(f"{place} holds no rows, expected at least one")
-    return rows
+    return records

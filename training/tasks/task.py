@@ -1,4 +1,4 @@
-"""The description of a task, and the step from a row of its data to an example."""
+"""The description of a task, and the step from a record of its data to an example."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ class Example:
 
 
 def _text_keys(value: Any) -> Any:
-    """YAML reads the keys `0:` and `True:` as a number and a boolean; both mean their text."""
+    """Keys as text: YAML reads `0:` and `True:` as a number and a boolean."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _label_texts(value: Any) -> Any:
-    """A list of labels means their names as words of their own."""
+    """A list of label names stands for names whose texts are a space and the name."""
     if isinstance(value, list):
         return {str(name): f" {name}" for name in value}
     return _text_keys(value)
@@ -115,37 +115,33 @@ class Task(BaseModel):
         """Template, cue and labels, as an adapter stores them."""
         return PromptFormat(template=self.template, answer_cue=self.answer_cue, labels=self.labels)
 
-    def example(self, row: Mapping[str, object], where: str) -> Example:
-        """Reads one row of the task's data.
+    def example(self, record: Mapping[str, object], where: str) -> Example:
+        """Reads one record of the task's data.
 
         Args:
-            row: column → value.
-            where: file and row number, for messages.
+            record: column → value.
+            where: file and its number there, for messages.
 
         Raises:
             ConfigError: a column is missing or holds something else than it should.
         """
+        fields = {
+            name: _text(record, self.columns.get(name, name), where)
+            for name in self.prompt_format.fields
+            if self.choices_column is None or name != "choices"
+        }
         if self.choices_column is None:
-            fields = {
-                name: _text(row, self.columns.get(name, name), where)
-                for name in self.prompt_format.fields
-            }
-            label = self._label(row, where)
+            label = self._label(record, where)
         else:
-            fields = {
-                name: _text(row, self.columns.get(name, name), where)
-                for name in self.prompt_format.fields
-                if name != "choices"
-            }
-            fields["choices"], label = self._choices(row, self.choices_column, where)
+            fields["choices"], label = self._choices(record, self.choices_column, where)
         if not any(text.strip() for text in fields.values()):
             columns = ", ".join(repr(self.columns.get(name, name)) for name in fields)
             raise ConfigError(f"{where}: no text in column {columns}: fill it or remove the row")
         return Example(fields, label)
 
-    def _label(self, row: Mapping[str, object], where: str) -> str:
+    def _label(self, record: Mapping[str, object], where: str) -> str:
         known = self.label_values or {name: name for name in self.labels}
-        value = _canonical(_cell(row, self.label_column, where))
+        value = _canonical(_cell(record, self.label_column, where))
         if value not in known:
             raise ConfigError(
                 f"{where}: column {self.label_column!r} holds {value!r}, "
@@ -153,9 +149,9 @@ class Task(BaseModel):
             )
         return known[value]
 
-    def _choices(self, row: Mapping[str, object], column: str, where: str) -> tuple[str, str]:
+    def _choices(self, record: Mapping[str, object], column: str, where: str) -> tuple[str, str]:
         """The rendered choices, and the letter of the right one."""
-        cell = _cell(row, column, where)
+        cell = _cell(record, column, where)
         letters = tuple(self.labels)
         texts, keys = _texts_and_keys(cell)
         if texts is None:
@@ -168,7 +164,7 @@ class Task(BaseModel):
                 f"{where}: column {column!r} has {len(texts)} choices, "
                 f"expected between 2 and {len(letters)} (labels {_listed(letters)})"
             )
-        answer = _canonical(_cell(row, self.label_column, where))
+        answer = _canonical(_cell(record, self.label_column, where))
         positions = (
             {key: index for index, key in enumerate(keys)}
             if keys
@@ -196,16 +192,16 @@ def _texts_and_keys(cell: object) -> tuple[list[str] | None, list[str]]:
     return texts, [_canonical(key) for key in keys or []]
 
 
-def _cell(row: Mapping[str, object], column: str, where: str) -> object:
-    if column not in row:
-        raise ConfigError(f"{where}: no column {column!r}; it has {_listed(row)}")
-    if row[column] is None:
+def _cell(record: Mapping[str, object], column: str, where: str) -> object:
+    if column not in record:
+        raise ConfigError(f"{where}: no column {column!r}; it has {_listed(record)}")
+    if record[column] is None:
         raise ConfigError(f"{where}: column {column!r} is empty, expected a value")
-    return row[column]
+    return record[column]
 
 
-def _text(row: Mapping[str, object], column: str, where: str) -> str:
-    value = _cell(row, column, where)
+def _text(record: Mapping[str, object], column: str, where: str) -> str:
+    value = _cell(record, column, where)
     if not isinstance(value, str):
         raise ConfigError(
             f"{where}: column {column!r} holds {value!r} ({type(value).__name__}), expected text"

@@ -72,8 +72,6 @@ class ArrangedLlama:
             out. Its projections become views of fused weights; their values stay.
         prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
         record: of short forwards, for `RecordedNetwork`; None: none is recorded.
-        joins_prompts: whether prompts of several lengths are joined (`Slots`) instead of
-            padded, which is slower.
     """
 
     def __init__(
@@ -81,8 +79,6 @@ class ArrangedLlama:
         causal_lm: nn.Module,
         prefix_cache: PrefixCache | None = None,
         record: Recorder | None = None,
-        *,
-        joins_prompts: bool = True,
     ) -> None:
         model = cast(Any, causal_lm)
         config, trunk = model.config, model.model
@@ -98,7 +94,6 @@ class ArrangedLlama:
         self._kv_heads = int(config.num_key_value_heads)
         self._width = int(trunk.layers[0].self_attn.head_dim)
         last = len(trunk.layers) - 1
-        self.joins_prompts = joins_prompts
         prepack = can_prepack(self.embed.weight)
         with torch.no_grad():
             self.layers = [
@@ -185,8 +180,8 @@ class ArrangedLlama:
 def _arrange(
     layer: Any, name: str, *, prepack: bool, separate_query: bool
 ) -> Layer[BaseProjection]:
-    def fused(*members: str) -> BaseProjection:
-        linears = {f"{name}.{member}": _base(layer.get_submodule(member)) for member in members}
+    def fused(*parts: str) -> BaseProjection:
+        linears = {f"{name}.{part}": _base(layer.get_submodule(part)) for part in parts}
         return BaseProjection.fuse(linears, prepack=prepack)
 
     q, k, v = (f"self_attn.{part}_proj" for part in "qkv")

@@ -1,9 +1,9 @@
 """A bank's noise, arranged once for the fused projections that it acts on."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from dalorra.prompts import Scope
 Noise = Sequence[RankNoise | None]
 """One per projection of a layer, None where nothing is adapted."""
 
-_KEPT: Final = 64  # arrangements: one for each bank and split of M
+_KEPT: Final = (
+    64  # arrangements: one for each split of M, where a prompt is too long for one forward
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,13 +28,13 @@ class ForwardNoise:
 
     Attributes:
         scope: which rows it acts on.
-        copies: M.
+        samples: M.
         layers: noise of each layer.
         head: of the output projection.
     """
 
     scope: Scope
-    copies: int
+    samples: int
     layers: Sequence[Noise]
     head: HeadNoise
 
@@ -44,62 +46,65 @@ class ForwardNoise:
 
 
 class BoundNoise:
-    """Noise by layer and projection, remembered for as long as it is in use.
+    """A bank's noise by layer and projection, for any number of prompts.
 
     Args:
+        bank: of the adapter.
+        scope: which rows the noise acts on.
         layers: projections of each layer in order of use; the last layer has its query apart.
         head: the output projection.
         like: a tensor of the model's device and precision.
     """
 
     def __init__(
-        self, layers: Sequence[Sequence[FusedProjection]], head: LabelHead, like: Tensor
+        self,
+        bank: NoiseBank,
+        scope: Scope,
+        layers: Sequence[Sequence[FusedProjection]],
+        head: LabelHead,
+        like: Tensor,
     ) -> None:
+        self.bank = bank
+        self.scope = scope
         self._layers = layers
         self._head = head
         self._device, self._dtype = like.device, like.dtype
-        self._kept: OrderedDict[tuple[Any, ...], tuple[NoiseBank, ForwardNoise]] = OrderedDict()
+        self._of = lru_cache(_KEPT)(self._arranged)
 
-    def bind(self, bank: NoiseBank, members: range, scope: Scope, cue_tokens: int) -> ForwardNoise:
-        """For forwards of any number of prompts under each of these members.
+    def of(self, samples: range, cue_tokens: int) -> ForwardNoise:
+        """For forwards under these samples; what was asked for lately is kept.
 
         Args:
-            bank: of the adapter.
-            members: M of them.
-            scope: which rows the noise acts on.
+            samples: M of the bank's.
             cue_tokens: k; without meaning under `all_tokens`.
         """
-        cues = scope == "answer_tokens"
-        key = (id(bank), members, scope, cue_tokens if cues else 0)
-        if key not in self._kept:
-            each = torch.tensor(list(members), device=self._device)
-            layers = (
-                self._on_cues(bank, each, cue_tokens) if cues else self._on_sequences(bank, each)
-            )
-            bound = ForwardNoise(scope, len(members), layers, self._head.bind(bank, members))
-            self._kept[key] = (bank, bound)  # the reference keeps id(bank) from being reused
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key][1]
+        return self._of(samples, cue_tokens if self.scope == "answer_tokens" else 0)
 
-    def _on_cues(self, bank: NoiseBank, members: Tensor, k: int) -> list[Noise]:
-        """M copies of a k-token cue; in the last layer key and value alone need all their rows."""
-        on_rows = bank.noise(members.repeat_interleave(k)[None])
-        on_ends = bank.noise(members[None])
+    def _arranged(self, samples: range, cue_tokens: int) -> ForwardNoise:
+        each = torch.tensor(list(samples), device=self._device)
+        on_cues = self.scope == "answer_tokens"
+        layers = self._on_cues(each, cue_tokens) if on_cues else self._on_sequences(each)
+        head = self._head.bind(self.bank, samples)
+        return ForwardNoise(self.scope, len(samples), layers, head)
+
+    def _on_cues(self, samples: Tensor, k: int) -> list[Noise]:
+        """A k-token cue under each; in the last layer key and value alone need all their rows."""
+        on_rows = self.bank.noise(samples.repeat_interleave(k)[None])
+        on_ends = self.bank.noise(samples[None])
         query, key_value, *rest = self._layers[-1]
         last = [
-            *self._of((query,), on_ends),
-            *self._of((key_value,), on_rows),
-            *self._of(rest, on_ends),
+            *self._per((query,), on_ends),
+            *self._per((key_value,), on_rows),
+            *self._per(rest, on_ends),
         ]
-        return [*(self._of(projections, on_rows) for projections in self._layers[:-1]), last]
+        return [*(self._per(projections, on_rows) for projections in self._layers[:-1]), last]
 
-    def _on_sequences(self, bank: NoiseBank, members: Tensor) -> list[Noise]:
-        """All rows of all prompts under each member, `[M, rows, …]`."""
-        noise = bank.noise(members[:, None])
-        return [self._of(projections, noise) for projections in self._layers]
+    def _on_sequences(self, samples: Tensor) -> list[Noise]:
+        """All rows of all prompts under each sample, `[M, rows, …]`."""
+        noise = self.bank.noise(samples[:, None])
+        return [self._per(projections, noise) for projections in self._layers]
 
-    def _of(
+    def _per(
         self, projections: Sequence[FusedProjection], noise: Sequence[RankNoise]
     ) -> list[RankNoise | None]:
         return [projection.noise(noise, self._dtype) for projection in projections]

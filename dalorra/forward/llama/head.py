@@ -24,11 +24,11 @@ MAX_INTEGRATED_RANK: Final = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadNoise:
-    """The head's masks for some members of a bank.
+    """The head's masks for some samples of a bank.
 
     Attributes:
         noise: maps A·x `[B, M, S, r]`.
-        weights: of the S masks of each pass, `[S]`, sums to 1.
+        weights: of the S masks of each sample, `[S]`, sums to 1.
     """
 
     noise: RankNoise
@@ -57,9 +57,9 @@ class LabelHead:
         return self._weight.nbytes + (update.down.nbytes + update.up.nbytes if update else 0)
 
     @torch.inference_mode()
-    def logits(self, answers: Tensor, members: range, bank: NoiseBank) -> Tensor:
+    def logits(self, answers: Tensor, samples: range, bank: NoiseBank) -> Tensor:
         """`[B, M, d]` → `[B, M, K]` float32, the head under the same sample as the rest."""
-        head_noise = self.bind(bank, members, integrate=False)
+        head_noise = self.bind(bank, samples, integrate=False)
         return self._adapted(answers[:, :, None], head_noise)[:, :, 0]
 
     @torch.inference_mode()
@@ -67,23 +67,23 @@ class LabelHead:
         """Distributions over the labels under the head's masks, `[B, M, d]` → `[B, M, S, K]`."""
         return self._adapted(answers[:, :, None], head_noise).softmax(dim=-1)
 
-    def bind(self, bank: NoiseBank, members: range, *, integrate: bool = True) -> HeadNoise:
-        """The head's noise for these members.
+    def bind(self, bank: NoiseBank, samples: range, *, integrate: bool = True) -> HeadNoise:
+        """The head's noise for these samples.
 
         Args:
             bank: of the adapter.
-            members: of the bank, M of them.
+            samples: of the bank, M of them.
             integrate: whether all masks of the head are tried where the bank says so.
         """
         integrated = self._integrated(bank) if integrate else None
-        return integrated or self._sampled(bank, members)
+        return integrated or self._sampled(bank, samples)
 
-    def _sampled(self, bank: NoiseBank, members: range) -> HeadNoise:
+    def _sampled(self, bank: NoiseBank, samples: range) -> HeadNoise:
         device = self._weight.device
         one = torch.ones(1, device=device)
         if self._update is None:
             return HeadNoise(base_only, one)
-        noise = bank.noise(torch.tensor([list(members)], device=device))[-1]
+        noise = bank.noise(torch.tensor([list(samples)], device=device))[-1]
         return HeadNoise(lambda a, x: noise(a[:, :, 0], x[:, :, 0])[:, :, None], one)
 
     def _integrated(self, bank: NoiseBank) -> HeadNoise | None:

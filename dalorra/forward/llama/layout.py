@@ -92,8 +92,7 @@ class CueLayout:
         input_ids: `[B, P + M·k]`; joined `[1, N + B·M·k]`.
         visible: `[B, 1, M·k, C + P + M·k]`, which keys a cue row sees, as `layer_mask` has it.
         visible_to_prompt: `[B, 1, P, C + P]`; None when C is 0: plain causal attention.
-        prompt_ends: `[B]`, the last row of each prompt, in the flattened rows.
-        cue_ends: `[B, M]`, the last row of each copy, in the flattened rows.
+        cue_ends: `[B, M]`, the last row of each cue, in the flattened rows.
         cos, sin: rotary embedding, `[B, 1, P + M·k, head_dim]`.
         slots: of joined rows.
         cues: P or N, where the cue rows start, and how many each prompt has.
@@ -105,7 +104,6 @@ class CueLayout:
     input_ids: Tensor
     visible: Tensor
     visible_to_prompt: Tensor | None
-    prompt_ends: Tensor
     cue_ends: Tensor
     cos: Tensor
     sin: Tensor
@@ -125,61 +123,58 @@ class CueLayout:
         x = (torch.cat(by_slot, dim=1) if len(by_slot) > 1 else by_slot[0]).flatten(2)
         return self.slots.collect(x) if self.slots else x
 
-    def branch(self, x: Tensor, copies: int) -> Tensor:
-        """Rows of a layout with one copy → rows of one with M, the cue's repeated."""
+    def branch(self, x: Tensor, samples: int) -> Tensor:
+        """Rows of a layout for one sample → rows of one for M, the cue's repeated."""
         first = self.cues.first
         cues = x[:, first:].unflatten(1, (-1, 1, self.cue_rows))
-        repeated = cues.expand(-1, -1, copies, -1, -1).flatten(1, 3)
+        repeated = cues.expand(-1, -1, samples, -1, -1).flatten(1, 3)
         return torch.cat([x[:, :first], repeated], dim=1)
 
     @property
     def last_visible(self) -> Tensor:
-        """`visible` of the rows that end a copy alone, `[B, 1, M, keys]`."""
+        """`visible` of the rows that end a cue alone, `[B, 1, M, keys]`."""
         return self.visible[:, :, self.cue_rows - 1 :: self.cue_rows].contiguous()
 
     @property
     def last_rotary(self) -> tuple[Tensor, Tensor]:
-        """`cos` and `sin` of the rows that end a copy alone, `[B, 1, M, head_dim]`."""
+        """`cos` and `sin` of the rows that end a cue alone, `[B, 1, M, head_dim]`."""
         ends = slice(self.prompt_slots + self.cue_rows - 1, None, self.cue_rows)
         return self.cos[:, :, ends], self.sin[:, :, ends]
 
 
-def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotary) -> CueLayout:
-    """Lays out B prompts, and `copies` copies of their cue after each, on the prompts' device.
+def lay_out_cues(prompts: StagedPrompts, samples: int, prefix: int, rotary: Rotary) -> CueLayout:
+    """Lays out B prompts, and their cue under each sample after each, on the prompts' device.
 
     Args:
         prompts: without what has keys already.
-        copies: M.
+        samples: M.
         prefix: C, the most keys that one of them has.
         rotary: of the base model.
     """
     device, longest = prompts.ids.device, prompts.longest  # P
     k, batch = len(prompts.cue_ids), len(prompts.lengths)
-    cues = copies * k
+    cues = samples * k
     starts = prompts.known[:, None]
     cue_starts = starts + prompts.lengths[:, None]
-    offsets = torch.arange(k, device=device).repeat(copies)
+    offsets = torch.arange(k, device=device).repeat(samples)
     positions = torch.arange(longest, device=device)
     cos, sin = rotary(torch.cat([starts + positions, cue_starts + offsets], dim=1))
 
     each = torch.arange(batch, device=device)[:, None]
-    ends = torch.arange(k - 1, cues, k, device=device)  # of the copies
-    prompt_starts = prompts.starts
+    ends = torch.arange(k - 1, cues, k, device=device)  # of the cues
     if prompts.joined:
         first = prompts.ids.shape[1]  # N
-        repeated = prompts.cue_ids.repeat(batch * copies)[None]
+        repeated = prompts.cue_ids.repeat(batch * samples)[None]
         cue_ends = first + each * cues + ends
         slots = Slots.of(prompts.lengths, first, longest, cues)
     else:
         first, slots = longest, None
-        repeated = prompts.cue_ids.repeat(copies).expand(batch, -1)
+        repeated = prompts.cue_ids.repeat(samples).expand(batch, -1)
         cue_ends = each * (longest + cues) + longest + ends
-        prompt_starts = prompt_starts + each[:, 0] * cues
     return CueLayout(
         input_ids=torch.cat([prompts.ids, repeated], dim=1),
-        visible=layer_mask(_seen_by_cues(prompts, copies, prefix), cos),
+        visible=layer_mask(_seen_by_cues(prompts, samples, prefix), cos),
         visible_to_prompt=layer_mask(_seen_by_prompts(prompts, prefix), cos) if prefix else None,
-        prompt_ends=prompt_starts + prompts.lengths.clamp_min(1) - 1,
         cue_ends=cue_ends,
         cos=cos,
         sin=sin,
@@ -191,14 +186,14 @@ def lay_out_cues(prompts: StagedPrompts, copies: int, prefix: int, rotary: Rotar
     )
 
 
-def _seen_by_cues(prompts: StagedPrompts, copies: int, prefix: int) -> Tensor:
-    """The known prefix, the real rows of the prompt, and the own copy so far.
+def _seen_by_cues(prompts: StagedPrompts, samples: int, prefix: int) -> Tensor:
+    """The known prefix, the real rows of the prompt, and the own cue so far.
 
     Returns:
         `[B, 1, M·k, C + P + M·k]` bool.
     """
     k, batch, device = len(prompts.cue_ids), len(prompts.lengths), prompts.ids.device
-    row = torch.arange(copies * k, device=device)
+    row = torch.arange(samples * k, device=device)
     own = (row[:, None] // k == row // k) & (row[:, None] >= row)  # [M·k, M·k]
     real = torch.arange(prompts.longest, device=device) < prompts.lengths[:, None]
     before = torch.cat([_real_prefix(prompts, prefix), real], dim=1)  # [B, C + P]
@@ -226,14 +221,12 @@ class SequenceLayout:
     Attributes:
         lengths: `[B]`, one at least.
         ends: `[B]`, the last row of each.
-        prompt_ends: `[B]`, the row before its cue.
         cos, sin: rotary embedding, `[1, 1, T, head_dim]`.
         slots: of joined rows.
     """
 
     lengths: Tensor
     ends: Tensor
-    prompt_ends: Tensor
     cos: Tensor
     sin: Tensor
     slots: Slots | None
@@ -248,7 +241,6 @@ class SequenceLayout:
         return cls(
             lengths,
             ends=starts + lengths - 1,
-            prompt_ends=starts + (lengths - 1 - len(prompts.cue_ids)).clamp_min(0),
             cos=cos,
             sin=sin,
             slots=Slots.of(prompts.lengths, rows, longest) if prompts.joined else None,
@@ -264,13 +256,13 @@ class SequenceLayout:
             return self.slots.collect(x)
         return x.reshape(-1, len(self.lengths) * x.shape[1], x.shape[2])
 
-    def last_rotary(self, copies: int) -> tuple[Tensor, Tensor]:
+    def last_rotary(self, samples: int) -> tuple[Tensor, Tensor]:
         """`cos` and `sin` of the last rows, `[M · B, 1, 1, head_dim]`."""
-        at = (self.lengths - 1).repeat(copies)
+        at = (self.lengths - 1).repeat(samples)
         return self.cos[0, 0, at][:, None, None], self.sin[0, 0, at][:, None, None]
 
-    def last_visible(self, copies: int) -> Tensor:
+    def last_visible(self, samples: int) -> Tensor:
         """Which keys the last rows see, `[M · B, 1, 1, T]`, as `layer_mask` has it."""
         positions = torch.arange(self.cos.shape[2], device=self.lengths.device)
-        real = (positions < self.lengths[:, None]).repeat(copies, 1)
+        real = (positions < self.lengths[:, None]).repeat(samples, 1)
         return layer_mask(real[:, None, None], self.cos)

@@ -6,25 +6,24 @@
 - A·x and B act on the rows that carry a sample, never on the frozen prompt;
 - prompts of several lengths are joined without padding, but for attention (`Slots`); there
   they are padded on the right, so prompt rows attend causally without a mask; cue rows attend to
-  the prompt and to their own copy;
+  the prompt and to their own cue so far;
 - under `all_tokens`, everything below the first stochastic product runs once for all samples;
 - in the last layer only the row that ends a cue has a query, an output and an MLP.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from dalorra.adapter.layer import HEAD, StochasticPeftModel, Updates, low_rank_updates
+from dalorra.adapter.layer import HEAD, Updates
 from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
 from dalorra.forward.llama.base import ArrangedLlama, Layer
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
 from dalorra.forward.llama.head import LabelHead
 from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
-from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.projection import FusedProjection
 from dalorra.forward.llama.staging import StagedPrompts
 from dalorra.forward.network import Answers
@@ -34,59 +33,43 @@ from dalorra.prompts import Prompt, Scope
 _Layer = Layer[FusedProjection]
 
 
-@dataclass(frozen=True, slots=True)
-class HiddenStates:
-    """What a forward of B prompts under M samples computed.
-
-    Attributes:
-        answers: at the end of the cue, after the final norm: `[B, M, d]`.
-        prompt_end: at the end of the prompt, where the last layer reads it: `[B, d]`; under
-            `all_tokens` its mean over the M samples. Of no meaning for an empty prompt.
-    """
-
-    answers: Tensor
-    prompt_end: Tensor
-
-
 class PackedLlama:
-    """The packed forward of one adapter on its base.
+    """The packed forward of one adapter on its base, under one bank.
 
     Args:
         base: shared with other adapters.
         updates: the adapter's, copied in the base's precision.
         label_ids: `[K]` token ids of the labels.
+        bank: what it runs under.
+        scope: which rows the adapter acts on.
 
     Attributes:
-        noise: arranged for the forwards.
+        noise: of the bank, arranged for the forwards.
     """
 
-    def __init__(self, base: ArrangedLlama, updates: Updates, label_ids: Tensor) -> None:
+    pads = False
+
+    def __init__(
+        self,
+        base: ArrangedLlama,
+        updates: Updates,
+        label_ids: Tensor,
+        bank: NoiseBank,
+        scope: Scope,
+    ) -> None:
         self._base = base
         self.head = LabelHead(base.head_weight, updates.get(HEAD), label_ids)
         self._layers = [
             layer.map(lambda projection: FusedProjection(projection, updates))
             for layer in base.layers
         ]
-        layers = [layer.projections for layer in self._layers]
-        self.noise = BoundNoise(layers, self.head, base.head_weight)
-
-    @classmethod
-    def of(
-        cls,
-        model: StochasticPeftModel,
-        label_ids: Tensor,
-        prefix_cache: PrefixCache | None = None,
-        *,
-        joins_prompts: bool = True,
-    ) -> "PackedLlama":
-        """The forward of an attached adapter, as it is now, on a base arranged for it alone."""
-        base = ArrangedLlama(model.get_base_model(), prefix_cache, joins_prompts=joins_prompts)
-        return cls(base, low_rank_updates(model), label_ids)
+        self.scope = scope
+        self.noise = self._bound(bank)
 
     @property
-    def joins_prompts(self) -> bool:
+    def bank(self) -> NoiseBank:
         """See `Network`."""
-        return self._base.joins_prompts
+        return self.noise.bank
 
     @property
     def nbytes(self) -> int:
@@ -94,98 +77,97 @@ class PackedLlama:
         projections = (projection for layer in self._layers for projection in layer.projections)
         return self.head.nbytes + sum(projection.nbytes for projection in projections)
 
+    def under(self, bank: NoiseBank) -> "PackedLlama":
+        """See `Network`."""
+        other = copy(self)
+        other.noise = self._bound(bank)
+        return other
+
+    def _bound(self, bank: NoiseBank) -> BoundNoise:
+        layers = [layer.projections for layer in self._layers]
+        return BoundNoise(bank, self.scope, layers, self.head, self._base.head_weight)
+
     @torch.inference_mode()
-    def answers(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Answers:
+    def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
         """See `Network`; the features are the hidden states at the end of the cue."""
-        states = self.hidden_states(prompts, members, bank, scope)
-        return self._answers(states, self._bound(prompts, members, bank, scope))
+        return self._answers(self.hidden_states(prompts, samples), self._noise(prompts, samples))
 
     @torch.inference_mode()
-    def label_logits(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Tensor:
+    def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
         """Logits of the label tokens, `[B, M, K]` float32, every module under one sample."""
-        states = self.hidden_states(prompts, members, bank, scope)
-        return self.head.logits(states.answers, members, bank)
+        return self.head.logits(self.hidden_states(prompts, samples), samples, self.bank)
 
     @torch.inference_mode()
-    def hidden_states(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> HiddenStates:
-        """Runs the network up to its output projection."""
-        noise = self._bound(prompts, members, bank, scope)
+    def hidden_states(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
+        """What the label head reads, at the end of the cue after the final norm, `[B, M, d]`."""
+        noise = self._noise(prompts, samples)
         cache = self._base.prefix_cache
-        if scope == "all_tokens":
-            return self._normed(*self._all_tokens(self._staged(prompts, scope), noise))
+        if self.scope == "all_tokens":
+            return self._normed(self._all_tokens(self._staged(prompts), noise))
         prompt_ids = [prompt.prompt_ids for prompt in prompts]
         prefix = cache.find(prompt_ids) if cache else None
         known = prefix.lengths if prefix else [0] * len(prompts)
-        staged = self._staged(prompts, scope, known)
+        staged = self._staged(prompts, known)
         past = prefix.keys_values if prefix else None
-        seen: list[Tensor] = []  # keys and values of the prompt rows
-        states = self._answer_tokens(staged, noise, past, seen if cache else None)
+        fresh: list[Tensor] = []  # keys and values of the prompt rows
+        states = self._answer_tokens(staged, noise, past, fresh if cache else None)
         if cache:
-            cache.add(prompt_ids, known, torch.stack(seen))
-        return self._normed(*states)
-
-    def _staged(
-        self, prompts: Sequence[Prompt], scope: Scope, known: Sequence[int] | None = None
-    ) -> StagedPrompts:
-        """On the device; prompts of one length need no padding."""
-        lengths = {p.tokens - n for p, n in zip(prompts, known or repeat(0), strict=False)}
-        joined = self.joins_prompts and len(lengths) > 1
-        return StagedPrompts.of(prompts, scope, known, joined=joined).to(self._base.device)
+            cache.add(prompt_ids, known, torch.stack(fresh))
+        return self._normed(states)
 
     @torch.inference_mode()
     def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
         """`answers` to prompts on the device, in a form that can be recorded: no prefix cache."""
-        run = self._answer_tokens if noise.scope == "answer_tokens" else self._all_tokens
-        return self._answers(self._normed(*run(prompts, noise)), noise)
+        run = self._answer_tokens if self.scope == "answer_tokens" else self._all_tokens
+        return self._answers(self._normed(run(prompts, noise)), noise)
 
-    def _bound(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> ForwardNoise:
-        return self.noise.bind(bank, members, scope, len(prompts[0].cue_ids))
+    def _noise(self, prompts: Sequence[Prompt], samples: range) -> ForwardNoise:
+        return self.noise.of(samples, len(prompts[0].cue_ids))
 
-    def _answers(self, states: HiddenStates, noise: ForwardNoise) -> Answers:
-        probabilities = self.head.probabilities(states.answers, noise.head)
-        return Answers(probabilities, noise.head.weights, states.answers.float())
+    def _staged(
+        self, prompts: Sequence[Prompt], known: Sequence[int] | None = None
+    ) -> StagedPrompts:
+        """On the device; prompts of one length need no padding."""
+        lengths = {p.tokens - n for p, n in zip(prompts, known or repeat(0), strict=False)}
+        staged = StagedPrompts.of(prompts, self.scope, known, joined=len(lengths) > 1)
+        return staged.to(self._base.device)
 
-    def _normed(self, answers: Tensor, prompt_end: Tensor) -> HiddenStates:
-        return HiddenStates(self._base.norm(answers, self._base.final_norm), prompt_end)
+    def _answers(self, states: Tensor, noise: ForwardNoise) -> Answers:
+        probabilities = self.head.probabilities(states, noise.head)
+        return Answers(probabilities, noise.head.weights, states.float())
+
+    def _normed(self, states: Tensor) -> Tensor:
+        return self._base.norm(states, self._base.final_norm)
 
     def _answer_tokens(
         self,
         prompts: StagedPrompts,
         noise: ForwardNoise,
         past: Tensor | None = None,
-        seen: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`, `[B, d]`.
+        fresh: list[Tensor] | None = None,
+    ) -> Tensor:
+        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`.
 
         Args:
             prompts: on the device.
             noise: of the cue rows.
             past: keys and values of known prefixes, `[layers, 2, B, kv_heads, C, head_dim]`.
-            seen: gets those of the prompt rows, layer by layer.
+            fresh: gets those of the prompt rows, layer by layer.
         """
-        copies, first, last = noise.copies, noise.first, len(self._layers) - 1
+        samples, first, last = noise.samples, noise.first, len(self._layers) - 1
         known = [None] * len(self._layers) if past is None else past.unbind()
         prefix = 0 if past is None else past.shape[-2]
-        layout = at = lay_out_cues(prompts, copies, prefix, self._base.rotary)
-        if first:  # the copies are equal below the first stochastic product
+        layout = at = lay_out_cues(prompts, samples, prefix, self._base.rotary)
+        if first:  # below the first stochastic product the cue is the same under every sample
             at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
         x = self._base.embed(at.input_ids)  # [B, P + k, d]
         for i, layer in enumerate(self._layers):
             if i == first and i:
-                x, at = at.branch(x, copies), layout
+                x, at = at.branch(x, samples), layout
             if i < last:
-                x = self._packed_layer(layer, x, at, noise.layers[i], known[i], seen)
-        prompt_end = x.flatten(0, 1)[at.prompt_ends]
-        x = self._packed_end(x, at, noise.layers[-1], known[-1], seen)
-        return x.expand(-1, copies, -1), prompt_end
+                x = self._packed_layer(layer, x, at, noise.layers[i], known[i], fresh)
+        x = self._packed_end(x, at, noise.layers[-1], known[-1], fresh)
+        return x.expand(-1, samples, -1)
 
     def _packed_layer(
         self,
@@ -194,14 +176,14 @@ class PackedLlama:
         layout: CueLayout,
         noise: Noise,
         past: Tensor | None,
-        seen: list[Tensor] | None,
+        fresh: list[Tensor] | None,
     ) -> Tensor:
         """One layer for prompt rows and cue rows; `past` is `[2, B, kv_heads, C, head_dim]`."""
         start = layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
         qkv = layout.spread(layer.attention[0](h, noise[0], layout.cues))
         query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
-        _record(seen, key, value, start)
+        _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = [masked_attention(query[:, :, start:], key, value, layout.visible)]
         if start:
@@ -224,28 +206,28 @@ class PackedLlama:
         layout: CueLayout,
         noise: Noise,
         past: Tensor | None,
-        seen: list[Tensor] | None,
+        fresh: list[Tensor] | None,
     ) -> Tensor:
-        """The last layer, for the rows that end a cue alone: `[B, copies, d]`."""
+        """The last layer, for the rows that end a cue alone: `[B, M, d]`."""
         layer, start = self._layers[-1], layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
         ends = h.flatten(0, 1)[layout.cue_ends]
         query = self._base.query(layer.attention[0](ends, noise[0]), *layout.last_rotary)
         kv = layout.spread(layer.attention[1](h, noise[1], layout.cues))
         key, value = self._base.key_value(kv, layout.cos, layout.sin)
-        _record(seen, key, value, start)
+        _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.last_visible)
         x = x.flatten(0, 1)[layout.cue_ends]
         return self._base.after_attention(layer, x, by_row(attended), noise[2:])
 
-    def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> tuple[Tensor, Tensor]:
+    def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> Tensor:
         """All rows once for each sample above the first stochastic product, once below.
 
         Returns:
-            `[B, M, d]` and `[B, d]`.
+            `[B, M, d]`.
         """
-        copies, first, last = noise.copies, noise.first, len(self._layers) - 1
+        samples, first, last = noise.samples, noise.first, len(self._layers) - 1
         layout = SequenceLayout.of(prompts, self._base.rotary)
         cos, sin = layout.cos, layout.sin
         x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
@@ -253,34 +235,33 @@ class PackedLlama:
             h = self._base.norm(x, layer.input_norm)
             if i == first:
                 # W₀x and A·x are the same under every sample, the update is not.
-                out = layer.attention[0].base(h).repeat(copies, 1, 1)
+                out = layer.attention[0].base(h).repeat(samples, 1, 1)
                 if each[0] is not None:
-                    out += layer.attention[0].update_for_each(h, each[0], copies)
-                x = x.repeat(copies, 1, 1)
+                    out += layer.attention[0].update_for_each(h, each[0], samples)
+                x = x.repeat(samples, 1, 1)
             else:
                 out = layer.attention[0](h, each[0])
             query, key, value = self._base.query_key_value(layout.spread(out), cos, sin)
             attended = layout.collect(by_row(causal_attention(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
         if first >= last:
-            x = x.repeat(copies, 1, 1)
+            x = x.repeat(samples, 1, 1)
 
         layer, noises = self._layers[-1], noise.layers[-1]
-        prompt_end = x[:, layout.prompt_ends].mean(dim=0)
         h = self._base.norm(x, layer.input_norm)
         query = layer.attention[0](h[:, layout.ends], noises[0])  # [M, B, heads · head_dim]
-        query = self._base.query(query.flatten(0, 1)[:, None], *layout.last_rotary(copies))
+        query = self._base.query(query.flatten(0, 1)[:, None], *layout.last_rotary(samples))
         kv = layout.spread(layer.attention[1](h, noises[1]))
         key, value = self._base.key_value(kv, cos, sin)
-        attended = by_row(masked_attention(query, key, value, layout.last_visible(copies)))
+        attended = by_row(masked_attention(query, key, value, layout.last_visible(samples)))
         ends = x[:, layout.ends]
         out = self._base.after_attention(layer, ends, attended.view_as(ends), noises[2:])
-        return out.transpose(0, 1), prompt_end
+        return out.transpose(0, 1)
 
 
-def _record(seen: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
-    if seen is not None:
-        seen.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
+def _keep(fresh: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
+    if fresh is not None:
+        fresh.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
 
 
 def _after(past: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

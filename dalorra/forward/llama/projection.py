@@ -50,9 +50,9 @@ class BaseProjection:
             linears: by name, in output order.
             prepack: whether to lay the weight out for the processor, at the cost of a copy.
         """
-        members = list(linears.values())
-        weight = _fuse_weights(members)
-        biases = [cast(Tensor | None, linear.bias) for linear in members]
+        own = list(linears.values())
+        weight = _fuse_weights(own)
+        biases = [cast(Tensor | None, linear.bias) for linear in own]
         bias = torch.cat(cast(list[Tensor], biases)) if biases[0] is not None else None
         product = _Prepacked(weight, bias) if prepack else _Plain(weight, bias)
         widths = {name: linear.out_features for name, linear in linears.items()}
@@ -128,10 +128,10 @@ class FusedProjection:
         """(α/r) · B · noise(A x): `[B, rows, d_in]` → `[B, rows, Σd_out]`."""
         return F.linear(noise(F.linear(x, self._down), x), self._up)
 
-    def update_for_each(self, x: Tensor, noise: RankNoise, copies: int) -> Tensor:
-        """The update under each of `copies` samples, `[copies · B, …]`, A·x computed once."""
-        activations = F.linear(x, self._down).repeat(copies, 1, 1)
-        return F.linear(noise(activations, x.repeat(copies, 1, 1)), self._up)
+    def update_for_each(self, x: Tensor, noise: RankNoise, samples: int) -> Tensor:
+        """The update under each of M `samples`, `[M · B, …]`, A·x computed once."""
+        activations = F.linear(x, self._down).repeat(samples, 1, 1)
+        return F.linear(noise(activations, x.repeat(samples, 1, 1)), self._up)
 
     def __call__(
         self,

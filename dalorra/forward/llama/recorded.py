@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
-from dalorra.forward.llama.bound_noise import ForwardNoise
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.staging import Forward, Recorder, StagedPrompts
 from dalorra.forward.network import Answers
@@ -82,9 +81,7 @@ class PaddedShape(NamedTuple):
 class _Key(NamedTuple):
     """What a recording is for."""
 
-    bank: int
-    members: range
-    scope: Scope
+    samples: range
     cue_tokens: int
     shape: PaddedShape
 
@@ -136,7 +133,7 @@ class RecordedNetwork:
         steps: most of them in a recorded forward.
     """
 
-    joins_prompts = True
+    pads = False
 
     def __init__(
         self,
@@ -151,88 +148,89 @@ class RecordedNetwork:
         self._device = device
         self._step = step
         self._most_rows = steps * step
-        self._recorded: dict[_Key, tuple[Forward, ForwardNoise, NoiseBank]] = {}
+        self._recorded: dict[_Key, Forward] = {}
         self._failed = False
+
+    @property
+    def bank(self) -> NoiseBank:
+        """See `Network`."""
+        return self._network.bank
 
     @property
     def nbytes(self) -> int:
         """Memory of the adapter beside the base; recordings take more."""
         return self._network.nbytes
 
+    def under(self, bank: NoiseBank) -> PackedLlama:
+        """See `Network`; without recordings."""
+        return self._network.under(bank)
+
     @torch.inference_mode()
-    def record(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> None:
+    def record(self, prompts: Sequence[Prompt], samples: range) -> None:
         """Records the forward of prompts of this shape, if it is a short one.
 
         Where that fails, for want of memory for example, no more are recorded.
         """
-        key = self._key(prompts, members, bank, scope)
-        cue_tokens = len(prompts[0].cue_ids)
-        rows = key.shape.packed_rows(cue_tokens, len(members), scope)
+        key = self._key(prompts, samples)
+        rows = key.shape.packed_rows(key.cue_tokens, len(samples), self._network.scope)
         if self._failed or rows > self._most_rows or key in self._recorded:
             return
-        noise = self._network.noise.bind(bank, members, scope, cue_tokens)
-        staged = self._staged(prompts, key)
+        noise = self._network.noise.of(samples, key.cue_tokens)  # a recording reads it in place
+
+        def forward(staged: StagedPrompts) -> Answers:
+            return self._network.staged_answers(staged, noise)
+
         try:
-            forward = self._record(lambda some: self._network.staged_answers(some, noise), staged)
+            self._recorded[key] = self._record(forward, self._staged(prompts, key))
         except RuntimeError as error:
             self._failed = True
             warnings.warn(f"forwards are not recorded from here on: {error}", stacklevel=2)
-            return
-        # A recording reads the noise where it lies; id(bank) must not be another's.
-        self._recorded[key] = (forward, noise, bank)
 
     @torch.inference_mode()
-    def answers(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Answers:
+    def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
         """See `Network`."""
-        key = self._key(prompts, members, bank, scope)
+        key = self._key(prompts, samples)
         if key not in self._recorded:
-            return self._network.answers(prompts, members, bank, scope)
-        found = self._recorded[key][0](self._staged(prompts, key))
+            return self._network.answers(prompts, samples)
+        found = self._recorded[key](self._staged(prompts, key))
         batch = slice(len(prompts))
         return Answers(found.probabilities[batch], found.weights, found.features[batch])
 
-    def label_logits(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> Tensor:
+    def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
         """See `Network`; nothing is recorded."""
-        return self._network.label_logits(prompts, members, bank, scope)
+        return self._network.label_logits(prompts, samples)
 
-    def recordable(
-        self, longest: int, cue_tokens: int, samples: int, scope: Scope
-    ) -> Iterator[list[int]]:
+    def recordable(self, longest: int, cue_tokens: int) -> Iterator[list[int]]:
         """For every shape that is recorded, the tokens of prompts that have it.
 
         Args:
             longest: most tokens of a prompt, without its cue.
             cue_tokens: k.
-            samples: M.
-            scope: of the adapter.
         """
-        step, most = self._step, self._most_rows
-        beside = cue_tokens if scope == "all_tokens" else 0
+        step, most, samples = self._step, self._most_rows, self.bank.samples
+        beside = self._beside(cue_tokens)
         batches = [batch for batch in range(1, most + 1) if _rounded(batch) == batch]
         for batch, rows in product(batches, range(step, most + 1, step)):
             for width in sorted({min(step << i, rows) for i in range(rows.bit_length())}):
                 shape = PaddedShape(batch, rows, width)
                 lengths = _filling(shape, beside, longest + beside, step)
-                if lengths and shape.packed_rows(cue_tokens, samples, scope) <= most:
+                packed = shape.packed_rows(cue_tokens, samples, self._network.scope)
+                if lengths and packed <= most:
                     yield [length - beside for length in lengths]
 
-    def _key(
-        self, prompts: Sequence[Prompt], members: range, bank: NoiseBank, scope: Scope
-    ) -> _Key:
+    def _key(self, prompts: Sequence[Prompt], samples: range) -> _Key:
         cue_tokens = len(prompts[0].cue_ids)
-        beside = cue_tokens if scope == "all_tokens" else 0
+        beside = self._beside(cue_tokens)
         shape = PaddedShape.of([len(p.prompt_ids) + beside for p in prompts], self._step)
-        return _Key(id(bank), members, scope, cue_tokens, shape)
+        return _Key(samples, cue_tokens, shape)
 
     def _staged(self, prompts: Sequence[Prompt], key: _Key) -> StagedPrompts:
-        staged = StagedPrompts.of(prompts, key.scope, joined=len(prompts) > 1)
+        staged = StagedPrompts.of(prompts, self._network.scope, joined=len(prompts) > 1)
         return staged.padded(*key.shape).to(self._device)
+
+    def _beside(self, cue_tokens: int) -> int:
+        """Rows of a prompt beside its own tokens that are laid out with them."""
+        return cue_tokens if self._network.scope == "all_tokens" else 0
 
 
 def _filling(shape: PaddedShape, least: int, most: int, step: int) -> list[int]:

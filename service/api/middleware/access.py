@@ -47,7 +47,7 @@ class AccessMiddleware:
             await self.app(scope, receive, send_and_see)
         except Exception as error:
             response = error_response(error, scope)
-            if status:  # too late to say so: the server closes the connection
+            if status:  # the answer has begun: all that is left is to close the connection
                 raise
             await response(scope, receive, send_and_see)
         finally:

@@ -8,7 +8,7 @@ from service.errors import BodyTooLargeError
 
 
 class BodyLimitMiddleware:
-    """Answers 413 at once when the declared length is too long, else as soon as the body is."""
+    """Answers 413 at once where the declared length is too long, else once too much has come."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from dalorra.errors import ConfigError
 from service.settings import load_settings
 from tests.fakes import FakeBase, FakePredictor, expected_prediction
-from tests.unit.service.conftest import Running, Serving
+from tests.serving import RunningServer, serving
 
 ADMIN = {"Authorization": "Bearer the-key-of-the-administrator"}
 CLIENT = {"Authorization": "Bearer the-key-of-a-client"}
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def managed(serving: Serving, root: Path) -> Any:
+def managed(root: Path) -> Any:
     """`async with managed(base)`: a server whose adapters can be changed."""
 
     def start(base: FakeBase, **settings: Any) -> Any:
@@ -40,36 +40,32 @@ def managed(serving: Serving, root: Path) -> Any:
     return start
 
 
-async def load(server: Running, name: str, path: Any, **options: Any) -> httpx.Response:
+async def load(server: RunningServer, name: str, path: Any, **options: Any) -> httpx.Response:
     body = {"path": str(path)}
     return await server.client.put(f"/adapters/{name}", json=body, **{"headers": ADMIN, **options})
 
 
-async def names(server: Running) -> list[str]:
+async def names(server: RunningServer) -> list[str]:
     body = (await server.client.get("/adapters")).json()
     assert body["default"] == body["adapters"][0]["name"]
     return [one["name"] for one in body["adapters"]]
 
 
-async def test_a_request_is_answered_by_the_adapter_it_names(serving: Serving):
+async def test_a_request_is_answered_by_the_adapter_it_names():
     base = FakeBase(topic=FakePredictor(["title", "body"]))
     async with serving(base=base, adapters=TWO) as server:
         unnamed = await server.predict("a")
-        named = await server.client.post(
-            "/predict", json={"input": {"title": "t", "body": "b"}, "adapter": "topic"}
-        )
-        batch = await server.client.post(
-            "/predict/batch", json={"inputs": ["a", "b"], "adapter": "sentiment"}
-        )
-        misfit = await server.client.post("/predict", json={"input": "a", "adapter": "topic"})
-        unknown = await server.client.post("/predict", json={"input": "a", "adapter": "nobody"})
+        named = await server.predict({"title": "t", "body": "b"}, adapter="topic")
+        batch = await server.predict_batch(["a", "b"], adapter="sentiment")
+        misfit = await server.predict("a", adapter="topic")
+        unknown = await server.predict("a", adapter="nobody")
 
     sentiment, topic = base.bound
     assert unnamed.json()["adapter"] == "sentiment"
     assert named.json()["adapter"] == "topic"
     expected = expected_prediction(topic.encode({"title": "t", "body": "b"}))
     assert named.json()["probability"] == expected.probability
-    assert [one["adapter"] for one in batch.json()["predictions"]] == ["sentiment"] * 2
+    assert [one["adapter"] for one in batch] == ["sentiment"] * 2
     assert "('title', 'body')" in misfit.json()["error"], "each adapter has its own fields"
     assert (unknown.status_code, unknown.json()["error_type"]) == (404, "unknown_adapter")
     assert "'sentiment', 'topic'" in unknown.json()["error"]
@@ -77,16 +73,15 @@ async def test_a_request_is_answered_by_the_adapter_it_names(serving: Serving):
     assert sum(map(len, sentiment.batches)) == 3
 
 
-async def test_equal_inputs_of_two_adapters_are_two_inputs(serving: Serving):
+async def test_equal_inputs_of_two_adapters_are_two_inputs():
     base = FakeBase()
     async with serving(base=base, adapters=TWO) as server:
-        bodies = [{"input": "same", "adapter": name} for name in TWO]
-        await asyncio.gather(*(server.client.post("/predict", json=body) for body in bodies))
+        await asyncio.gather(*(server.predict("same", adapter=name) for name in TWO))
         assert (await server.metrics())["dalorra_coalesced_inputs_total"] == 0
     assert [len(one.batches) for one in base.bound] == [1, 1]
 
 
-async def test_every_surface_knows_all_adapters(serving: Serving):
+async def test_every_surface_knows_all_adapters():
     base = FakeBase(topic=FakePredictor(["title", "body"]))
     async with serving(base=base, adapters=TWO) as server:
         get = server.client.get
@@ -125,8 +120,8 @@ async def test_an_adapter_is_loaded_replaced_and_unloaded(managed: Any, root: Pa
             assert await names(server) == ["sentiment", "topic", "new"]
             replaced = await load(server, "topic", "topic-2")  # relative to a root
             unloaded = await server.client.delete("/adapters/new", headers=ADMIN)
-        answer = await server.client.post("/predict", json={"input": "a", "adapter": "topic"})
-        gone = await server.client.post("/predict", json={"input": "a", "adapter": "new"})
+        answer = await server.predict("a", adapter="topic")
+        gone = await server.predict("a", adapter="new")
 
     assert (loaded.status_code, loaded.json()["digest"]) == (200, "digest-of-topic-1")
     assert replaced.json()["digest"] == "digest-of-topic-2"
@@ -150,11 +145,10 @@ async def test_requests_finish_on_the_adapter_that_they_were_admitted_with(
         old.gate.clear()
 
         def ask(text: str) -> Any:
-            body = {"input": text, "adapter": "topic"}
-            return asyncio.create_task(server.client.post("/predict", json=body))
+            return asyncio.create_task(server.predict(text, adapter="topic"))
 
         running, waiting = ask("running"), ask("waiting")
-        await server.until(lambda: len(server.lifecycle.engine._in_flight) == 2)
+        await server.until(lambda: server.lifecycle.engine.in_flight == 2)
         loading = asyncio.create_task(load(server, "topic", root / "topic-2"))
         await asyncio.sleep(0.02)
         assert not loading.done(), "the model thread is busy, and nothing is swapped"
@@ -182,7 +176,7 @@ async def test_a_bad_directory_changes_nothing(managed: Any, root: Path, how: st
         refused = [await load(server, name, root / "topic-2") for name in ("topic", "new")]
         assert (await server.client.get("/adapters")).json() == before
         assert set(await server.metrics()) == series
-        answer = await server.client.post("/predict", json={"input": "a", "adapter": "topic"})
+        answer = await server.predict("a", adapter="topic")
 
     for response in refused:
         assert (response.status_code, response.json()["error_type"]) == (422, "adapter_refused")
@@ -214,7 +208,7 @@ async def test_series_come_and_go_with_their_adapter(managed: Any, root: Path):
     async with managed(FakeBase()) as server:
         before = set(await server.metrics())
         await load(server, "new", root / "topic-1")
-        await server.client.post("/predict", json={"input": "a", "adapter": "new"})
+        await server.predict("a", adapter="new")
         loaded = await server.metrics()
         await server.client.delete("/adapters/new", headers=ADMIN)
         after = set(await server.metrics())
@@ -233,8 +227,7 @@ async def test_an_answer_after_the_unloading_brings_no_series_back(managed: Any,
     async with managed(FakeBase(**{"topic-1": slow})) as server:
         await load(server, "new", root / "topic-1")
         slow.gate.clear()
-        body = {"input": "a", "adapter": "new"}
-        asked = asyncio.create_task(server.client.post("/predict", json=body))
+        asked = asyncio.create_task(server.predict("a", adapter="new"))
         await server.until(lambda: len(slow.batches) == 1)
         await server.client.delete("/adapters/new", headers=ADMIN)
         slow.gate.set()
@@ -274,7 +267,7 @@ async def test_only_directories_below_a_root_are_read(managed: Any, root: Path):
     assert len(base.bound) == 2, "nothing was loaded"
 
 
-async def test_only_administrators_change_adapters(managed: Any, serving: Serving):
+async def test_only_administrators_change_adapters(managed: Any):
     async with managed(FakeBase(), api_keys="the-key-of-a-client") as server:
         put, delete = server.client.put, server.client.delete
         body = {"path": "topic-1"}

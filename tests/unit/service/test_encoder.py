@@ -4,10 +4,11 @@ import pytest
 
 from dalorra.adapter.directory import adapter_digest
 from dalorra.shared_base import SharedBase
+from tests.serving import serving
 from tests.tiny_encoder import TEXTS, save_tiny_encoder_adapter, tiny_encoder_base
 
 
-async def test_it_answers_with_an_encoder(serving, tmp_path):
+async def test_it_answers_with_an_encoder(tmp_path):
     folder = save_tiny_encoder_adapter(tmp_path / "adapter", tiny_encoder_base())
     shared = SharedBase(tiny_encoder_base(), prefix_cache_bytes=1 << 20)
     expected = shared.bind(shared.read(folder))

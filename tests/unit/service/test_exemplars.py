@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.unit.service.conftest import Running, Serving
+from tests.serving import RunningServer, serving
 
 OPENMETRICS = {"Accept": "application/openmetrics-text; version=1.0.0"}
 LINKED = {
@@ -15,7 +15,7 @@ LINKED = {
 }
 
 
-async def exemplars(server: Running) -> dict[str, list[dict[str, str]]]:
+async def exemplars(server: RunningServer) -> dict[str, list[dict[str, str]]]:
     """Labels of the exemplars by family; parsing fails where one is malformed."""
     text = (await server.client.get("/metrics", headers=OPENMETRICS)).text
     found = {
@@ -30,7 +30,7 @@ def linked(labels: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     return {name: [labels] for name in LINKED}
 
 
-async def test_a_request_can_be_found_from_its_series(serving: Serving):
+async def test_a_request_can_be_found_from_its_series():
     async with serving() as server:
         await server.predict("hello", headers={"X-Request-Id": "r-1"})
         found = await exemplars(server)
@@ -39,7 +39,7 @@ async def test_a_request_can_be_found_from_its_series(serving: Serving):
     assert "r-1" not in plain
 
 
-async def test_the_trace_is_named_where_there_is_one(serving: Serving):
+async def test_the_trace_is_named_where_there_is_one():
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"X-Request-Id": "r-1", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     async with serving() as server:
@@ -49,9 +49,7 @@ async def test_the_trace_is_named_where_there_is_one(serving: Serving):
 
 
 @pytest.mark.parametrize(("length", "named"), [(118, True), (119, False), (128, False)])
-async def test_an_id_that_is_too_long_for_one_is_left_out(
-    serving: Serving, length: int, named: bool
-):
+async def test_an_id_that_is_too_long_for_one_is_left_out(length: int, named: bool):
     request_id = "r" * length
     async with serving() as server:
         response = await server.predict("hello", headers={"X-Request-Id": request_id})
@@ -60,7 +58,7 @@ async def test_an_id_that_is_too_long_for_one_is_left_out(
     assert found == (linked({"request_id": request_id}) if named else {})
 
 
-async def test_a_failed_request_is_linked_from_its_duration_alone(serving: Serving):
+async def test_a_failed_request_is_linked_from_its_duration_alone():
     async with serving() as server:
         await server.predict("hello", headers={"X-Request-Id": "fine"})
         await server.predict("☠", headers={"X-Request-Id": "failed"})

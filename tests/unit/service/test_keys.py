@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from dalorra.errors import ConfigError
 from service.keys import digest, digests_in, hash_key, known_digest, matching, new_key
-from tests.unit.service.conftest import Serving
+from tests.serving import serving
 
 KEY = "a-key-of-decent-length"
 
@@ -61,7 +61,7 @@ def test_every_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch
     assert found == (digest(asked) if asked != "none" else None)
 
 
-async def test_a_server_that_has_only_the_hash_knows_the_key(serving: Serving):
+async def test_a_server_that_has_only_the_hash_knows_the_key():
     with capture_logs() as logs:
         async with serving(api_keys=f"{hash_key(KEY)},another") as server:
             opened = await server.predict("a", headers={"Authorization": f"Bearer {KEY}"})

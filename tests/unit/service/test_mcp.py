@@ -2,15 +2,10 @@
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx2
 import pytest
 from jsonschema import Draft202012Validator
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
 from dalorra.client.tool import TOOL_NAME
@@ -18,7 +13,7 @@ from dalorra.errors import ConfigError
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import FakeBase, FakePredictor, expected_prediction
-from tests.unit.service.conftest import Running, Serving
+from tests.serving import over_mcp, serving
 
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -33,18 +28,9 @@ INITIALIZE = {
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
-@asynccontextmanager
-async def connected(server: Running, *, mode: str = "auto", key: str = "") -> AsyncIterator[Client]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=server.app), headers=headers)
-    url = "http://127.0.0.1:8000/mcp"
-    async with http, Client(streamable_http_client(url, http_client=http), mode=mode) as client:
-        yield client
-
-
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_the_tool_is_listed_and_answers(serving: Serving, mode: str):
-    async with serving() as server, connected(server, mode=mode) as client:
+async def test_the_tool_is_listed_and_answers(mode: str):
+    async with serving() as server, over_mcp(server, mode=mode) as client:
         [tool] = (await client.list_tools()).tools
         result = await client.call_tool(TOOL_NAME, {"sentence": "hello"})
         expected = expected_prediction(server.predictor.encode("hello"))
@@ -65,9 +51,9 @@ async def test_the_tool_is_listed_and_answers(serving: Serving, mode: str):
     assert sum(v for k, v in metrics.items() if k.startswith("dalorra_decisions_total")) == 1
 
 
-async def test_the_fields_are_the_adapters(serving: Serving):
+async def test_the_fields_are_the_adapters():
     predictor = FakePredictor(["claim", "evidence"])
-    async with serving(predictor) as server, connected(server) as client:
+    async with serving(predictor) as server, over_mcp(server) as client:
         [tool] = (await client.list_tools()).tools
         result = await client.call_tool(TOOL_NAME, {"claim": "a", "evidence": "b"})
     assert list(tool.input_schema["properties"]) == ["claim", "evidence"]
@@ -86,9 +72,9 @@ async def test_the_fields_are_the_adapters(serving: Serving):
     ],
 )
 async def test_a_failure_is_a_result_that_the_model_can_read(
-    serving: Serving, arguments: dict[str, Any], error_type: str, said: str
+    arguments: dict[str, Any], error_type: str, said: str
 ):
-    async with serving() as server, connected(server) as client:
+    async with serving() as server, over_mcp(server) as client:
         await client.call_tool(TOOL_NAME, {"sentence": "known good"})
         result = await client.call_tool(TOOL_NAME, arguments)
         metrics = await server.metrics()
@@ -98,14 +84,12 @@ async def test_a_failure_is_a_result_that_the_model_can_read(
     assert metrics[f'dalorra_request_failures_total{{error_type="{error_type}"}}'] == 1
 
 
-async def test_a_mistake_of_ours_stays_in_the_log(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch
-):
-    def broken(*_: object) -> None:
+async def test_a_mistake_of_ours_stays_in_the_log(monkeypatch: pytest.MonkeyPatch):
+    def broken(**_: object) -> None:
         raise builtins.ZeroDivisionError("a secret")
 
-    async with serving() as server, connected(server) as client:
-        monkeypatch.setattr("service.api.answering._body", broken)
+    async with serving() as server, over_mcp(server) as client:
+        monkeypatch.setattr("service.api.answering.PredictResponse", broken)
         result = await client.call_tool(TOOL_NAME, {"sentence": "a"})
         metrics = await server.metrics()
     assert result.is_error
@@ -113,16 +97,16 @@ async def test_a_mistake_of_ours_stays_in_the_log(
     assert metrics['dalorra_requests_total{outcome="failed"}'] == 1
 
 
-async def test_another_tool_is_a_protocol_error(serving: Serving):
-    async with serving() as server, connected(server) as client:
+async def test_another_tool_is_a_protocol_error():
+    async with serving() as server, over_mcp(server) as client:
         with pytest.raises(MCPError, match=TOOL_NAME):
             await client.call_tool("other", {})
 
 
-async def test_before_the_model_is_loaded_it_says_so(serving: Serving):
+async def test_before_the_model_is_loaded_it_says_so():
     predictor = FakePredictor()
     predictor.broken = True
-    async with serving(predictor) as server, connected(server) as client:
+    async with serving(predictor) as server, over_mcp(server) as client:
         with pytest.raises(MCPError, match="could not be loaded"):
             await client.list_tools()
         result = await client.call_tool(TOOL_NAME, {"sentence": "a"})
@@ -130,16 +114,15 @@ async def test_before_the_model_is_loaded_it_says_so(serving: Serving):
     assert result.content[0].text.startswith("unavailable: ")
 
 
-async def test_calls_share_the_batcher(serving: Serving):
-    async with serving() as server, connected(server) as client:
+async def test_calls_share_the_batcher():
+    async with serving() as server, over_mcp(server) as client:
         server.predictor.gate.clear()
         calls = [
             asyncio.create_task(client.call_tool(TOOL_NAME, {"sentence": f"text {n}"}))
             for n in range(6)
         ]
-        batches = server.predictor.batches
-        waiting = server.lifecycle.engine._queue
-        await server.until(lambda: bool(batches) and sum(map(len, batches)) + len(waiting) == 6)
+        batches, engine = server.predictor.batches, server.lifecycle.engine
+        await server.until(lambda: bool(batches) and sum(map(len, batches)) + engine.waiting == 6)
         caught = len(batches[0])  # by the forward that waits at the gate
         server.predictor.gate.set()
         results = await asyncio.gather(*calls)
@@ -147,12 +130,12 @@ async def test_calls_share_the_batcher(serving: Serving):
     assert [len(batch) for batch in batches] == [caught, 6 - caught]
 
 
-async def test_it_is_behind_the_same_key(serving: Serving):
+async def test_it_is_behind_the_same_key():
     async with serving(api_keys="k", host="0.0.0.0") as server:  # noqa: S104
         refused = await server.client.post("/mcp", json=INITIALIZE, headers=ACCEPT)
         headers = {"Authorization": "Bearer k", **ACCEPT}
         let_in = await server.client.post("/mcp", json=INITIALIZE, headers=headers)
-        async with connected(server, key="k") as client:
+        async with over_mcp(server, key="k") as client:
             assert len((await client.list_tools()).tools) == 1
     assert (refused.status_code, refused.json()["error_type"]) == (401, "unauthorized")
     assert let_in.status_code == 200
@@ -160,7 +143,7 @@ async def test_it_is_behind_the_same_key(serving: Serving):
     assert "mcp-session-id" not in let_in.headers
 
 
-async def test_an_open_local_server_does_not_answer_to_other_names(serving: Serving):
+async def test_an_open_local_server_does_not_answer_to_other_names():
     """DNS rebinding: a web page makes its own name point to 127.0.0.1."""
     statuses = {}
     for host in ("evil.example", "localhost:8000", "127.0.0.1"):
@@ -171,13 +154,13 @@ async def test_an_open_local_server_does_not_answer_to_other_names(serving: Serv
     assert statuses == {"evil.example": 421, "localhost:8000": 200, "127.0.0.1": 200}
 
 
-async def test_the_body_limit_holds(serving: Serving):
+async def test_the_body_limit_holds():
     async with serving(max_body_bytes=100) as server:
         response = await server.client.post("/mcp", json=INITIALIZE, headers=ACCEPT)
     assert response.json()["error_type"] == "body_too_large"
 
 
-async def test_it_can_be_turned_off(serving: Serving):
+async def test_it_can_be_turned_off():
     async with serving(mcp=False) as server:
         assert (await server.client.post("/mcp", json=INITIALIZE)).status_code == 404
 
@@ -195,10 +178,10 @@ def test_without_the_extra_it_is_left_out_unless_asked_for(
         assert "/mcp" not in {getattr(route, "path", None) for route in app.routes}
 
 
-async def test_each_adapter_is_a_tool_with_fields_of_its_own(serving: Serving):
+async def test_each_adapter_is_a_tool_with_fields_of_its_own():
     base = FakeBase(topic=FakePredictor(["title", "body"]))
     adapters = {"sentiment": "/a/sentiment", "topic": "/a/topic"}
-    async with serving(base=base, adapters=adapters) as server, connected(server) as client:
+    async with serving(base=base, adapters=adapters) as server, over_mcp(server) as client:
         tools = (await client.list_tools()).tools
         answer = await client.call_tool(f"{TOOL_NAME}_topic", {"title": "a", "body": "b"})
         unknown = await client.call_tool(f"{TOOL_NAME}_x", {"sentence": "a"})

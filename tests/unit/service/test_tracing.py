@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import structlog
-from mcp import Client as McpClient
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -22,8 +21,7 @@ from service.app import create_app
 from service.settings import Settings
 from service.tracing import Tracing
 from tests.fakes import FakePredictor
-from tests.unit.service.conftest import Serving
-from tests.unit.service.test_mcp import connected
+from tests.serving import over_mcp, serving
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
@@ -50,7 +48,7 @@ def test_a_traceparent_is_read_as_the_recommendation_says(traceparent: str, vali
     assert trace_of(traceparent) == ({"trace_id": TRACE, "parent_id": CALLER} if valid else {})
 
 
-async def lines_of(serving: Serving, headers: dict[str, str], **options: Any) -> list[Any]:
+async def lines_of(headers: dict[str, str], **options: Any) -> list[Any]:
     """What is logged about one request, with what is bound to each line."""
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         async with serving(**options) as server:
@@ -58,10 +56,10 @@ async def lines_of(serving: Serving, headers: dict[str, str], **options: Any) ->
     return [line for line in logs if line["event"] == "request"]
 
 
-async def test_the_log_names_the_trace_without_opentelemetry(serving: Serving):
-    [line] = await lines_of(serving, PARENT)
+async def test_the_log_names_the_trace_without_opentelemetry():
+    [line] = await lines_of(PARENT)
     assert (line["trace_id"], line["parent_id"]) == (TRACE, CALLER)
-    [line] = await lines_of(serving, {"traceparent": "nonsense"})
+    [line] = await lines_of({"traceparent": "nonsense"})
     assert not {"trace_id", "parent_id", "span_id"} & set(line)
 
 
@@ -88,7 +86,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 
 
 async def test_a_request_is_a_span_of_its_callers_trace_and_its_stages_are_its_children(
-    serving: Serving, tracing: Tracing, exporter: InMemorySpanExporter
+    tracing: Tracing, exporter: InMemorySpanExporter
 ):
     async with serving(FakePredictor(seconds=0.03), tracing=tracing) as server:
         began = time.time_ns()
@@ -125,9 +123,9 @@ async def test_a_request_is_a_span_of_its_callers_trace_and_its_stages_are_its_c
 
 
 async def test_a_batch_has_one_inference_for_each_of_its_forwards(
-    serving: Serving, tracing: Tracing, exporter: InMemorySpanExporter
+    tracing: Tracing, exporter: InMemorySpanExporter
 ):
-    async with serving(tracing=tracing, batch_rows=70) as server:
+    async with serving(FakePredictor(batch_rows=70), tracing=tracing) as server:
         inputs = [f"text number {n}" for n in range(4)]  # 33 rows each
         await server.client.post("/predict/batch", json={"inputs": inputs})
         forwards = [len(batch) for batch in server.predictor.batches]
@@ -141,7 +139,7 @@ async def test_a_batch_has_one_inference_for_each_of_its_forwards(
 
 
 async def test_a_failure_is_marked_and_never_quotes_the_input(
-    serving: Serving, tracing: Tracing, exporter: InMemorySpanExporter
+    tracing: Tracing, exporter: InMemorySpanExporter
 ):
     async with serving(tracing=tracing) as server:
         await server.predict("a secret")
@@ -161,28 +159,24 @@ async def test_a_failure_is_marked_and_never_quotes_the_input(
 
 
 async def test_the_log_and_the_exemplars_name_the_span(
-    serving: Serving, tracing: Tracing, exporter: InMemorySpanExporter
+    tracing: Tracing, exporter: InMemorySpanExporter
 ):
-    [line] = await lines_of(serving, {}, tracing=tracing)
+    [line] = await lines_of({}, tracing=tracing)
     [request] = exporter.get_finished_spans()
     assert line["span_id"] == format_span_id(request.context.span_id)
     assert line["trace_id"] == format_trace_id(request.context.trace_id)
     assert "parent_id" not in line
 
 
-async def test_who_is_not_sampled_costs_no_stages(
-    serving: Serving, tracing: Tracing, exporter: InMemorySpanExporter
-):
+async def test_who_is_not_sampled_costs_no_stages(tracing: Tracing, exporter: InMemorySpanExporter):
     async with serving(tracing=tracing) as server:
         await server.predict("a", headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
     assert exporter.get_finished_spans() == ()
 
 
-async def test_a_tool_call_has_stages_too(
-    serving: Serving, tracing: Tracing, exporter: InMemorySpanExporter
-):
-    async with serving(tracing=tracing) as server, connected(server) as client:
-        await call(client)
+async def test_a_tool_call_has_stages_too(tracing: Tracing, exporter: InMemorySpanExporter):
+    async with serving(tracing=tracing) as server, over_mcp(server) as client:
+        assert not (await client.call_tool(TOOL_NAME, {"sentence": "hello"})).is_error
     spans = exporter.get_finished_spans()
     paths = {s.context.span_id: attributes(s).get("url.path") for s in spans}
     [inference] = [span for span in spans if span.name == "inference"]
@@ -190,13 +184,7 @@ async def test_a_tool_call_has_stages_too(
     assert paths[inference.parent.span_id] == "/mcp"
 
 
-async def call(client: McpClient) -> None:
-    assert not (await client.call_tool(TOOL_NAME, {"sentence": "hello"})).is_error
-
-
-async def test_the_standard_variables_say_where_spans_go(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch
-):
+async def test_the_standard_variables_say_where_spans_go(monkeypatch: pytest.MonkeyPatch):
     """A collector over HTTP gets them, under the name that the environment gives, at the end."""
     got: list[tuple[str, bytes]] = []
 
@@ -233,7 +221,7 @@ def test_wanted_but_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch):
         create_app(Settings(otel=True), lambda _: FakePredictor())
 
 
-async def test_off_it_is_not_even_imported(serving: Serving, monkeypatch: pytest.MonkeyPatch):
+async def test_off_it_is_not_even_imported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "service.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     async with serving() as server:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tests.tiny import FORMAT, tiny_base_model
+from training.answers import Evaluable
 from training.experiments import Experiment
 
 POSITIVE = ("good", "great fun", "so good", "fun", "what a great film", "I laughed")
@@ -54,14 +55,14 @@ def files(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def experiment(files) -> Experiment:
+def experiment(files, on_reviews) -> Experiment:
     """Two variants on few reviews, two seeds."""
     return Experiment.model_validate(
         {
             "name": "toy",
             "question": "Which of two?",
             "config": {
-                **_tiny(files),
+                **on_reviews,
                 "optimizer": {"steps": 2, "batch_size": 4, "learning_rate": 0.01},
                 "evaluation": {"every": 2, "keep_best": False},
                 "bank": {"samples": 3},
@@ -84,8 +85,9 @@ def experiment(files) -> Experiment:
     )
 
 
-def _tiny(files: Path) -> dict[str, Any]:
-    """What every configuration here says alike."""
+@pytest.fixture
+def on_reviews(files) -> dict[str, Any]:
+    """What all configurations of runs on these files have in common."""
     return {
         "task": str(files / "task.yaml"),
         "base_model": str(files / "base"),
@@ -97,14 +99,14 @@ def _tiny(files: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def configure(files, tmp_path) -> Callable[..., Path]:
+def configure(on_reviews, tmp_path) -> Callable[..., Path]:
     """Writes a configuration: `configure("run", optimizer={"steps": 3})` → its path."""
 
     def write(name: str = "run", **changes: Any) -> Path:
         content: dict[str, Any] = {
             "name": "tiny",
             "output_dir": str(tmp_path / name),
-            **_tiny(files),
+            **on_reviews,
             "optimizer": {"steps": 6, "batch_size": 4, "learning_rate": 0.01},
             "evaluation": {"every": 2},
             "bank": {"samples": 3},
@@ -129,3 +131,20 @@ def no_figures(monkeypatch) -> None:
         "training.report.reliability_figure",
     ):
         monkeypatch.setattr(name, lambda *args, **kwargs: None)
+
+
+@pytest.fixture
+def answers_as_evaluated(tmp_path) -> Callable[[Evaluable], None]:
+    """`answers_as_evaluated(predictor)`: as the evaluation says that the run `run` ended with."""
+
+    def check(predictor: Evaluable) -> None:
+        path = tmp_path / "run" / "evaluation" / "predictions.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found = predictor.predict([predictor.encode(line["input"]) for line in lines])
+        for line, answer in zip(lines, found, strict=True):
+            assert answer.label == line["label"]
+            assert answer.probabilities == pytest.approx(line["probabilities"], abs=1e-5)
+            assert answer.variance == pytest.approx(line["variance"], abs=1e-5)
+            assert answer.novelty == pytest.approx(line["novelty"])
+
+    return check

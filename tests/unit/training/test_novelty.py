@@ -11,25 +11,15 @@ from dalorra.cli import app
 from dalorra.decision.novelty import NOVELTY_FILE
 from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
-from dalorra.prompts import Prompt
+from tests.fakes import FakePredictor
 from training.novelty import fit_novelty, trained_and_held_out
 from training.orthography import VARIANTS, spellings
 from training.run import train
 from training.tasks import Example, load_examples, load_task
 
 
-class Recorded:
-    """Features that tell the text: its length, and how many capitals it has."""
-
-    adapter_digest = "d" * 64
-    fields = ("text",)
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def encode(self, value):
-        self.asked.append(value)
-        return Prompt(tuple(map(ord, value)), (1,))
+class CapitalsPredictor(FakePredictor):
+    """Features of a text: its length, and how many capitals it has."""
 
     def novelty_features(self, prompts):
         texts = ["".join(map(chr, p.prompt_ids)) for p in prompts]
@@ -41,13 +31,13 @@ def test_all_spellings_of_an_example_are_on_one_side_of_the_split():
     held_out = [
         Example({"text": "so long a film that i slept " + "y" * n}, "negative") for n in (0, 9)
     ]
-    predictor = Recorded()
+    predictor = CapitalsPredictor()
     fitted = fit_novelty(predictor, trained, held_out)
     assert len(fitted.calibration) == 2, (
         "one score for each held-out example, not for each spelling"
     )
     in_turn = sum(1 + (i % VARIANTS > 0) for i in range(9))
-    assert len(predictor.asked) == in_turn + 2 * VARIANTS, "two to fit, all to calibrate"
+    assert len(predictor.encoded) == in_turn + 2 * VARIANTS, "two to fit, all to calibrate"
     by_spelling = [
         fitted.scores(predictor.novelty_features([predictor.encode(one.input["text"])])).item()
         for one in spellings(held_out[0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from dalorra.adapter.directory import adapter_digest, read_adapter
@@ -15,6 +16,7 @@ from dalorra.base.model import load_base_model
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
+from training.config import read_config
 from training.objective import Loss, Objective
 from training.run import Run, train
 
@@ -115,16 +117,13 @@ def test_no_file_of_the_adapter_names_a_folder_of_this_machine(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_adapter_answers_as_its_evaluation_says(configure, tmp_path, files, no_figures, dtype):
-    adapter = run(configure(adapter={"rank": 2, "max_tokens": 64, "weight_dtype": dtype}))
+def test_the_adapter_answers_as_its_evaluation_says(
+    configure, files, no_figures, answers_as_evaluated, dtype
+):
+    adapter = run(configure(adapter={"weight_dtype": dtype}))
     predictor = Predictor.load(adapter, str(files / "base"), device="cpu", dtype="float32")
-    lines = (tmp_path / "run" / "evaluation" / "predictions.jsonl").read_text().splitlines()
-    for line in map(json.loads, lines):
-        (found,) = predictor.predict([predictor.encode(line["input"])])
-        assert found.label == line["label"]
-        assert found.probability == pytest.approx(line["probability"], abs=1e-5)
-        assert found.variance == pytest.approx(line["variance"], abs=1e-5)
-    assert isinstance(predictor.policy, Policy)
+    answers_as_evaluated(predictor)
+    assert predictor.policy == Policy.load(adapter)
 
 
 def test_training_learns(configure, tmp_path, no_figures):
@@ -290,3 +289,44 @@ def test_a_folder_with_a_run_is_not_overwritten_and_not_mixed(configure, tmp_pat
 
 def test_resume_in_an_empty_folder_starts(configure, no_figures):
     assert run(configure(), resume=True, **{"optimizer.steps": "1"}).is_dir()
+
+
+# --- what a run refuses, and what it makes of the data ---
+
+
+def test_more_layers_than_the_base_has_are_refused(configure):
+    with pytest.raises(ConfigError, match=r"adapter\.last_layers: the base model has only 2"):
+        run(configure(adapter={"last_layers": 3}))
+
+
+def test_modules_that_the_base_lacks_are_refused(configure):
+    with pytest.raises(ConfigError, match=r"adapter\.modules: .*'no_such_proj'"):
+        run(configure(adapter={"modules": ["q_proj", "no_such_proj"]}))
+
+
+def test_data_that_are_not_there_are_refused_before_the_base_is_loaded(configure, files):
+    with pytest.raises(ConfigError, match="nowhere"):
+        run(configure(base_model="/no/such/base", data={"source": "/nowhere"}))
+
+
+def test_training_examples_are_never_held_out_and_limits_are_kept(configure):
+    config = read_config(configure(data={"train_limit": 5}))
+    data = Run(config).data
+    assert len(data.train) == 5
+    texts = [{e.input["sentence"] for e in part} for part in (data.train, data.holdout, data.test)]
+    assert not texts[0] & texts[1]
+    assert len(texts[2]) == 12
+
+
+def test_over_long_examples_are_cut_to_the_limit(configure):
+    tight = Run(read_config(configure(adapter={"max_tokens": 16})))
+    prompts = [prompt for prompt, _ in tight.labelled_prompts(tight.data.train)]
+    assert any(prompt.truncated for prompt in prompts)
+    assert max(prompt.tokens for prompt in prompts) <= 16
+
+
+def test_labels_are_indices_in_the_order_of_the_task(configure, files):
+    training = Run(read_config(configure()))
+    names = list(yaml.safe_load((files / "task.yaml").read_text())["labels"])
+    found = [names[index] for _, index in training.labelled_prompts(training.data.train)]
+    assert found == [example.label for example in training.data.train]

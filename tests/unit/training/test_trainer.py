@@ -214,7 +214,7 @@ def test_the_wrapped_model_is_gone_before_the_processes_part(tmp_path, monkeypat
     model, trainer = trained(config(tmp_path))
     wrapped = torch.nn.Sequential(model)  # in the place of DistributedDataParallel
     trainer.model_wrapped = wrapped
-    trainer.accelerator._models.append(wrapped)
+    trainer.accelerator.prepare_model(wrapped)
     alive, seen = weakref.ref(wrapped), []
     del wrapped
     monkeypatch.setattr(trainer.accelerator, "end_training", lambda: seen.append(alive()))

@@ -1,0 +1,95 @@
+"""The server as a Ray Serve application: as many replicas as the load needs, one GPU each.
+
+`deploy/ray/serve.yaml` names `build`. Ray's processes find `service` because this module belongs to
+the command line. Every replica is the whole server with its model; what differs from
+`dalorra serve` is that Ray's proxy listens, and that Ray starts and ends replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+
+from service.app import create_app
+from service.lifecycle import Lifecycle
+from service.logs import configure_logging
+from service.settings import load_settings
+
+NAME = "dalorra"
+
+CLOSE_SECONDS = 5  # beyond the draining
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application, for `serve run` and `serve deploy`.
+
+    Args:
+        args: settings of `dalorra serve` by name; `DALORRA_…` variables of the replicas count, too.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong.
+    """
+    # Other machines reach a replica by way of the proxy, whatever `host` would be on its own.
+    given = {"host": "0.0.0.0", **args}  # noqa: S104
+    settings = load_settings(**given)
+
+    def application() -> FastAPI:
+        return replica_app(given)
+
+    deployment = serve.deployment(
+        name=NAME,
+        ray_actor_options={"num_cpus": 2, "num_gpus": _gpus()},
+        # The engine batches and sheds load itself: it must see the requests that wait.
+        max_ongoing_requests=settings.max_queue_requests,
+        autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 32},
+        graceful_shutdown_timeout_s=settings.drain_seconds + CLOSE_SECONDS,
+    )
+    return deployment(serve.ingress(application)(Replica)).bind()
+
+
+class Replica:
+    """One server; Ray replaces it when its health check fails."""
+
+    app: FastAPI
+
+    def check_health(self) -> None:
+        """Called by Ray.
+
+        Raises:
+            UnavailableError: only a restart can help.
+        """
+        lifecycle: Lifecycle = self.app.state.lifecycle
+        if (failure := lifecycle.not_alive()) is not None:
+            raise failure
+
+
+def replica_app(given: dict[str, Any]) -> FastAPI:
+    """The ASGI application of one replica; it has started once its model is ready."""
+    settings = load_settings(**given)
+    configure_logging(settings.log_level, settings.log_format)
+    app = create_app(settings)
+    starting = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with starting(app):
+            lifecycle: Lifecycle = app.state.lifecycle
+            if lifecycle.loading is not None:
+                await asyncio.wait([lifecycle.loading])
+            if lifecycle.failure is not None:
+                raise lifecycle.failure
+            yield
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def _gpus() -> int:
+    """GPUs of a replica: one where the cluster has any."""
+    return int(ray.cluster_resources().get("GPU", 0) > 0)

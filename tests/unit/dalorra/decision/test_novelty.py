@@ -1,0 +1,283 @@
+"""Novelty: a valid p-value, a file that is checked, and the input that the variance cannot see."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.layer import module_tensors
+from dalorra.decision.novelty import NOVELTY_FILE, Novelty
+from dalorra.decision.policy import Decision, Policy
+from dalorra.errors import AdapterError
+from dalorra.shared_base import SharedBase
+from tests.tiny import (
+    SENTENCES,
+    answer,
+    packed,
+    predictor_on,
+    save_tiny_adapter,
+    tiny_adapter,
+    tiny_bank,
+    tiny_base,
+    tiny_prompts,
+)
+
+DIGEST = "a" * 64
+POLICY = Policy(min_probability=0.5, max_variance=0.25, source="a test", min_novelty_p=0.05)
+
+
+def draw(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    """Heavy-tailed features, `[n, 12]`."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((n, 12), generator=generator) * torch.linspace(0.1, 3.0, 12)
+    return x / torch.rand((n, 1), generator=generator).clamp_min(0.05) + shift
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Novelty:
+    return Novelty.fit(draw(200, 0), draw(99, 1), adapter_digest=DIGEST, components=8)
+
+
+# --- the p-value ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(-4, 4))
+def test_the_p_value_is_one_plus_those_at_least_as_far_over_n_plus_one(scores, score):
+    # In one dimension with unit spread, the score of x is x².
+    calibration = torch.tensor([float(s) ** 2 for s in scores]).sort().values
+    novelty = Novelty(torch.zeros(1), torch.ones(1, 1), calibration, DIGEST)
+    (p,) = novelty.p_values(torch.tensor([[float(score)]]))
+    at_least = sum(s**2 >= score**2 for s in scores)
+    assert p == pytest.approx((1 + at_least) / (len(scores) + 1))
+
+
+@pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
+def test_at_most_the_level_of_usual_inputs_is_escalated_for_novelty(level):
+    """Over draws of training data, calibration data and input: exact up to the simulation."""
+    policy = POLICY.model_copy(update={"min_novelty_p": level})
+    draws, per_draw, escalated = 300, 40, 0
+    for seed in range(draws):
+        novelty = Novelty.fit(
+            draw(20, 3 * seed), draw(99, 3 * seed + 1), adapter_digest=DIGEST, components=4
+        )
+        for p in novelty.p_values(draw(per_draw, 3 * seed + 2)):
+            verdict = policy.decide(answer(1.0, 0.0, p))
+            escalated += verdict.decision is Decision.ESCALATE
+    share = escalated / (draws * per_draw)
+    # Given the calibration the share is Beta-distributed around the level: that is what spreads.
+    margin = 4 * (level * (1 - level) * (1 / (100 * draws) + 1 / (draws * per_draw))) ** 0.5
+    assert share <= level + margin
+    assert share >= level - 0.01 - margin, "the level is used, not only kept"
+
+
+def test_of_several_variants_the_farthest_counts(fitted):
+    variants = torch.stack([draw(99, 1), draw(99, 2), draw(99, 3)], dim=1)  # [99, 3, 12]
+    novelty = Novelty.fit(draw(200, 0), variants, adapter_digest=DIGEST, components=8)
+    scores = torch.stack([fitted.scores(variants[:, v]) for v in range(3)])
+    torch.testing.assert_close(novelty.calibration, scores.amax(dim=0).sort().values)
+    one = Novelty.fit(draw(200, 0), draw(99, 1)[:, None], adapter_digest=DIGEST, components=8)
+    assert one.digest == fitted.digest
+
+
+def spelt(n: int, seed: int) -> torch.Tensor:
+    """`[n, 3, 12]`: what an example says, and three ways to spell it that each move it."""
+    generator = torch.Generator().manual_seed(seed)
+    said = torch.randn((n, 1, 12), generator=generator)
+    ways = torch.linspace(-1.0, 1.0, 3)[:, None] * torch.randn((n, 3, 12), generator=generator)
+    return said + ways
+
+
+def escalated_by_way(variants: slice, level: float) -> torch.Tensor:
+    """Share that is escalated of inputs spelt in each way and in their worst way, `[4]`."""
+    counts, draws, per_draw = torch.zeros(4), 100, 40
+    for seed in range(draws):
+        novelty = Novelty.fit(
+            spelt(20, 3 * seed).flatten(0, 1),
+            spelt(99, 3 * seed + 1)[:, variants],
+            adapter_digest=DIGEST,
+            components=4,
+        )
+        p = torch.tensor(novelty.p_values(spelt(per_draw, 3 * seed + 2).flatten(0, 1)))
+        p = p.view(per_draw, 3)
+        counts += (torch.cat([p, p.amin(dim=1, keepdim=True)], dim=1) < level).sum(dim=0)
+    return counts / (draws * per_draw)
+
+
+def test_the_level_holds_for_every_variant_even_for_each_inputs_farthest():
+    level = 0.1
+    margin = 4 * (level * (1 - level) * (1 / (100 * 100) + 1 / (100 * 40))) ** 0.5
+    shares = escalated_by_way(slice(None), level)
+    assert (shares <= level + margin).all()
+    assert shares[-1] >= level - 0.01 - margin
+    as_written = escalated_by_way(slice(0, 1), level)
+    assert as_written[-1] > level + 2 * margin, "without variants the test above fails"
+
+
+def test_far_inputs_and_broken_ones_get_the_least_p_value(fitted):
+    features = torch.cat([draw(5, 7, shift=1e4), torch.full((1, 12), torch.nan)])
+    assert fitted.p_values(features) == [pytest.approx(0.01)] * 6
+    assert fitted.p_values(torch.empty(0, 12)) == []
+
+
+def test_it_is_a_mahalanobis_distance():
+    x = draw(500, 0)
+    novelty = Novelty.fit(x, draw(9, 1), adapter_digest=DIGEST)
+    y = draw(20, 2)
+    deviation = (y - x.mean(0)).double()
+    expected = (deviation @ torch.linalg.inv(torch.cov(x.T.double())) * deviation).sum(1)
+    torch.testing.assert_close(novelty.scores(y).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_directions_without_spread_are_left_out():
+    x = draw(50, 0)
+    novelty = Novelty.fit(torch.cat([x, torch.ones(50, 3)], 1), x.new_zeros(2, 15),
+                          adapter_digest=DIGEST)  # fmt: skip
+    assert novelty.whitening.shape == (15, 12)
+
+
+@pytest.mark.parametrize(("training", "calibration"), [(1, 5), (5, 0)])
+def test_too_few_examples_are_refused(training, calibration):
+    with pytest.raises(ValueError, match="two training examples and a calibration example"):
+        Novelty.fit(draw(training, 0), draw(calibration, 1), adapter_digest=DIGEST)
+
+
+# --- the file ---
+
+
+def test_a_loaded_file_is_the_one_that_was_saved(fitted, tmp_path):
+    fitted.save(tmp_path)
+    loaded = Novelty.load(tmp_path, DIGEST)
+    assert loaded.digest == fitted.digest
+    assert loaded.p_values(draw(30, 5)) == fitted.p_values(draw(30, 5))
+    assert [path.name for path in tmp_path.iterdir()] == [NOVELTY_FILE]
+    other = Novelty.fit(draw(200, 0), draw(99, 2), adapter_digest=DIGEST, components=8)
+    assert other.digest != fitted.digest
+
+
+def changed(name: str, value: torch.Tensor):
+    return lambda tensors: tensors | {name: value}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (changed("mean", torch.full((12,), torch.nan)), "mean holds a non-finite value"),
+        (changed("mean", torch.zeros(11)), "mean and whitening do not fit"),
+        (changed("mean", torch.zeros(12, 1)), r"mean has shape \[12, 1\]"),
+        (changed("calibration", torch.empty(0)), r"calibration has shape \[0\]"),
+        (changed("calibration", torch.tensor([2.0, 1.0])), "not in order"),
+        (changed("more", torch.zeros(1)), "it holds calibration, mean, more, whitening instead"),
+        (lambda tensors: {"mean": tensors["mean"]}, "it holds mean instead of"),
+    ],
+)
+def test_a_damaged_file_is_refused(fitted, tmp_path, change, message):
+    path = fitted.save(tmp_path)
+    save_file(change(load_file(path)), path, metadata={"adapter_digest": DIGEST})
+    with pytest.raises(AdapterError, match=message):
+        Novelty.load(tmp_path, DIGEST)
+
+
+def test_a_truncated_file_and_another_adapters_are_refused(fitted, tmp_path):
+    path = fitted.save(tmp_path)
+    with pytest.raises(AdapterError, match=r"another adapter \(aaaaaaaaaaaa…, this is bbbb"):
+        Novelty.load(tmp_path, "b" * 64)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(AdapterError, match="damaged or truncated"):
+        Novelty.load(tmp_path, DIGEST)
+
+
+# --- an adapter with it ---
+
+
+def with_novelty(path, scope="answer_tokens"):
+    save_tiny_adapter(path, tiny_base(), scope)
+    plain = predictor_on(path, tiny_base())
+    features = plain.novelty_features([plain.encode(text) for text in SENTENCES])
+    novelty = Novelty.fit(features, features, adapter_digest=plain.card.digest, components=1)
+    novelty.save(path)
+    return plain, novelty
+
+
+@pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
+@pytest.mark.parametrize("options", [{}, {"row_budget": 1}, {"prefix_cache_bytes": 1 << 20}])
+def test_answers_carry_it_however_they_are_computed(tmp_path, scope, options):
+    plain, novelty = with_novelty(tmp_path / "a", scope)
+    served = SharedBase(tiny_base(), **options).bind(read_adapter(tmp_path / "a"))
+    prompts = [served.encode(text) for text in SENTENCES]
+    expected = plain.novelty_features(prompts)
+    for _ in range(2):  # the second time the prefix cache is warm
+        torch.testing.assert_close(served.novelty_features(prompts), expected, rtol=1e-4, atol=1e-4)
+    again = [p.novelty for p in served.predict(prompts)]
+    # The calibration scores are these inputs' own: rounding may move each by one rank.
+    assert again == pytest.approx(novelty.p_values(expected), abs=1.01 / 5)
+    assert [p.novelty for p in plain.predict(prompts)] == [None] * 4
+
+
+def test_a_policy_is_void_with_other_novelty_features(tmp_path):
+    _, novelty = with_novelty(tmp_path / "a")
+    POLICY.model_copy(update={"novelty_digest": novelty.digest}).save(tmp_path / "a")
+    policy = read_adapter(tmp_path / "a").policy
+    assert policy is not None
+    assert not policy.never_accepts
+    (tmp_path / "a" / NOVELTY_FILE).unlink()
+    policy = read_adapter(tmp_path / "a").policy
+    assert policy is not None
+    assert policy.never_accepts
+    assert "other novelty features" in policy.decide(answer(1.0, 0.0)).reason
+    POLICY.model_copy(update={"min_novelty_p": None, "novelty_digest": "0"}).save(tmp_path / "a")
+    policy = read_adapter(tmp_path / "a").policy
+    assert policy is not None
+    assert not policy.never_accepts, "a policy without a level does not care"
+
+
+def test_features_of_another_width_are_refused(tmp_path):
+    plain, _ = with_novelty(tmp_path / "a")
+    Novelty.fit(draw(9, 0), draw(9, 1), adapter_digest=plain.card.digest).save(tmp_path / "a")
+    with pytest.raises(AdapterError, match="have 12 numbers, but the hidden states of tiny-llama"):
+        predictor_on(tmp_path / "a", tiny_base())
+
+
+# --- the blind spot ---
+
+
+def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
+    """BayesLoRA, Proposition 1: A x = 0 gives Var = 0, however unlike the training data x is.
+
+    Only the head is adapted, so that x is the very hidden state that novelty looks at.
+    """
+    base = tiny_base()
+    inputs = tiny_prompts(base, (*SENTENCES, *(f"{a} {b}" for a in SENTENCES for b in "abcd")))
+    model = tiny_adapter(base, modules=["lm_head"])
+    bank = tiny_bank(model, 6)
+    network = packed(model, torch.tensor([260, 270]), bank)
+
+    def variance(x: torch.Tensor) -> torch.Tensor:
+        """Of the first label's logit, `[B, 6, d]` → `[B]`; that of a probability may saturate."""
+        with torch.inference_mode():
+            logits = network.head.logits(x, range(6), bank)
+        return logits.var(dim=1, correction=0)[:, 0]
+
+    usual = network.hidden_states(inputs, range(6))
+    far = 5.0 * torch.randn(usual.shape[-1], generator=torch.Generator().manual_seed(0))
+    down = module_tensors(model)[0]["down"].detach()  # A, [r, d]
+    blind = (far - torch.linalg.pinv(down) @ (down @ far)).expand(1, 6, -1)
+    assert (blind[0, 0] @ down.T).abs().max() < 1e-4, "A x = 0"
+    assert variance(blind).item() < 1e-9
+    assert variance(far.expand(1, 6, -1)).item() > 1e-3, "as far away, but felt"
+    assert variance(usual).mean() > 1e-3
+
+    features = usual.mean(dim=1)
+    novelty = Novelty.fit(features[::2], features[1::2], adapter_digest=DIGEST, components=4)
+    (p,) = novelty.p_values(blind.mean(dim=1))
+    assert p == pytest.approx(1 / 11)
+    policy = POLICY.model_copy(update={"min_novelty_p": 0.1})
+    verdict = policy.decide(answer(0.99, 0.0, p))
+    assert verdict.decision is Decision.ESCALATE
+    assert verdict.reason == (
+        "novelty p-value 0.0909 is below 0.1: the input is unlike those that the adapter was "
+        "trained on"
+    )
+    assert policy.decide(answer(0.99, 0.0, 1.0)).decision is Decision.ACCEPT

@@ -1,0 +1,334 @@
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dalorra.decision.policy import NEVER, CalibratedPoint, Decision, Policy
+from dalorra.errors import AdapterError, InputError
+from tests.fakes import prediction
+from training.thresholds import pick_thresholds
+
+POLICY = Policy(min_probability=0.9, max_variance=0.012, source="a test")
+
+
+@pytest.mark.parametrize(
+    ("probability", "variance", "decision"),
+    [
+        (0.95, 0.001, Decision.ACCEPT),
+        (0.9, 0.012, Decision.ACCEPT),  # both thresholds are included
+        (np.nextafter(0.9, 0), 0.012, Decision.CLARIFY),
+        (0.9, np.nextafter(0.012, 1), Decision.ESCALATE),
+        (0.5, 0.0, Decision.CLARIFY),
+        (0.5, 0.2, Decision.ESCALATE),  # the variance is asked first
+        (1.0, 0.0, Decision.ACCEPT),
+        (math.nan, 0.0, Decision.ESCALATE),
+        (0.99, math.nan, Decision.ESCALATE),
+        (math.inf, 0.0, Decision.ESCALATE),
+        (0.99, -math.inf, Decision.ESCALATE),
+        (math.nan, math.nan, Decision.ESCALATE),
+    ],
+)
+def test_the_rule(probability, variance, decision):
+    assert POLICY.decide(prediction(probability, variance)).decision is decision
+
+
+def test_reasons_are_one_sentence_with_the_numbers():
+    assert POLICY.decide(prediction(0.7, 0.031)).reason == (
+        "variance 0.031 is above 0.012: the adapter disagrees with itself"
+    )
+    assert POLICY.decide(prediction(0.7, 0.001)).reason == (
+        "probability 0.7 is below 0.9 while variance 0.001 is at most 0.012: "
+        "the adapter is steady, the input is ambiguous"
+    )
+    assert POLICY.decide(prediction(0.98765, 0.0)).reason == (
+        "probability 0.988 is at least 0.9 and variance 0 is at most 0.012"
+    )
+    assert POLICY.decide(prediction(math.nan, 0.0)).reason == (
+        "probability is not a finite number: the model failed"
+    )
+    assert "variance is not a finite" in POLICY.decide(prediction(0.5, math.nan)).reason
+
+
+@pytest.mark.parametrize("variance", [0.0120001, np.nextafter(0.012, 1)])
+def test_a_reason_never_says_that_a_number_is_above_itself(variance):
+    reason = POLICY.decide(prediction(0.95, variance)).reason
+    shown = [float(word.strip(":")) for word in reason.split() if word[0].isdigit()]
+    assert shown[0] > shown[1]
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 0.25))
+def test_a_policy_that_never_accepts(probability, variance):
+    policy = Policy.never("abc")
+    verdict = policy.decide(prediction(probability, variance))
+    assert policy.never_accepts
+    assert policy.adapter_digest == "abc"
+    assert verdict.decision is (Decision.ESCALATE if variance > 0 else Decision.CLARIFY)
+    assert "nothing is accepted, because no thresholds have been picked" in verdict.reason
+
+
+examples = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=1, max_size=12
+)
+
+
+@given(examples, st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.5, 1.0]))
+def test_picked_thresholds_are_the_best_of_all_pairs(examples, target):
+    tenths, parts, correct = map(np.array, zip(*examples, strict=True))
+    p, v = 0.5 + tenths / 10, parts / 32
+    best = None
+    for tau_p, tau_v in itertools.product(p, v):
+        accepted = (p >= tau_p) & (v <= tau_v)
+        if accepted.any() and np.mean(~correct[accepted]) <= target:
+            # most accepted, then the higher τ_p, then the lower τ_v, each as strict as possible
+            key = (int(accepted.sum()), p[accepted].min(), -v[accepted].max())
+            best = key if best is None else max(best, key)
+    policy = pick_thresholds(p, v, correct, target_error=target)
+    verdicts = [policy.decide(prediction(a, b)) for a, b in zip(p, v, strict=True)]
+    decided = np.array([verdict.decision is Decision.ACCEPT for verdict in verdicts])
+    assert policy.accepted == decided.mean()
+    if best is None:
+        assert policy.never_accepts
+        assert policy.error is None
+        assert not decided.any()
+    else:
+        assert (decided.sum(), policy.min_probability, -policy.max_variance) == best
+        assert policy.error == np.mean(~correct[decided]) <= target
+
+
+def test_picking_uses_both_scores():
+    # Confident mistakes with a high variance, and a steady one with a low probability.
+    policy = pick_thresholds(
+        [0.99, 0.98, 0.97, 0.99, 0.60],
+        [0.001, 0.002, 0.001, 0.050, 0.001],
+        [True, True, True, False, False],
+        target_error=0.0,
+        source="five examples",
+        adapter_digest="d1",
+    )
+    assert policy == Policy(
+        min_probability=0.97,
+        max_variance=0.002,
+        source="five examples",
+        target_error=0.0,
+        n=5,
+        accepted=0.6,
+        error=0.0,
+        adapter_digest="d1",
+    )
+
+
+def test_nothing_qualifies():
+    policy = pick_thresholds([0.9, 0.8], [0.0, 0.0], [False, False], target_error=0.05)
+    assert (policy.min_probability, policy.accepted, policy.error) == (NEVER, 0.0, None)
+    assert "within 0.05" in policy.decide(prediction(1.0, 0.0)).reason
+
+
+def test_picking_from_many_examples_is_quick_and_keeps_the_target():
+    generator = np.random.default_rng(0)
+    p = generator.uniform(0.5, 1.0, 20_000)
+    v = (1 - p) ** 2 * generator.uniform(0, 1, 20_000)
+    correct = generator.uniform(size=20_000) < p
+    policy = pick_thresholds(p, v, correct, target_error=0.05)
+    accepted = (p >= policy.min_probability) & (v <= policy.max_variance)
+    assert 0.2 < accepted.mean() == policy.accepted
+    assert np.mean(~correct[accepted]) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([], [], []),
+        ([0.9], [0.0, 0.1], [True]),
+        ([[0.9]], [[0.0]], [[True]]),
+        ([math.nan], [0.0], [True]),
+        ([0.9], [math.inf], [True]),
+    ],
+)
+def test_picking_refuses_wrong_arrays(arguments):
+    with pytest.raises(ValueError, match="must be"):
+        pick_thresholds(*arguments, target_error=0.05)
+
+
+def test_picking_refuses_an_impossible_target():
+    with pytest.raises(ValueError, match="target_error"):
+        pick_thresholds([0.9], [0.0], [True], target_error=1.5)
+
+
+def test_a_policy_cannot_be_changed_or_given_unknown_fields():
+    with pytest.raises(ValidationError):
+        POLICY.min_probability = 0.1
+    for wrong in ({"max_varience": 1.0}, {"min_probability": math.nan}, {"min_probability": -0.1}):
+        with pytest.raises(ValidationError):
+            Policy(**{**POLICY.model_dump(), **wrong})
+
+
+def test_save_and_load_are_inverse(tmp_path):
+    policy = pick_thresholds(
+        [0.1 + 0.2, 0.9], [1e-17, 1 / 3], [True, False], target_error=0.0, source="naïve data"
+    )
+    policy.save(tmp_path)
+    assert Policy.load(tmp_path) == policy
+    assert Policy.load(tmp_path / "policy.json") == policy
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
+    assert json.loads((tmp_path / "policy.json").read_text())["min_probability"] == 0.1 + 0.2
+    Policy.never().save(tmp_path)
+    assert Policy.load(tmp_path).never_accepts
+
+
+def test_an_interrupted_save_leaves_the_old_policy(tmp_path, monkeypatch):
+    POLICY.save(tmp_path)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        Policy.never().save(tmp_path)
+    assert Policy.load(tmp_path) == POLICY
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
+
+
+GOOD = POLICY.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "JSON"),
+        ('{"min_probability": 0.9', "JSON"),
+        ("[]", "content"),
+        (json.dumps({**GOOD, "max_novelty": 0.1}), "max_novelty"),
+        (json.dumps({**GOOD, "min_probability": "0.9"}), "min_probability"),
+        (json.dumps({**GOOD, "min_probability": 7.0}), "min_probability"),
+        (json.dumps({**GOOD, "max_variance": -1.0}), "max_variance"),
+        (json.dumps({**GOOD, "max_variance": None}), "max_variance"),
+        (json.dumps({**GOOD, "max_variance": math.nan}), "JSON|max_variance"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "source"}), "source"),
+        ("\x80", "JSON|unicode"),
+    ],
+)
+def test_a_damaged_policy_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "policy.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(AdapterError, match=message) as refusal:
+        Policy.load(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_missing_policy_is_refused(tmp_path):
+    with pytest.raises(AdapterError, match="cannot be read"):
+        Policy.load(tmp_path)
+
+
+def point(target, probability, variance):
+    return CalibratedPoint(
+        target_error=target,
+        min_probability=probability,
+        max_variance=variance,
+        accepted=0.3,
+        error=target / 3,
+        upper_bound=target / 2,
+    )
+
+
+CALIBRATED = Policy(
+    min_probability=0.8,
+    max_variance=0.02,
+    source="a test",
+    target_error=0.05,
+    confidence=0.95,
+    n=400,
+    accepted=0.6,
+    escalated=0.2,
+    error=0.02,
+    upper_bound=0.045,
+    path=(point(0.03, 0.9, 0.01), point(0.01, 0.97, 0.001)),
+    class_targets={"positive": 0.03},
+    bank={"samples": 10, "seed": 0, "sampler": "stratified"},
+    adapter_digest="d1",
+)
+
+
+def test_a_stricter_target_takes_the_thresholds_that_were_calibrated_for_it():
+    at = CALIBRATED.at(0.02)
+    assert (at.target_error, at.min_probability, at.max_variance) == (0.01, 0.97, 0.001)
+    assert (at.upper_bound, at.confidence, at.class_targets) == (0.005, 0.95, {"positive": 0.03})
+    assert (CALIBRATED.escalated, at.escalated) == (0.2, None), "of other thresholds, unknown"
+    assert CALIBRATED.at(0.05) is CALIBRATED
+    assert CALIBRATED.at(0.03).min_probability == CALIBRATED.at(0.0499).min_probability == 0.9
+    assert CALIBRATED.at(0.03).at(0.01) == CALIBRATED.at(0.01)
+    assert Policy.model_validate(at.model_dump(), strict=False) == at, "it is a policy like any"
+
+
+def test_a_target_that_was_never_reached_accepts_nothing():
+    at = CALIBRATED.at(0.001)
+    assert at.never_accepts
+    assert at.decide(prediction(1.0, 0.0)).reason.startswith(
+        "nothing is accepted, because no thresholds kept the error among accepted within 0.001 "
+        "with 95 % confidence"
+    )
+    assert at.decide(prediction(0.9, 0.015)).decision is Decision.CLARIFY, (
+        "the variance is as it was"
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "target", "message"),
+    [
+        (CALIBRATED, 0.06, "0.06 is looser than the 0.05"),
+        (CALIBRATED.at(0.01), 0.03, "0.03 is looser than the 0.01"),
+        (CALIBRATED.at(0.001), 0.01, "looser"),
+        (POLICY, 0.05, "promises none"),
+        (pick_thresholds([0.9], [0.0], [True], target_error=0.1), 0.05, "promises none"),
+        (Policy.never(), 0.05, "because no thresholds have been picked: leave it out"),
+        (CALIBRATED.held_to("d2", {}), 0.05, "because its policy was made for another mask bank"),
+        (CALIBRATED, 0.0, "not between 0 and 1"),
+        (CALIBRATED, -0.1, "not between 0 and 1"),
+        (CALIBRATED, math.nan, "not between 0 and 1"),
+    ],
+)
+def test_a_target_that_cannot_be_promised_is_refused(policy, target, message):
+    with pytest.raises(InputError, match=message):
+        policy.at(target)
+
+
+def test_a_calibration_that_found_nothing_keeps_every_stricter_target():
+    found_nothing = CALIBRATED.at(0.001)
+    assert found_nothing.at(0.0001) is found_nothing
+
+
+@given(st.floats(0.0001, 0.05), st.floats(0.0001, 0.05), st.floats(0.0, 1.0), st.floats(0.0, 0.25))
+def test_a_stricter_target_never_accepts_more(one, other, probability, variance):
+    strict, loose = sorted((one, other))
+    if CALIBRATED.at(strict).decide(prediction(probability, variance)).decision is Decision.ACCEPT:
+        assert (
+            CALIBRATED.at(loose).decide(prediction(probability, variance)).decision
+            is Decision.ACCEPT
+        )
+
+
+def test_a_policy_is_void_for_another_adapter_or_bank():
+    bank = CALIBRATED.bank
+    assert CALIBRATED.held_to("d1", bank) is CALIBRATED
+    assert POLICY.held_to("d1", bank) is POLICY, "what names neither holds for any"
+    for digest, other in (
+        ("d2", bank),
+        ("d1", {**bank, "samples": 20}),
+        ("d1", {**bank, "seed": 1}),
+    ):
+        void = CALIBRATED.held_to(digest, other)
+        assert void.never_accepts
+        assert void.adapter_digest == digest
+        assert void.confidence is None
+        assert "was made for another" in void.decide(prediction(1.0, 0.0)).reason
+
+
+def test_a_calibrated_policy_survives_its_file(tmp_path):
+    CALIBRATED.save(tmp_path)
+    assert Policy.load(tmp_path) == CALIBRATED
