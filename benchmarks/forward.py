@@ -89,9 +89,10 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     cue = tuple(range(100, 100 + options.cue_tokens))
+    vocabulary = min(20_000, contenders.vocabulary)
     for batch in options.batch:
         for tokens in options.tokens:
-            prompts = random_prompts([tokens - len(cue)] * batch, generator, cue)
+            prompts = random_prompts([tokens - len(cue)] * batch, generator, cue, vocabulary)
             quick = tokens * batch <= SLOW_ABOVE
             repeats = options.repeats if quick else max(options.repeats // 2, 3)
             timed = interleaved(contenders.on(prompts, plans), repeats, warm_up=1)

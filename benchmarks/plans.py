@@ -51,6 +51,7 @@ class Contenders:
     def __init__(self, base: PreTrainedModel, samples: int) -> None:
         self.samples = samples
         self.device = base.device
+        self.vocabulary = int(base.config.vocab_size)
         plain = get_peft_model(
             copy.deepcopy(base),
             LoraConfig(r=8, lora_alpha=16, target_modules=MODULES),

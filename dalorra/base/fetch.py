@@ -89,11 +89,6 @@ def pinned_folder(name: str, cache_dir: Path | None = None) -> Path:
     return cache_root(cache_dir) / "base_models" / name
 
 
-def default_folder(cache_dir: Path | None = None) -> Path:
-    """The folder of the default base model, whether it is there yet or not."""
-    return pinned_folder(DEFAULT_BASE_MODEL, cache_dir)
-
-
 def fetch(
     cache_dir: Path | None = None, *, name: str = DEFAULT_BASE_MODEL, progress: bool = True
 ) -> Path:

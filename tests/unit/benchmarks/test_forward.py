@@ -2,8 +2,6 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,8 +61,6 @@ def test_json_is_a_list_with_the_hardware_in_each_line(tmp_path: Path) -> None:
 
 def test_forward_measures_every_plan() -> None:
     contenders = plans.Contenders(tiny_base().model, samples=2)
-    # The ids of the real benchmark are beyond the tiny vocabulary.
-    contenders.on = partial(_within_vocabulary, contenders.on)  # type: ignore[method-assign]
     options = Namespace(tokens=[10], cue_tokens=2, samples=2, batch=[1], repeats=2, shape="default")
 
     results = list(forward.measure(contenders, list(plans.PLANS), options))
@@ -148,17 +144,6 @@ def test_a_figure_is_drawn_from_the_json_alone(
     monkeypatch.setattr("sys.argv", arguments)
     forward.main()
     assert (tmp_path / "forward.png").exists()
-
-
-def _within_vocabulary(
-    on: Callable[..., Any], prompts: list[Prompt], plans: list[str]
-) -> dict[str, Callable[[], object]]:
-    small = [
-        Prompt(tuple(i % 300 for i in p.prompt_ids), tuple(i % 300 for i in p.cue_ids))
-        for p in prompts
-    ]
-    contenders: dict[str, Callable[[], object]] = on(small, plans)
-    return contenders
 
 
 def test_every_method_is_timed_as_it_answers_once_it_is_trained() -> None:

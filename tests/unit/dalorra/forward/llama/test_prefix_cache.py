@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from dalorra.adapter.layer import StochasticPeftModel
-from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.prefix_cache import BLOCK, PrefixCache
 from dalorra.prompts import Prompt
-from tests.tiny import packed, tiny_adapter, tiny_bank, tiny_base
+from tests.tiny import MODULES, packed, tiny_adapter, tiny_bank, tiny_base
 
 LABELS = torch.tensor([1, 2, 7])
 SAMPLES = 5
@@ -18,12 +16,6 @@ HEAD = tuple(range(10, 10 + 2 * BLOCK + 3))  # two complete blocks and a part of
 
 def prompt(tail: tuple[int, ...], head: tuple[int, ...] = HEAD) -> Prompt:
     return Prompt((*head, *tail), (1, 2, 3))
-
-
-def networks(model: StochasticPeftModel, cache: PrefixCache) -> tuple[PackedLlama, PackedLlama]:
-    """With the cache, and without."""
-    bank = tiny_bank(model, SAMPLES)
-    return packed(model, LABELS, bank, prefix_cache=cache), packed(model, LABELS, bank)
 
 
 RAGGED = [
@@ -44,29 +36,24 @@ OF_ONE_LENGTH = [
     [(RAGGED, [0, 4, 7, 8]), (OF_ONE_LENGTH, [0, 6, 8])],
     ids=["joined", "of one length"],
 )
-def test_answers_are_those_of_the_uncached_network(
-    batches: Sequence[Sequence[Prompt]], found: list[int]
-) -> None:
-    cache = PrefixCache(1 << 20)
-    cached, plain = networks(tiny_adapter(tiny_base(layers=3)), cache)
-    for batch, blocks in zip(batches, found, strict=True):
-        expected = plain.hidden_states(batch, range(SAMPLES))
-        got = cached.hidden_states(batch, range(SAMPLES))
-        torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
-        assert cache.tokens_found == blocks * BLOCK
-    assert cache.tokens_looked_up == sum(len(p.prompt_ids) for batch in batches for p in batch)
-
-
 @pytest.mark.parametrize(
-    ("modules", "last_layers"), [(("q_proj", "lm_head"), 1), (("lm_head",), None)]
+    ("modules", "last_layers"), [(MODULES, None), (("q_proj", "lm_head"), 1), (("lm_head",), None)]
 )
-def test_works_when_only_the_last_layer_or_the_head_is_stochastic(modules, last_layers) -> None:
+def test_answers_are_those_of_the_uncached_network(
+    modules: Sequence[str],
+    last_layers: int | None,
+    batches: Sequence[Sequence[Prompt]],
+    found: list[int],
+) -> None:
     model = tiny_adapter(tiny_base(layers=3), modules=modules, last_layers=last_layers)
-    cached, plain = networks(model, PrefixCache(1 << 20))
-    for batch in ([prompt((50,))], [prompt((60, 61)), prompt((62,))]):
+    bank, cache = tiny_bank(model, SAMPLES), PrefixCache(1 << 20)
+    cached, plain = packed(model, LABELS, bank, prefix_cache=cache), packed(model, LABELS, bank)
+    for batch, blocks in zip(batches, found, strict=True):
         expected = plain.label_logits(batch, range(SAMPLES))
         got = cached.label_logits(batch, range(SAMPLES))
         torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+        assert cache.tokens_found == blocks * BLOCK
+    assert cache.tokens_looked_up == sum(len(p.prompt_ids) for batch in batches for p in batch)
 
 
 def test_a_block_is_known_by_everything_before_it() -> None:

@@ -159,9 +159,8 @@ def test_without_memory_for_more_recordings_forwards_run_as_they_are():
         recorded.record(batches[1], range(SAMPLES))
     recorded.record(batches[2], range(SAMPLES))  # not even tried
     for batch in batches:
-        found = recorded.answers(batch, range(SAMPLES)).probabilities
-        expected = plain.answers(batch, range(SAMPLES)).probabilities
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        found, expected = (n.answers(batch, range(SAMPLES)) for n in (recorded, plain))
+        torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=0, atol=1e-5)
     assert record.replays == 1
 
 
