@@ -3,6 +3,9 @@
 The answer cue is tokenised on its own and appended, so the boundary between the prompt, which the
 frozen base alone reads, and the cue, which the adapter acts on, is exact for every input.
 
+What an input says is text, whatever it looks like: only the template's author writes control tokens
+such as `<|im_end|>`. An input that holds one is tokenised as its letters.
+
 An encoder has no cue. It reads the rendered template between its own special tokens, and its labels
 are the rows of a head.
 """
@@ -10,6 +13,7 @@ are the rows of a head.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from string import Formatter
 from typing import Any, Literal, cast
 
@@ -138,6 +142,11 @@ class PromptTokenizer:
         self._backend: Any = type(backend).from_str(backend.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
+        added = self._backend.get_added_tokens_decoder()
+        # Runs of spaces may be added tokens, too, and control nothing.
+        self._control = {
+            id_: token.content for id_, token in added.items() if token.content.strip()
+        }
         self.format = prompt_format
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
@@ -170,7 +179,7 @@ class PromptTokenizer:
             InputError: it does not fit the template, or is over-long and `on_overflow="reject"`.
         """
         fields = self.format.as_fields(value)
-        ids = self._ids(self.format.render(fields))
+        ids = self._prompt_ids(fields)
         room = self.max_tokens - len(self._prefix) - len(self.cue_ids)
         truncated = len(ids) > room
         if truncated and self.on_overflow == "reject":
@@ -180,7 +189,7 @@ class PromptTokenizer:
             )
         while len(ids) > room:
             fields = self._cut(fields, excess=len(ids) - room)
-            ids = self._ids(self.format.render(fields))
+            ids = self._prompt_ids(fields)
         return Prompt((*self._prefix, *ids), self.cue_ids, truncated)
 
     def _cut(self, fields: dict[str, str], excess: int) -> dict[str, str]:
@@ -193,6 +202,53 @@ class PromptTokenizer:
         keep = max(len(encoding.ids) - excess, 0)
         end = min(encoding.offsets[keep - 1][1] if keep else 0, len(fields[name]) - 1)
         return {**fields, name: fields[name][:end]}
+
+    def _prompt_ids(self, fields: dict[str, str]) -> list[int]:
+        """The rendered template, in which only the template's own text makes control tokens."""
+        text = self.format.render(fields)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if self._control.keys().isdisjoint(encoding.ids):
+            return cast(list[int], encoding.ids)
+        controls, literal = self._controls(text, encoding), self._literal_spans(fields)
+        own = [c for c in controls if any(a <= c[1] and c[2] <= b for a, b in literal)]
+        if own == controls:
+            return cast(list[int], encoding.ids)
+        ids: list[int] = []
+        at = 0
+        for id_, start, end in own:
+            ids += [*self._text_ids(text[at:start]), id_]
+            at = end
+        return [*ids, *self._text_ids(text[at:])]
+
+    def _controls(self, text: str, encoding: Any) -> list[tuple[int, int, int]]:
+        """Control tokens that the text spells out, and where.
+
+        The token of unknown words has an id of that kind, too, but its text is another.
+        """
+        return [
+            (id_, start, end)
+            for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if id_ in self._control
+            and text[start:end].strip().casefold() == self._control[id_].strip().casefold()
+        ]
+
+    def _literal_spans(self, fields: dict[str, str]) -> list[tuple[int, int]]:
+        """Where the template's own text lies in the rendered one."""
+        spans, at = [], 0
+        for text, name, _, _ in Formatter().parse(self.format.template):
+            spans.append((at, at + len(text)))
+            at += len(text) + len(fields[name] if name else "")
+        return spans
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Tokens of what is text whatever it says: what would be a control token is cut in two."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        controls = self._controls(text, encoding)
+        cuts = [start + 1 for _, start, end in controls if end - start > 1]
+        if not cuts:  # a control token of a single character has no halves and is left out
+            return [id_ for id_ in encoding.ids if id_ not in {id_ for id_, _, _ in controls}]
+        parts = (text[a:b] for a, b in pairwise((0, *cuts, len(text))))
+        return [id_ for part in parts for id_ in self._text_ids(part)]
 
     def _ids(self, text: str) -> list[int]:
         return cast(list[int], self._backend.encode(text, add_special_tokens=False).ids)
