@@ -193,10 +193,8 @@ class Predictor:
         """
         samples, features = self._run(self._network, prompts)
         predictions = self.policy.summarise(samples, self.labels)
-        if self.novelty is None:
-            return predictions
-        novelty = self.novelty.p_values(features)
-        return [replace(p, novelty=value) for p, value in zip(predictions, novelty, strict=True)]
+        novelty = self.novelty.p_values(features) if self.novelty else None
+        return about_inputs(predictions, prompts, novelty)
 
     def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """The same with the posterior's mean: one deterministic sample, variance 0."""
@@ -261,3 +259,22 @@ class Predictor:
             for lengths in network.recordable(most, len(cue)):
                 prompts = [Prompt((filler * tokens)[:tokens], cue) for tokens in lengths]
                 yield partial(network.record, prompts, range(self.samples))
+
+
+def about_inputs(
+    predictions: Sequence[Prediction],
+    prompts: Sequence[Prompt],
+    novelty: Sequence[float] | None,
+) -> list[Prediction]:
+    """Predictions with what is known of their inputs.
+
+    Args:
+        predictions: one for each prompt.
+        prompts: tells which inputs were cut, and where.
+        novelty: p-values; None: the adapter cannot tell.
+    """
+    p_values: Sequence[float | None] = novelty or [None] * len(prompts)
+    return [
+        replace(p, novelty=value, cut_at=prompt.tokens if prompt.truncated else None)
+        for p, prompt, value in zip(predictions, prompts, p_values, strict=True)
+    ]

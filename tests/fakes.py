@@ -182,6 +182,7 @@ def expected_prediction(prompt: Prompt, label: str = "positive") -> Prediction:
     return replace(
         prediction(positive, variance, novelty=(1 + digest[2]) / 256),
         label=label,
+        cut_at=prompt.tokens if prompt.truncated else None,
         standard_error=math.sqrt(variance / 9),
         sample_probabilities=tuple(positive + step * math.sqrt(variance) for step in steps),
     )

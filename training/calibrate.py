@@ -59,9 +59,10 @@ def calibrate(
     these examples, for inputs that come from where they came from. They must not have been used
     to train or to select the adapter.
 
-    With a novelty level, which is declared and not chosen, the novel examples are never accepted:
-    they are left out of the pilot and of the tests, and count among those not accepted. What is
-    tested is then the error among the accepted that remain, as the policy serves it.
+    Examples that are cut to fit are never accepted, nor, with a novelty level, which is declared
+    and not chosen, the novel ones: they are left out of the pilot and of the tests, and count among
+    those not accepted. What is tested is then the error among the accepted that remain, as the
+    policy serves it.
 
     Args:
         predictor: an adapter on its base model; it carries the new policy afterwards.
@@ -168,8 +169,8 @@ def points_of(
 ) -> list[CalibratedPoint]:
     """Thresholds for the promise and for the stricter targets that are reached too, strictest last.
 
-    Empty when the promise itself cannot be kept. What is too novel for `policy` is left out of the
-    pilot and of the tests, and counts among those not accepted.
+    Empty when the promise itself cannot be kept. What `policy` excludes is left out of the pilot
+    and of the tests, and counts among those not accepted.
 
     Raises:
         ConfigError: the policy has a novelty level, and the predictions no novelty.
@@ -203,7 +204,7 @@ def points_of(
 def _familiar(
     policy: Policy, part: AnsweredExamples, promise: Promise, labels: Sequence[str]
 ) -> ScoredExamples | None:
-    """The examples that are not too novel for `policy`; None where all are."""
+    """The examples that `policy` does not exclude; None where there are none."""
     if policy.min_novelty_p and any(p.novelty is None for p in part.predictions):
         raise ConfigError(
             "a novelty level needs novelty features, which the adapter does not have: fit them "
@@ -212,7 +213,7 @@ def _familiar(
     kept = [
         (p, e.label)
         for p, e in zip(part.predictions, part.examples, strict=True)
-        if not policy.novel(p.novelty)
+        if not policy.excludes(p)
     ]
     if not kept:
         return None

@@ -70,6 +70,7 @@ def calibrate_from_feedback(
 def _digest(answers: Sequence[JudgedAnswer]) -> str:
     """sha256 over names, scores and labels, in order."""
     judged = [
-        [a.name, a.label, a.probability, a.variance, a.novelty, a.true_label] for a in answers
+        [a.name, a.label, a.probability, a.variance, a.novelty, a.cut_at, a.true_label]
+        for a in answers
     ]
     return hashlib.sha256(json.dumps(judged).encode()).hexdigest()

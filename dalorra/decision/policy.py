@@ -6,6 +6,9 @@ The rule of BayesLoRA (section 4), for an answer with mean probability p and var
     escalate  when v > τ_v: the model does not know
     clarify   otherwise: the model is steady, the input is ambiguous
 
+Nothing is said of what was not read: an input that was cut to fit is escalated. So is every input
+under a policy that accepts nothing, which knows no answer that is good enough.
+
 An input that the adapter cannot feel has no variance (Proposition 1). So where the adapter has
 novelty features and the policy a level ε, an input whose novelty p-value is below ε is escalated
 before anything else; of inputs like those it was trained for that is a share of at most ε.
@@ -57,6 +60,8 @@ class Answer(Protocol):
     def variance(self) -> float: ...
     @property
     def novelty(self) -> float | None: ...
+    @property
+    def cut_at(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +230,13 @@ class Policy(BaseModel):
             changes = {**dict(point), "escalated": None, "path": stricter}
         return self.model_copy(update=changes)
 
+    def excludes(self, answer: Answer) -> bool:
+        """Whether it is not accepted whatever its probability and variance are.
+
+        The input is too novel, or it was cut to fit.
+        """
+        return answer.cut_at is not None or self.novel(answer.novelty)
+
     def novel(self, novelty: float | None) -> bool:
         """Whether an input is too novel, or the adapter cannot tell although the policy asks.
 
@@ -250,28 +262,16 @@ class Policy(BaseModel):
 
     def decide(self, answer: Answer) -> Verdict:
         """Applies the rule to one answer. A number that is not finite is never accepted."""
-        probability, variance, novelty = answer.probability, answer.variance, answer.novelty
-        tau_p, tau_v = self.min_probability, self.max_variance
-        if not (math.isfinite(probability) and math.isfinite(variance)):
-            name = "variance" if math.isfinite(probability) else "probability"
-            return Verdict(Decision.ESCALATE, f"{name} is not a finite number: the model failed")
-        if self.never_accepts:
-            return Verdict(
-                Decision.ESCALATE if variance > tau_v or self.novel(novelty) else Decision.CLARIFY,
-                f"nothing is accepted, because {self._why_never()} "
-                f"(probability {probability:.3g}, variance {variance:.3g})",
-            )
-        if self.novel(novelty):
-            return Verdict(Decision.ESCALATE, self._why_novel(novelty))
-        if variance > tau_v:
-            v, limit = told_apart(variance, tau_v)
+        if (reason := self._why_excluded(answer)) is not None:
+            return Verdict(Decision.ESCALATE, reason)
+        v, limit = told_apart(answer.variance, self.max_variance)
+        if answer.variance > self.max_variance:
             return Verdict(
                 Decision.ESCALATE,
                 f"variance {v} is above {limit}: the adapter disagrees with itself",
             )
-        p, floor = told_apart(probability, tau_p)
-        v, limit = told_apart(variance, tau_v)
-        if probability >= tau_p:
+        p, floor = told_apart(answer.probability, self.min_probability)
+        if answer.probability >= self.min_probability:
             return Verdict(
                 Decision.ACCEPT,
                 f"probability {p} is at least {floor} and variance {v} is at most {limit}",
@@ -281,6 +281,20 @@ class Policy(BaseModel):
             f"probability {p} is below {floor} while variance {v} is at most {limit}: "
             "the adapter is steady, the input is ambiguous",
         )
+
+    def _why_excluded(self, answer: Answer) -> str | None:
+        """Why it is escalated before its probability and variance are compared, if it is."""
+        for name, value in (("probability", answer.probability), ("variance", answer.variance)):
+            if not math.isfinite(value):
+                return f"{name} is not a finite number: the model failed"
+        if answer.cut_at is not None:
+            return f"the input was cut at {answer.cut_at} tokens: what came after was not read"
+        if self.never_accepts:
+            return (
+                f"nothing is accepted, because {self._why_never()} (probability "
+                f"{answer.probability:.3g}, variance {answer.variance:.3g})"
+            )
+        return self._why_novel(answer.novelty) if self.novel(answer.novelty) else None
 
     def _why_novel(self, novelty: float | None) -> str:
         level = self.min_novelty_p or 0.0

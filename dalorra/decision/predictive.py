@@ -61,6 +61,7 @@ class Prediction:
         sample_probabilities: the label's probability under each of the M samples.
         novelty: conformal p-value of the input among those like the training data, see
             `dalorra.decision.novelty`: small is novel. None when the adapter cannot tell.
+        cut_at: tokens that were read of an input that was cut to fit; None: all of it was read.
     """
 
     label: str
@@ -73,6 +74,7 @@ class Prediction:
     standard_error: float | None = None
     sample_probabilities: tuple[float, ...] = ()
     novelty: float | None = None
+    cut_at: int | None = None
 
 
 def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list[Prediction]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from service.feedback.records import LabelledAnswer, Source
-from service.feedback.store import check_kind
+from service.feedback.store import VERSION, check_kind
 
 _SOURCES = "SELECT id, adapter_digest, bank, policy, novelty_digest FROM sources ORDER BY id"
 _JUDGED = """
-SELECT coalesce(input, request_id), label, probability, variance, novelty, true_label
+SELECT coalesce(input, request_id), label, probability, variance, novelty, cut_at, true_label
 FROM answers WHERE source = ? AND true_label IS NOT NULL AND samples >= ? ORDER BY request_id
 """
 
@@ -42,7 +42,11 @@ def read_labelled(
     """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            check_kind(database, path)
+            if check_kind(database, path) < VERSION:
+                raise ConfigError(
+                    f"{path} is a feedback store of an earlier version: start the server with it, "
+                    "which brings it up to date"
+                )
             sources = [(number, Source(*rest)) for number, *rest in database.execute(_SOURCES)]
             alike = [
                 number

@@ -180,6 +180,7 @@ class Ledger:
                 probability=prediction.probability,
                 variance=prediction.variance,
                 novelty=prediction.novelty,
+                cut_at=prediction.cut_at,
                 samples=prediction.samples,
                 decision=str(body.decision),
                 accepted=decide(prediction).decision is Decision.ACCEPT,

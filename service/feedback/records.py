@@ -28,7 +28,7 @@ class KeptAnswer(NamedTuple):
     Attributes:
         request_id: names the answer.
         answered_at: seconds since the epoch.
-        label, probability, variance, novelty, samples: see `decision.predictive.Prediction`.
+        label, probability, variance, novelty, cut_at, samples: see `Prediction`.
         decision: what the client was told.
         accepted: whether the policy itself accepts it, at its own target.
         input: the input as JSON; None where inputs are not kept.
@@ -40,6 +40,7 @@ class KeptAnswer(NamedTuple):
     probability: float
     variance: float
     novelty: float | None
+    cut_at: int | None
     samples: int
     decision: str
     accepted: bool
@@ -86,7 +87,7 @@ class LabelledAnswer:
 
     Attributes:
         name: equal for equal inputs where those were kept, else the request's id.
-        label, probability, variance, novelty: of the answer.
+        label, probability, variance, novelty, cut_at: of the answer.
         true_label: the truth.
     """
 
@@ -95,4 +96,5 @@ class LabelledAnswer:
     probability: float
     variance: float
     novelty: float | None
+    cut_at: int | None
     true_label: str

@@ -19,7 +19,8 @@ from service.feedback.live import Group
 from service.feedback.records import AnswerRecord, KeptAnswer, Source
 
 _APPLICATION = 0x44414C46  # "DALF": no other program's file is taken for a store
-_VERSION = 1
+VERSION = 2
+"""Of the file's tables; the first one had no `cut_at`."""
 _WAIT_SECONDS = 10.0  # for another process's transaction
 _TABLES = """
 CREATE TABLE sources (
@@ -37,6 +38,7 @@ CREATE TABLE answers (
     probability REAL NOT NULL,
     variance REAL NOT NULL,
     novelty REAL,
+    cut_at INTEGER,
     samples INTEGER NOT NULL,
     decision TEXT NOT NULL,
     accepted INTEGER NOT NULL,
@@ -51,12 +53,13 @@ CREATE INDEX answers_with_truth ON answers (source) WHERE true_label IS NOT NULL
 """
 # A repeated id means the later answer, unless the earlier one has been judged already.
 _ADD = """
-INSERT INTO answers (request_id, answered_at, label, probability, variance, novelty, samples,
-                     decision, accepted, input, source)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO answers (request_id, answered_at, label, probability, variance, novelty, cut_at,
+                     samples, decision, accepted, input, source)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (request_id) DO UPDATE SET
     answered_at = excluded.answered_at, label = excluded.label,
     probability = excluded.probability, variance = excluded.variance, novelty = excluded.novelty,
+    cut_at = excluded.cut_at,
     samples = excluded.samples, decision = excluded.decision, accepted = excluded.accepted,
     input = excluded.input, source = excluded.source
 WHERE true_label IS NULL
@@ -109,8 +112,10 @@ class FeedbackStore:
                 for statement in _TABLES.strip().split(";\n"):
                     self._database.execute(statement)
                 self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
-                self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            check_kind(self._database, self._path)
+                self._database.execute(f"PRAGMA user_version = {VERSION}")
+            if check_kind(self._database, self._path) < VERSION:
+                self._database.execute("ALTER TABLE answers ADD COLUMN cut_at INTEGER")
+                self._database.execute(f"PRAGMA user_version = {VERSION}")
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(
@@ -201,16 +206,21 @@ class FeedbackStore:
         return self._database.execute(query).fetchone()[0]
 
 
-def check_kind(database: sqlite3.Connection, path: Path) -> None:
-    """Refuses, with `ConfigError`, a file that is no store, or one of another version."""
+def check_kind(database: sqlite3.Connection, path: Path) -> int:
+    """The version of a store.
+
+    Raises:
+        ConfigError: the file is no store, or one of a later version.
+    """
     application, version = (
-        database.execute(f"PRAGMA {name}").fetchone()[0]
+        int(database.execute(f"PRAGMA {name}").fetchone()[0])
         for name in ("application_id", "user_version")
     )
     if application != _APPLICATION:
         raise ConfigError(f"{path} is a database of another program: name another file")
-    if version != _VERSION:
+    if not 1 <= version <= VERSION:
         raise ConfigError(
-            f"{path} is a feedback store of version {version}, but this software reads version "
-            f"{_VERSION}: name another file"
+            f"{path} is a feedback store of version {version}, but this software reads versions up "
+            f"to {VERSION}: name another file"
         )
+    return version

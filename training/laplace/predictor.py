@@ -16,7 +16,7 @@ from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import PosteriorSamples, Prediction, summarise
 from dalorra.errors import AdapterError
 from dalorra.posteriors import Deterministic, Laplace
-from dalorra.predictor import Predictor
+from dalorra.predictor import Predictor, about_inputs
 from dalorra.prompts import InputFields, Prompt, Scope
 from training.laplace.curvature import Curvature, along_contrasts, contrasts, in_batches
 from training.laplace.gradients import LabelGradients
@@ -133,10 +133,8 @@ class LaplacePredictor:
         for start in range(0, len(prompts), _TOGETHER):
             samples = self.posterior_samples(prompts[start : start + _TOGETHER])
             predictions += summarise(samples, self.labels)
-        if self.novelty is None:
-            return predictions
-        novelty = self.novelty.p_values(self.novelty_features(prompts))
-        return [replace(p, novelty=value) for p, value in zip(predictions, novelty, strict=True)]
+        novelty = self.novelty.p_values(self.novelty_features(prompts)) if self.novelty else None
+        return about_inputs(predictions, prompts, novelty)
 
     def predict_mean(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """The trained adapter alone, as plain LoRA answers; order kept."""

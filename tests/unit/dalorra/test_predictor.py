@@ -133,6 +133,12 @@ def test_encoding_follows_the_manifest(adapters):
         predictor_of(adapters, "answer_tokens", on_overflow="reject").encode("x" * 200)
 
 
+def test_a_prediction_says_where_its_input_was_cut(adapters):
+    predictor = predictor_of(adapters, "answer_tokens")
+    whole, cut = predictor.predict([predictor.encode("x" * n) for n in (20, 200)])
+    assert (whole.cut_at, cut.cut_at) == (None, 64)
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_warming_up_runs_the_smallest_and_the_largest_input(adapters, scope, monkeypatch):
     predictor = predictor_of(adapters, scope)

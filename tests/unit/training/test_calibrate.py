@@ -282,3 +282,25 @@ def test_a_level_without_novelty_features_is_refused():
     predictor, examples = world(100)
     with pytest.raises(ConfigError, match="needs novelty features"):
         run(predictor, examples, Promise(0.05), min_novelty_p=0.01)
+
+
+class CutPredictor(LogitPredictor):
+    """Cuts the inputs whose number is odd, and is wrong about all of those."""
+
+    def predict(self, prompts):
+        return [
+            replace(p, label="no", cut_at=300) if number_of(prompt) % 2 else p
+            for p, prompt in zip(super().predict(prompts), prompts, strict=True)
+        ]
+
+
+def test_inputs_that_were_cut_are_neither_accepted_nor_tested():
+    predictor, examples = world(3000)
+    cut = CutPredictor(predictor.logits)
+    wrong = [Example(e.input, "yes" if int(e.input["sentence"]) % 2 else e.label) for e in examples]
+    policy = run(cut, wrong, Promise(0.05))
+    taken = accepted(cut, wrong)
+    assert 0.1 < policy.accepted < 0.5, "of all, cut ones included"
+    assert len(taken) > 300
+    assert all(p.cut_at is None for p, _ in taken)
+    assert np.mean([p.label != label for p, label in taken]) <= 0.05

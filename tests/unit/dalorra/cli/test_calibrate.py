@@ -116,8 +116,8 @@ def judged(tmp_path):
         with store.transaction():
             for i, (p, example) in enumerate(zip(answers, examples, strict=True)):
                 kept = KeptAnswer(
-                    f"r{i:06}", 0.0, p.label, p.probability, p.variance, p.novelty, 5, "clarify",
-                    False, None,
+                    f"r{i:06}", 0.0, p.label, p.probability, p.variance, p.novelty, p.cut_at, 5,
+                    "clarify", False, None,
                 )  # fmt: skip
                 store.add(number, [kept])
                 if keep(p):

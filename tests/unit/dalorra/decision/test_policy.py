@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dalorra.decision.policy import NEVER, CalibratedPoint, Decision, Policy
+from dalorra.decision.policy import NEVER, CalibratedPoint, Decision, Policy, Verdict
 from dalorra.errors import AdapterError, InputError
 from tests.fakes import prediction
 from training.thresholds import pick_thresholds
@@ -68,8 +69,20 @@ def test_a_policy_that_never_accepts(probability, variance):
     verdict = policy.decide(prediction(probability, variance))
     assert policy.never_accepts
     assert policy.adapter_digest == "abc"
-    assert verdict.decision is (Decision.ESCALATE if variance > 0 else Decision.CLARIFY)
+    assert verdict.decision is Decision.ESCALATE
     assert "nothing is accepted, because no thresholds have been picked" in verdict.reason
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 0.25))
+def test_an_input_that_was_cut_is_never_accepted(probability, variance):
+    answer = replace(prediction(probability, variance), cut_at=300)
+    loosest = Policy(min_probability=0.0, max_variance=1.0, source="made up for a test")
+    for policy in (loosest, Policy.never()):
+        assert policy.excludes(answer)
+        assert policy.decide(answer) == Verdict(
+            Decision.ESCALATE, "the input was cut at 300 tokens: what came after was not read"
+        )
+    assert loosest.decide(replace(answer, cut_at=None)).decision is Decision.ACCEPT
 
 
 examples = st.lists(
@@ -273,9 +286,7 @@ def test_a_target_that_was_never_reached_accepts_nothing():
         "nothing is accepted, because no thresholds kept the error among accepted within 0.001 "
         "with 95 % confidence"
     )
-    assert at.decide(prediction(0.9, 0.015)).decision is Decision.CLARIFY, (
-        "the variance is as it was"
-    )
+    assert at.decide(prediction(0.9, 0.0)).decision is Decision.ESCALATE
 
 
 @pytest.mark.parametrize(

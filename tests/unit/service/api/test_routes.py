@@ -7,6 +7,7 @@ import threading
 import httpx
 import pytest
 
+from dalorra.decision.policy import Policy
 from tests.fakes import FakePredictor, expected_prediction
 from tests.serving import serving
 
@@ -66,9 +67,13 @@ async def test_a_batch_keeps_its_order():
     assert predictions == singles
 
 
-async def test_an_over_long_input_says_that_it_was_cut():
-    async with serving() as server:
-        assert (await server.predict("x" * 1_000)).json()["truncated"] is True
+async def test_an_over_long_input_says_that_it_was_cut_and_is_never_accepted():
+    loosest = Policy(min_probability=0.0, max_variance=1.0, source="made up for a test")
+    async with serving(FakePredictor(policy=loosest)) as server:
+        whole, cut = [(await server.predict("x" * n)).json() for n in (100, 1_000)]
+    assert (whole["truncated"], whole["decision"]) == (False, "accept")
+    assert (cut["truncated"], cut["decision"]) == (True, "escalate")
+    assert cut["reason"] == "the input was cut at 300 tokens: what came after was not read"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ SOURCE = Source("d1", '{"samples": 10}', POLICY, None)
 
 
 def answer(request_id: str, at: float = 0.0, **changes: object) -> KeptAnswer:
-    usual = KeptAnswer(request_id, at, "yes", 0.9, 0.01, None, 10, "accept", True, None)
+    usual = KeptAnswer(request_id, at, "yes", 0.9, 0.01, None, None, 10, "accept", True, None)
     return usual._replace(**changes)  # type: ignore[arg-type]
 
 
@@ -173,9 +173,25 @@ def test_a_file_of_another_kind_is_refused_and_left_as_it_is(path: Path):
 
 def test_a_store_of_another_version_is_refused(store: FeedbackStore, path: Path):
     with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA user_version = 2")
-    with pytest.raises(ConfigError, match="version 2, but this software reads version 1"):
+        database.execute("PRAGMA user_version = 3")
+    with pytest.raises(ConfigError, match="version 3, but this software reads versions up to 2"):
         FeedbackStore(path)
+
+
+def test_an_earlier_store_is_brought_up_to_date_when_a_server_opens_it(
+    store: FeedbackStore, path: Path
+):
+    store.add(store.source_id(SOURCE), [answer("a")])
+    store.judge("a", "no", now=1.0)
+    store.close()
+    with closing(sqlite3.connect(path)) as database:  # as the first version made it
+        database.execute("ALTER TABLE answers DROP COLUMN cut_at")
+        database.execute("PRAGMA user_version = 1")
+    with pytest.raises(ConfigError, match="of an earlier version: start the server with it"):
+        read_labelled(path, "d1", temperature=1.0, samples=10)
+    FeedbackStore(path).close()
+    [found] = read_labelled(path, "d1", temperature=1.0, samples=10)
+    assert (found.name, found.cut_at) == ("a", None)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
@@ -185,7 +201,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
 
 def test_judged_answers_are_read_beside_a_server(store: FeedbackStore, path: Path):
     source = store.source_id(SOURCE)
-    store.add(source, [answer("b", novelty=0.4), answer("a", input='"hello"'), answer("c")])
+    store.add(
+        source, [answer("b", novelty=0.4, cut_at=300), answer("a", input='"hello"'), answer("c")]
+    )
     store.add(source, [answer("few", samples=4)])
     for name in ("a", "b", "few"):
         store.judge(name, "no", now=1.0)
@@ -193,8 +211,8 @@ def test_judged_answers_are_read_beside_a_server(store: FeedbackStore, path: Pat
     found = read_labelled(path, "d1", temperature=1.0, samples=10)
 
     assert found == [
-        LabelledAnswer('"hello"', "yes", 0.9, 0.01, None, "no"),
-        LabelledAnswer("b", "yes", 0.9, 0.01, 0.4, "no"),
+        LabelledAnswer('"hello"', "yes", 0.9, 0.01, None, None, "no"),
+        LabelledAnswer("b", "yes", 0.9, 0.01, 0.4, 300, "no"),
     ]
 
 
