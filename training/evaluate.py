@@ -118,8 +118,8 @@ def score(
         sampled: whether the predictions have a variance; adds the scores of it.
 
     Returns:
-        Always: accuracy, ece, nll (nats), brier, aurc and auroc of the confidence, `acceptance`
-        (largest share with at most that error, by confidence), `reliability` (bins).
+        Always: accuracy, ece, ece_by_chance, nll (nats), brier, aurc and auroc of the confidence,
+        `acceptance` (largest share with at most that error, by confidence), `reliability` (bins).
         With `sampled` also: auroc, aurc and acceptance of the variance, Spearman's ρ of variance
         and error over examples and over variance deciles, `error_by_variance` (those deciles).
     """
@@ -128,15 +128,19 @@ def score(
     targets = np.array([labels.index(name) for name in truth])
     confidence = np.clip([p.probability for p in predictions], 0.0, 1.0)
     correct = np.array([p.label == name for p, name in zip(predictions, truth, strict=True)])
+    bins = metrics.reliability_bins(confidence, correct)
     result: dict[str, Any] = {
         "accuracy": float(correct.mean()),
         "ece": metrics.expected_calibration_error(confidence, correct),
+        "ece_by_chance": metrics.calibration_error_by_chance(
+            (b.count, b.confidence) for b in bins if b.count
+        ),
         "nll": metrics.negative_log_likelihood(probabilities, targets),
         "brier": metrics.brier_score(probabilities, targets),
         "auroc_confidence": metrics.auroc(-confidence, correct),
         "aurc_confidence": metrics.aurc(-confidence, correct),
         "acceptance": _acceptance(-confidence, correct),
-        "reliability": [asdict(b) for b in metrics.reliability_bins(confidence, correct)],
+        "reliability": [asdict(b) for b in bins],
     }
     if sampled:
         variance = np.array([p.variance for p in predictions])

@@ -16,6 +16,7 @@ _ROWS = (
     # name, key, whether it is a share
     ("accuracy", "accuracy", True),
     ("ECE (15 bins)", "ece", True),
+    ("… by chance, if calibrated", "ece_by_chance", True),
     ("NLL (nats)", "nll", False),
     ("Brier score", "brier", False),
     ("AURC by probability", "aurc_confidence", False),

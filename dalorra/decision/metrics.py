@@ -15,6 +15,8 @@ Wrong shapes, an empty set and non-finite numbers raise `ValueError`. A score th
 such as the AUROC of a set without errors, is NaN.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,6 +148,34 @@ def expected_calibration_error(
     filled = [b for b in reliability_bins(confidence, correct, bins=bins) if b.count]
     total = sum(b.count for b in filled)
     return sum(b.count * abs(b.accuracy - b.confidence) for b in filled) / total
+
+
+def calibration_error_by_chance(bins: Iterable[tuple[int, float]]) -> float:
+    """The ECE that answers with these confidences have on average when they are calibrated.
+
+    Of n answers with confidence c, X ~ Binomial(n, c) are right, and
+
+        E|X − nc| = 2 (1 − c) k P(X = k),   k = ⌊nc⌋ + 1        (de Moivre, 1730)
+
+    Args:
+        bins: number of answers and mean confidence of each bin with answers. Those of one bin count
+            as equally confident, which is a little too much: their confidences differ.
+
+    Returns:
+        Between 0 and 1; an ECE that is not above it says nothing against a calibration.
+
+    Examples:
+        >>> calibration_error_by_chance([(1, 0.5), (3, 1.0)])
+        0.125
+    """
+    total, answers = 0.0, 0
+    for n, c in bins:
+        answers += n
+        k = math.floor(n * c) + 1
+        if k <= n and c > 0.0:
+            ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+            total += 2.0 * k * math.exp(ways + k * math.log(c) + (n - k + 1) * math.log1p(-c))
+    return total / answers
 
 
 def auroc(uncertainty: ArrayLike, correct: ArrayLike) -> float:

@@ -26,13 +26,14 @@ SECTION_FILE = "SECTION.md"
 SCORES = (
     Score("ACC %", "accuracy", percent=True, low=False),
     Score("ECE %", "ece", percent=True),
+    Score("by chance", "ece_by_chance", percent=True, low=None),
     Score("NLL", "nll"),
     Score("Brier", "brier"),
     Score("AUROC 1 − p", "auroc_confidence", low=False),
     Score("AUROC variance", "auroc_variance", low=False),
     Score("ρ variance", "spearman_variance", low=False),
 )
-HOLDOUT_SCORES = SCORES[:4]
+HOLDOUT_SCORES = tuple(score for score in SCORES[:5] if score.key != "ece_by_chance")
 TEMPERED_SCORES = (Score("temperature", "temperature", low=None), *SCORES[1:])
 SHIFT_SCORES = tuple(
     Score(name, f"auroc_shift.{key}", low=False)
@@ -87,9 +88,11 @@ _ORDER = (
 _INTRODUCTION = (
     "Rendered by `dalorra report` from the JSON of every run; no number is written by hand. Each",
     "table is the mean over the seeds ± their standard deviation, the best in **bold**, the second",
-    "<u>underlined</u>; a gap narrower than the deviations means nothing. ECE has 15 bins; NLL is",
-    "in nats; AUROC is how well 1 − p, or the variance, tells wrong answers from right ones, and ρ",
-    "is Spearman's between variance and error.",
+    "<u>underlined</u>; a gap narrower than the deviations means nothing. ECE has 15 bins; *by",
+    "chance* is the ECE that answers with the same confidences would have on average if they were",
+    "perfectly calibrated, and an ECE near it cannot be told from none. NLL, in nats, and Brier",
+    "score have no such floor: by them the methods are compared. AUROC is how well 1 − p, or the",
+    "variance, tells wrong answers from right ones; ρ is Spearman's between variance and error.",
 )
 
 

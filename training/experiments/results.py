@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from dalorra.decision.metrics import calibration_error_by_chance
 from dalorra.errors import ConfigError
 
 Result = Mapping[str, Any]
@@ -106,10 +107,21 @@ def read_results(folder: Path, order: Iterable[str]) -> Results:
     """
     found = {path.parent.relative_to(folder).as_posix(): path for path in _files(folder)}
     keys = [key for key in order if key in found]
-    runs = [json.loads(found[key].read_text(encoding="utf-8")) for key in keys]
+    runs = [_with_chance(json.loads(found[key].read_text(encoding="utf-8"))) for key in keys]
     if not runs:
         raise ConfigError(f"{folder} holds no result: run `dalorra experiment {folder.name}`")
     return Results(folder.name, runs)
+
+
+def _with_chance(scores: Any) -> Any:
+    """The same with `ece_by_chance` beside every `reliability`, which early results lack."""
+    if not isinstance(scores, dict):
+        return scores
+    scores = {name: _with_chance(value) for name, value in scores.items()}
+    if (bins := scores.get("reliability")) and "ece_by_chance" not in scores:
+        filled = [(b["count"], b["confidence"]) for b in bins if b["count"]]
+        scores["ece_by_chance"] = calibration_error_by_chance(filled)
+    return scores
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -141,6 +141,33 @@ def test_auroc_is_the_share_of_ordered_pairs(problem):
         assert math.isnan(value)
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from([0.0, 0.05, 0.5, 0.73, 0.999, 1.0])),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_the_calibration_error_by_chance_is_the_binomial_mean_deviation(bins):
+    deviations = [
+        stats.binom(n, c).expect(lambda right, n=n, c=c: abs(right - n * c)) for n, c in bins
+    ]
+    expected = sum(deviations) / sum(n for n, _ in bins)
+    assert metrics.calibration_error_by_chance(bins) == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibrated_answers_have_that_calibration_error_on_average():
+    generator = np.random.default_rng(0)
+    confidence = np.round(generator.uniform(0.5, 1.0, 500), 2)
+    bins = metrics.reliability_bins(confidence, confidence > 0.0)
+    chance = metrics.calibration_error_by_chance((b.count, b.confidence) for b in bins if b.count)
+    drawn = [
+        metrics.expected_calibration_error(confidence, generator.random(500) < confidence)
+        for _ in range(400)
+    ]
+    assert chance == pytest.approx(np.mean(drawn), abs=0.001)
+
+
 def test_auroc_agrees_with_scikit_learn():
     generator = np.random.default_rng(0)
     uncertainty, wrong = generator.integers(0, 12, 500), generator.random(500) < 0.3

@@ -68,6 +68,20 @@ def test_the_report_shows_every_score_and_marks_the_best(experiment, tmp_path):
     assert all((out.parent / name).with_suffix(".svg").is_file() for name in linked)
 
 
+def test_what_calibrated_answers_would_show_stands_beside_the_ece_of_early_results_too(
+    experiment, tmp_path
+):
+    paths = list(Runner(experiment, tmp_path / "results", {}).run())
+    now = write_report(tmp_path / "results", tmp_path / "now.md").read_text()
+    for path in paths:
+        result = json.loads(path.read_text())
+        assert 0.0 <= result["test"].pop("ece_by_chance") < 0.5
+        path.write_text(json.dumps(result))
+    early = write_report(tmp_path / "results", tmp_path / "early.md").read_text()
+    assert "| ECE % | by chance | NLL |" in early
+    assert early == now
+
+
 def test_the_temperature_is_shown_and_not_ranked(experiment, tmp_path):
     (task,) = experiment.tasks
     tempered = task.model_copy(update={"tempered": True, "seeds": (1,)})
