@@ -123,8 +123,8 @@ harmless: what imitates the prompt's own form is believed.
 {markdown_table(head, rows)}
 
 The strongest, {worst["tail"]}, turns {turned:.1f} % of the answers, and the policy accepts
-{accepted:.1f} % of all with the label that it asks for. The promised error rate is about inputs that
-nobody made for this adapter: whoever gains by an answer must not write what is judged.
+{accepted:.1f} % of all with the label that it asks for. The promised error rate is about inputs
+that nobody made for this adapter: whoever gains by an answer must not write what is judged.
 """
 
 
