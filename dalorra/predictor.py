@@ -222,7 +222,7 @@ class Predictor:
             bank: in place of the adapter's own.
         """
         network = self._network.under(bank) if bank else self._network
-        return self._run(network, prompts)[0].tempered(self.policy.temperature)
+        return self.policy.tempered(self._run(network, prompts)[0])
 
     @torch.inference_mode()
     def _run(self, network: Network, prompts: Sequence[Prompt]) -> tuple[PosteriorSamples, Tensor]:

@@ -246,6 +246,10 @@ class Policy(BaseModel):
         level = self.min_novelty_p or 0.0
         return level > 0.0 and not (novelty is not None and novelty >= level)
 
+    def tempered(self, samples: PosteriorSamples) -> PosteriorSamples:
+        """The samples at the policy's temperature."""
+        return samples.tempered(self.temperature)
+
     def summarise(self, samples: PosteriorSamples, labels: Sequence[str]) -> list[Prediction]:
         """Predictive moments at the policy's temperature; what `decide` then decides on.
 
@@ -258,7 +262,7 @@ class Policy(BaseModel):
         """
         from dalorra.decision.predictive import summarise  # torch, which thresholds do without
 
-        return summarise(samples.tempered(self.temperature), labels)
+        return summarise(self.tempered(samples), labels)
 
     def decide(self, answer: Answer) -> Verdict:
         """Applies the rule to one answer. A number that is not finite is never accepted."""

@@ -153,7 +153,7 @@ class LaplacePredictor:
         deviations = self._draws @ _root(covariance).mT @ self._basis.T  # [B, draws, K]
         probabilities = (logits[:, None] + deviations).softmax(dim=-1)[:, None]
         weights = torch.full((len(self._draws),), 1.0 / len(self._draws), dtype=torch.float64)
-        return PosteriorSamples(probabilities, weights).tempered(self.policy.temperature)
+        return self.policy.tempered(PosteriorSamples(probabilities, weights))
 
     def logit_moments(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Mean of the label logits, and covariance of their contrasts Qᵀ f.
