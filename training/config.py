@@ -30,7 +30,7 @@ class DataConfig(Section):
         source: None for the hub, or a file or folder, see `training.tasks.load_examples`.
         train_limit: use this many training examples, drawn by seed; None: all.
         holdout: fraction, or number of examples, split off the training set, by seed, for model
-            selection and for the thresholds; never trained on.
+            selection; never trained on.
         evaluation_split: what is scored at the end; None: the split that the task names.
         evaluation_limit: score this many of it, drawn with seed 0; None: all.
         evaluation_holdout: score this many examples, split off the training set whatever the seed,
@@ -89,7 +89,8 @@ class EvaluationConfig(Section):
     Attributes:
         every: gradient steps between evaluations and checkpoints.
         keep_best: finish with the checkpoint of lowest hold-out NLL instead of the last one.
-        target_error: largest error among accepted answers when the thresholds are picked.
+        target_error: largest error among accepted answers that the adapter is to be calibrated for;
+            a run only says what that takes.
         novelty: fit a novelty score, which `dalorra calibrate` can give a level.
         novelty_augment: whether an input is novel for its spelling alone, see
             `training.orthography`; `none` fits the inputs as they are.

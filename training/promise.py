@@ -1,5 +1,6 @@
 """What accepted answers must keep: an error rate or a mean cost, and rates of single labels."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -102,6 +103,19 @@ def scored_examples(
         np.array([answer.probability for answer in answers]),
         np.array([answer.variance for answer in answers]),
         tuple(risks),
+    )
+
+
+def uncalibrated(promise: Promise) -> str:
+    """Why an adapter that was only trained accepts nothing, and what would change that.
+
+    The hold-out of a run selects its checkpoint and is no judge of it any more.
+    """
+    least = math.ceil(math.log(1.0 - promise.confidence) / math.log1p(-promise.target_error))
+    return (
+        "its thresholds are not calibrated: give `dalorra calibrate` labelled examples that it was "
+        f"neither trained nor selected on, for an error of {promise.target_error:g} at least "
+        f"{least} that are answered rightly"
     )
 
 

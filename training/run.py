@@ -1,10 +1,11 @@
-"""One training run, from a configuration to an adapter with thresholds and a model card."""
+"""One training run, from a configuration to an adapter with a model card."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
 
 from dalorra.adapter.directory import round_adapter, save_adapter
 from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
@@ -35,9 +36,9 @@ from training.output import (
     write_json,
 )
 from training.processes import Process
+from training.promise import Promise, uncalibrated
 from training.report import write_model_card
 from training.tasks import TASKS, Example
-from training.thresholds import pick_thresholds
 from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
 ADAPTER_FOLDER = "adapter"
@@ -123,7 +124,7 @@ class Run:
         return cast(TrainablePeftModel, model.eval())
 
     def execute(self, checkpoint: str | None) -> Path:
-        """Trains, saves, picks thresholds on the hold-out and scores the evaluation split."""
+        """Trains, saves, and scores the evaluation split; the adapter accepts nothing yet."""
         output, is_main = self.config.output_dir, Process.this().is_main
         if is_main:
             write_json(output / RUN_FILE, self._description())
@@ -203,7 +204,8 @@ class Run:
                 seed=self.config.seed,
             )
             predictor.novelty.save(folder)
-        predictor.policy = self._policy(predictor)
+        promise = Promise(self.config.evaluation.target_error)
+        predictor.policy = Policy.never(digest, uncalibrated(promise))
         predictor.policy.save(folder)
         metrics = evaluate(
             predictor,
@@ -213,19 +215,9 @@ class Run:
             seeds={"training": self.config.seed, "bank": self.config.bank.seed},
         )
         write_model_card(folder, manifest.model_dump(), metrics)
+        why = f"nothing is accepted yet, because {predictor.policy.source}"
+        Console(stderr=True, soft_wrap=True).print(why, markup=False, highlight=False)
         return folder
-
-    def _policy(self, predictor: Evaluable) -> Policy:
-        answers = answer(predictor, self.data.holdout, mean_mask=False).sampled
-        truth = [example.label for example in self.data.holdout]
-        return pick_thresholds(
-            [a.probability for a in answers],
-            [a.variance for a in answers],
-            [a.label == label for a, label in zip(answers, truth, strict=True)],
-            target_error=self.config.evaluation.target_error,
-            source=f"{len(truth)} examples held out of the {self.task.name} training set",
-            adapter_digest=predictor.card.digest,
-        )
 
     def _predictor(self, posterior: Posterior, digest: str = "") -> Predictor:
         return Predictor(

@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 from dataclasses import replace
@@ -10,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dalorra.decision.policy import NEVER, CalibratedPoint, Decision, Policy, Verdict
+from dalorra.decision.policy import CalibratedPoint, Decision, Policy, Verdict
 from dalorra.errors import AdapterError, InputError
 from tests.fakes import prediction
-from training.thresholds import pick_thresholds
 
 POLICY = Policy(min_probability=0.9, max_variance=0.012, source="a test")
 
@@ -85,94 +83,6 @@ def test_an_input_that_was_cut_is_never_accepted(probability, variance):
     assert loosest.decide(replace(answer, cut_at=None)).decision is Decision.ACCEPT
 
 
-examples = st.lists(
-    st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=1, max_size=12
-)
-
-
-@given(examples, st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.5, 1.0]))
-def test_picked_thresholds_are_the_best_of_all_pairs(examples, target):
-    tenths, parts, correct = map(np.array, zip(*examples, strict=True))
-    p, v = 0.5 + tenths / 10, parts / 32
-    best = None
-    for tau_p, tau_v in itertools.product(p, v):
-        accepted = (p >= tau_p) & (v <= tau_v)
-        if accepted.any() and np.mean(~correct[accepted]) <= target:
-            # most accepted, then the higher τ_p, then the lower τ_v, each as strict as possible
-            key = (int(accepted.sum()), p[accepted].min(), -v[accepted].max())
-            best = key if best is None else max(best, key)
-    policy = pick_thresholds(p, v, correct, target_error=target)
-    verdicts = [policy.decide(prediction(a, b)) for a, b in zip(p, v, strict=True)]
-    decided = np.array([verdict.decision is Decision.ACCEPT for verdict in verdicts])
-    assert policy.accepted == decided.mean()
-    if best is None:
-        assert policy.never_accepts
-        assert policy.error is None
-        assert not decided.any()
-    else:
-        assert (decided.sum(), policy.min_probability, -policy.max_variance) == best
-        assert policy.error == np.mean(~correct[decided]) <= target
-
-
-def test_picking_uses_both_scores():
-    # Confident mistakes with a high variance, and a steady one with a low probability.
-    policy = pick_thresholds(
-        [0.99, 0.98, 0.97, 0.99, 0.60],
-        [0.001, 0.002, 0.001, 0.050, 0.001],
-        [True, True, True, False, False],
-        target_error=0.0,
-        source="five examples",
-        adapter_digest="d1",
-    )
-    assert policy == Policy(
-        min_probability=0.97,
-        max_variance=0.002,
-        source="five examples",
-        target_error=0.0,
-        n=5,
-        accepted=0.6,
-        error=0.0,
-        adapter_digest="d1",
-    )
-
-
-def test_nothing_qualifies():
-    policy = pick_thresholds([0.9, 0.8], [0.0, 0.0], [False, False], target_error=0.05)
-    assert (policy.min_probability, policy.accepted, policy.error) == (NEVER, 0.0, None)
-    assert "within 0.05" in policy.decide(prediction(1.0, 0.0)).reason
-
-
-def test_picking_from_many_examples_is_quick_and_keeps_the_target():
-    generator = np.random.default_rng(0)
-    p = generator.uniform(0.5, 1.0, 20_000)
-    v = (1 - p) ** 2 * generator.uniform(0, 1, 20_000)
-    correct = generator.uniform(size=20_000) < p
-    policy = pick_thresholds(p, v, correct, target_error=0.05)
-    accepted = (p >= policy.min_probability) & (v <= policy.max_variance)
-    assert 0.2 < accepted.mean() == policy.accepted
-    assert np.mean(~correct[accepted]) <= 0.05
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ([], [], []),
-        ([0.9], [0.0, 0.1], [True]),
-        ([[0.9]], [[0.0]], [[True]]),
-        ([math.nan], [0.0], [True]),
-        ([0.9], [math.inf], [True]),
-    ],
-)
-def test_picking_refuses_wrong_arrays(arguments):
-    with pytest.raises(ValueError, match="must be"):
-        pick_thresholds(*arguments, target_error=0.05)
-
-
-def test_picking_refuses_an_impossible_target():
-    with pytest.raises(ValueError, match="target_error"):
-        pick_thresholds([0.9], [0.0], [True], target_error=1.5)
-
-
 def test_a_policy_cannot_be_changed_or_given_unknown_fields():
     with pytest.raises(ValidationError):
         POLICY.min_probability = 0.1
@@ -182,9 +92,7 @@ def test_a_policy_cannot_be_changed_or_given_unknown_fields():
 
 
 def test_save_and_load_are_inverse(tmp_path):
-    policy = pick_thresholds(
-        [0.1 + 0.2, 0.9], [1e-17, 1 / 3], [True, False], target_error=0.0, source="naïve data"
-    )
+    policy = Policy(min_probability=0.1 + 0.2, max_variance=1 / 3, source="naïve data")
     policy.save(tmp_path)
     assert Policy.load(tmp_path) == policy
     assert Policy.load(tmp_path / "policy.json") == policy
@@ -296,7 +204,7 @@ def test_a_target_that_was_never_reached_accepts_nothing():
         (CALIBRATED.at(0.01), 0.03, "0.03 is looser than the 0.01"),
         (CALIBRATED.at(0.001), 0.01, "looser"),
         (POLICY, 0.05, "promises none"),
-        (pick_thresholds([0.9], [0.0], [True], target_error=0.1), 0.05, "promises none"),
+        (POLICY.model_copy(update={"target_error": 0.1}), 0.05, "promises none"),
         (Policy.never(), 0.05, "because no thresholds have been picked: leave it out"),
         (CALIBRATED.held_to("d2", {}), 0.05, "because its policy was made for another mask bank"),
         (CALIBRATED, 0.0, "not between 0 and 1"),
