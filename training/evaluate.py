@@ -6,7 +6,7 @@ posterior mean in place of a sample, is scored beside them.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,7 @@ def evaluate(
     *,
     task: str | None = None,
     seeds: Mapping[str, int] | None = None,
+    seen: Iterable[Example] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Predicts and scores every example.
@@ -65,6 +66,8 @@ def evaluate(
             nothing.
         task: name of the data, for `metrics.json`.
         seeds: seeds that the adapter depends on, likewise.
+        seen: what the adapter was trained and selected on, as far as it is known; how many examples
+            have the input of one of these is counted as `seen`.
         quiet: whether to leave out the progress bar and the table.
 
     Returns:
@@ -83,6 +86,7 @@ def evaluate(
         "task": task,
         "n": len(examples),
         "truncated": sum(answers.truncated),
+        "seen": _among(examples, seen),
         **score(answers.sampled, truth),
         "mean_mask": score(answers.mean_mask, truth, sampled=False),
         "decisions": _by_decision(predictor.policy, answers.sampled, truth),
@@ -166,6 +170,12 @@ def _acceptance(uncertainty: ArrayLike, correct: ArrayLike) -> dict[str, float]:
         str(level): metrics.acceptance_at_error(uncertainty, correct, level)
         for level in ERROR_LEVELS
     }
+
+
+def _among(examples: Sequence[Example], seen: Iterable[Example]) -> int:
+    """How many of the examples have the input of one of `seen`."""
+    known = {frozenset(example.input.items()) for example in seen}
+    return sum(frozenset(example.input.items()) in known for example in examples)
 
 
 def check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:

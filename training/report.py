@@ -31,11 +31,7 @@ _ROWS = (
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """The scores of `training.evaluate.evaluate`, M samples beside the mean mask."""
     task = metrics.get("task") or "evaluation"
-    cut = metrics.get("truncated", 0)
-    table = Table(
-        title=f"{metrics['adapter']} on {task}: {metrics['n']:,} examples"
-        + (f", {cut:,} of them cut to fit" if cut else "")
-    )
+    table = Table(title=f"{metrics['adapter']} on {task}: {_counted(metrics)}")
     table.add_column("score")
     table.add_column(f"M = {metrics['samples']}", justify="right")
     table.add_column("mean mask", justify="right")
@@ -49,6 +45,16 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         cell = f"{_share(part['share'])}, {_share(part['accuracy'])}"
         table.add_row(f"{decision}: share, of it right", cell, "")
     return table
+
+
+def _counted(metrics: Mapping[str, Any]) -> str:
+    """How many examples there were, and what is to be known of some of them."""
+    parts = [f"{metrics['n']:,} examples"]
+    if metrics.get("truncated"):
+        parts.append(f"{metrics['truncated']:,} of them cut to fit")
+    if metrics.get("seen"):
+        parts.append(f"{metrics['seen']:,} with inputs that it was trained or selected on")
+    return ", ".join(parts)
 
 
 def write_model_card(
@@ -116,8 +122,7 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "",
         "## Scores",
         "",
-        f"On {metrics.get('task') or 'held-out data'}, {metrics['n']:,} examples"
-        + (f", {metrics['truncated']:,} of them cut to fit." if metrics["truncated"] else "."),
+        f"On {metrics.get('task') or 'held-out data'}, {_counted(metrics)}.",
         "",
         *markdown_table(
             ("score", f"M = {metrics['samples']}", "mean mask"),

@@ -213,6 +213,7 @@ class Run:
             output / EVALUATION_FOLDER,
             task=f"{self.task.name} {self._evaluation_split}",
             seeds={"training": self.config.seed, "bank": self.config.bank.seed},
+            seen=(*self.data.train, *self.data.holdout),
         )
         write_model_card(folder, manifest.model_dump(), metrics)
         why = f"nothing is accepted yet, because {predictor.policy.source}"

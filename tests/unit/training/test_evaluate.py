@@ -192,6 +192,16 @@ def test_truncated_inputs_are_counted(monkeypatch):
     assert result["truncated"] == 1
 
 
+def test_inputs_that_were_trained_on_are_counted_whatever_their_label(capsys):
+    other = "no" if EXAMPLES[0].label == "yes" else "yes"
+    seen = [Example(EXAMPLES[0].input, other), EXAMPLES[2], Example({"text": "new"}, "no")]
+    result = evaluate(TablePredictor(), EXAMPLES, task="toy", seen=seen)
+    assert result["seen"] == 2
+    counted = "toy: 4 examples, 2 with inputs that it was trained or selected on"
+    assert counted in " ".join(capsys.readouterr().out.split())
+    assert evaluate(TablePredictor(), EXAMPLES, quiet=True)["seen"] == 0
+
+
 def test_the_table_shows_both_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     evaluate(TablePredictor(), EXAMPLES, task="toy")
