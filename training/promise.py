@@ -111,12 +111,19 @@ def uncalibrated(promise: Promise) -> str:
 
     The hold-out of a run selects its checkpoint and is no judge of it any more.
     """
-    least = math.ceil(math.log(1.0 - promise.confidence) / math.log1p(-promise.target_error))
     return (
         "its thresholds are not calibrated: give `dalorra calibrate` labelled examples that it was "
         f"neither trained nor selected on, for an error of {promise.target_error:g} at least "
-        f"{least} that are answered rightly"
+        f"{least_examples(promise.target_error, promise.confidence)} that are answered rightly"
     )
+
+
+def least_examples(target_error: float, confidence: float) -> int:
+    """Accepted examples without a mistake that show an error rate to be within a target.
+
+    The least n with (1 − target)ⁿ ≤ 1 − confidence; fewer show nothing, whatever the thresholds.
+    """
+    return math.ceil(math.log(1.0 - confidence) / math.log1p(-target_error))
 
 
 def promise_in_words(policy: Policy) -> str:
@@ -124,10 +131,16 @@ def promise_in_words(policy: Policy) -> str:
     sure = f"{100 * (policy.confidence or 0.0):.6g} % confidence"
     what = "mean cost of an accepted answer" if policy.costs else "error among accepted answers"
     if policy.never_accepts:
+        least = (
+            f" That takes {least_examples(policy.target_error, policy.confidence):,} accepted ones "
+            "without a mistake, and more with any."
+            if policy.target_error and policy.confidence and not policy.costs
+            else ""
+        )
         return (
-            f"NOTHING IS ACCEPTED: on {policy.n:,} test examples no thresholds keep the {what} "
-            f"within {policy.target_error:g} with {sure}. Use more examples, a looser target or a "
-            "better adapter."
+            f"NOTHING IS ACCEPTED: {policy.n:,} test examples do not show of any thresholds that "
+            f"they keep the {what} within {policy.target_error:g} with {sure}.{least} Use more "
+            "examples, a looser target or a better adapter."
         )
     tau_p, tau_v = policy.min_probability, policy.max_variance
     seen = f"{policy.accepted:.1%} accepted, {policy.error:.4g} observed"

@@ -314,7 +314,8 @@ class Policy(BaseModel):
         if self.target_error is None:
             return self.source
         sure = f" with {100 * self.confidence:.6g} % confidence" if self.confidence else ""
-        return f"no thresholds kept the error among accepted within {self.target_error:.3g}{sure}"
+        within = f"the error among accepted within {self.target_error:.3g}{sure}"
+        return f"no thresholds were shown to keep {within}"
 
     def save(self, path: Path) -> None:
         """Writes JSON to `path`, or to `policy.json` in it when it is a directory, atomically."""

@@ -16,7 +16,14 @@ from tests.labelled_world import (
     world,
 )
 from training.calibrate import calibrate, fit_temperature
-from training.promise import Promise, cost_matrix, promise_in_words, scored_examples
+from training.promise import (
+    Promise,
+    cost_matrix,
+    least_examples,
+    promise_in_words,
+    scored_examples,
+)
+from training.risk_control import upper_limit
 from training.tasks import Example, data_digest
 
 
@@ -81,7 +88,9 @@ def test_nothing_is_accepted_when_nothing_qualifies():
     assert (policy.accepted, policy.error, policy.upper_bound, policy.path) == (0.0, None, None, ())
     assert not accepted(predictor, examples)
     assert "within 0.01 with 95 % confidence" in policy.decide(prediction(1.0, 0.0)).reason
-    assert promise_in_words(policy).startswith("NOTHING IS ACCEPTED")
+    words = promise_in_words(policy)
+    assert words.startswith("NOTHING IS ACCEPTED")
+    assert f"That takes {least_examples(policy.target_error, 0.95):,} accepted ones" in words
 
 
 def test_a_class_target_holds_for_the_answers_with_that_label():
@@ -304,3 +313,10 @@ def test_inputs_that_were_cut_are_neither_accepted_nor_tested():
     assert len(taken) > 300
     assert all(p.cut_at is None for p, _ in taken)
     assert np.mean([p.label != label for p, label in taken]) <= 0.05
+
+
+@pytest.mark.parametrize(("target", "confidence"), [(0.05, 0.95), (0.01, 0.9), (0.2, 0.99)])
+def test_fewer_examples_than_the_least_show_nothing(target, confidence):
+    least = least_examples(target, confidence)
+    assert upper_limit(0.0, least, confidence) <= target
+    assert upper_limit(0.0, least - 1, confidence) > target

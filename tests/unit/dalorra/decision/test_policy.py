@@ -191,7 +191,8 @@ def test_a_target_that_was_never_reached_accepts_nothing():
     at = CALIBRATED.at(0.001)
     assert at.never_accepts
     assert at.decide(prediction(1.0, 0.0)).reason.startswith(
-        "nothing is accepted, because no thresholds kept the error among accepted within 0.001 "
+        "nothing is accepted, because no thresholds were shown to keep the error among accepted "
+        "within 0.001 "
         "with 95 % confidence"
     )
     assert at.decide(prediction(0.9, 0.0)).decision is Decision.ESCALATE

@@ -43,7 +43,7 @@ async def test_a_target_that_was_never_reached_accepts_nothing():
     async with serving(FakePredictor(policy=PROMISE)) as server:
         answers = await ask(server, 0.001)
     assert {one["decision"] for one in answers} <= {"escalate", "clarify"}
-    assert "kept the error among accepted within 0.001" in answers[0]["reason"]
+    assert "to keep the error among accepted within 0.001" in answers[0]["reason"]
 
 
 @pytest.mark.parametrize(
