@@ -266,7 +266,7 @@ class Policy(BaseModel):
 
     def decide(self, answer: Answer) -> Verdict:
         """Applies the rule to one answer. A number that is not finite is never accepted."""
-        if (reason := self._why_excluded(answer)) is not None:
+        if (reason := self._objection(answer)) is not None:
             return Verdict(Decision.ESCALATE, reason)
         v, limit = told_apart(answer.variance, self.max_variance)
         if answer.variance > self.max_variance:
@@ -286,8 +286,8 @@ class Policy(BaseModel):
             "the adapter is steady, the input is ambiguous",
         )
 
-    def _why_excluded(self, answer: Answer) -> str | None:
-        """Why it is escalated before its probability and variance are compared, if it is."""
+    def _objection(self, answer: Answer) -> str | None:
+        """Why it is escalated whatever its probability and variance are, if it is."""
         for name, value in (("probability", answer.probability), ("variance", answer.variance)):
             if not math.isfinite(value):
                 return f"{name} is not a finite number: the model failed"

@@ -17,9 +17,8 @@ from dalorra.prompts import Scope
 Noise = Sequence[RankNoise | None]
 """One per projection of a layer, None where nothing is adapted."""
 
-_KEPT: Final = (
-    64  # arrangements: one for each split of M, where a prompt is too long for one forward
-)
+_KEPT: Final = 64
+"""Arrangements that are kept: a prompt that is too long for one forward splits M its own way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
