@@ -5,8 +5,10 @@ inputs in another. A novelty score that is fitted on these variants does not cal
 its typing alone, see `training.novelty`.
 """
 
+import json
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Final, Literal
 
 from training.tasks import Example
@@ -72,3 +74,9 @@ def spellings(example: Example) -> list[Example]:
         Example({name: spelt(text) for name, text in example.input.items()}, example.label)
         for spelt in _SPELLINGS
     ]
+
+
+def one_spelling(example: Example) -> Example:
+    """One of the example's `spellings`, picked by a hash of its input."""
+    content = json.dumps(["spelling", sorted(example.input.items())])
+    return spellings(example)[int.from_bytes(sha256(content.encode()).digest()) % VARIANTS]
