@@ -47,8 +47,10 @@ def _last_checkpoint(output: Path) -> str | None:
 
 
 def portable(config: TrainingConfig, *left_out: str) -> dict[str, Any]:
-    """The configuration without the folders of this machine, without what of the data's settings is
-    `UNUSED`, and without the sections `left_out`.
+    """What records of a run say of its configuration.
+
+    Without the folders of this machine, settings of the data that are `UNUSED`, and the sections
+    `left_out`.
     """
     unused = {name for name, value in UNUSED.items() if getattr(config.data, name) == value}
     exclude: dict[str, Any] = {"output_dir": True, "data": {"source"} | unused}

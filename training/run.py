@@ -127,7 +127,7 @@ class Run:
         return cast(TrainablePeftModel, model.eval())
 
     def execute(self, checkpoint: str | None) -> Path:
-        """Trains, saves, calibrates where there are examples for it, scores the evaluation split."""
+        """Trains, saves, calibrates where there are examples for it, and scores."""
         output, is_main = self.config.output_dir, Process.this().is_main
         if is_main:
             write_json(output / RUN_FILE, self._description())
@@ -178,15 +178,17 @@ class Run:
 
         The penalty is still divided by the number of examples: spellings are no further evidence.
         """
-        if self.config.data.augment == "none":
+        if not self._augmented:
             return self.data.train
         return [spelt for example in self.data.train for spelt in spellings(example)]
 
+    @property
+    def _augmented(self) -> bool:
+        return self.config.data.augment == "orthography"
+
     def _spelt(self, examples: list[Example]) -> list[Example]:
         """One spelling of each, where the run trains on all."""
-        if self.config.data.augment == "none":
-            return examples
-        return [one_spelling(example) for example in examples]
+        return [one_spelling(example) for example in examples] if self._augmented else examples
 
     def labelled_prompts(self, examples: Sequence[Example]) -> list[LabelledPrompt]:
         """Examples as the trainer takes them; labels are indices in the order of the task."""
@@ -245,9 +247,7 @@ class Run:
         if not self.data.calibration:
             return Policy.never(predictor.card.digest, uncalibrated(promise))
         novelty = predictor.novelty
-        spelt = (
-            "" if self.config.data.augment == "none" else f", each in one of {VARIANTS} spellings"
-        )
+        spelt = f", each in one of {VARIANTS} spellings" if self._augmented else ""
         return calibrate(
             predictor,
             self._spelt(self.data.calibration),
@@ -262,11 +262,11 @@ class Run:
         """What the policy promises, or why it promises nothing and what would change that."""
         if self.data.calibration:
             return promise_in_words(policy)
-        least = least_to_calibrate(self.config.evaluation.target_error)
-        return (
-            f"nothing is accepted yet, because {policy.source}; or train on {least:,} examples or "
-            "more, of which `data.calibration: auto` sets some aside"
-        )
+        why = f"nothing is accepted yet, because {policy.source}"
+        if self.config.data.calibration == "auto":
+            least = least_to_calibrate(self.config.evaluation.target_error)
+            why += f"; a training set of {least:,} or more spares a part of itself for that"
+        return why
 
     def _predictor(self, posterior: Posterior, digest: str = "") -> Predictor:
         return Predictor(
