@@ -1,11 +1,11 @@
 """The examples of one run: what it trains on, selects with, calibrates on and is scored on."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from training.config import DataConfig, TrainingConfig
+from training.orthography import words
 from training.promise import Promise, least_examples
 from training.tasks import Example, Task, data_digest, load_examples, split_off, subsample
 
@@ -13,14 +13,18 @@ _FIXED_SEED: Final = 0
 """Draws the test and the calibration set: the same for every run's seed, so that whoever picks the
 best of several seeds has not picked it on these."""
 
-CALIBRATION_SHARE: Final = 0.2
+CALIBRATION_PART: Final = 5
+"""One example in so many is set aside to calibrate."""
+
 MOST_CALIBRATION: Final = 2000
-"""Examples that are set aside to calibrate are that share of all, and at most that many."""
+"""At most so many are, where the target takes no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Examples of one run, as they are in the data; an input is in one of the first three alone.
+    """Examples of one run, as they are in the data.
+
+    An input is in one of the first three alone, in whatever spelling where all are trained on.
 
     Attributes:
         train: trained on.
@@ -63,19 +67,20 @@ def load_data(config: TrainingConfig, task: Task) -> Data:
 def calibration_size(data: DataConfig, n: int, target_error: float) -> int:
     """How many of n examples are set aside to calibrate.
 
-    `auto` sets aside `CALIBRATION_SHARE` of them, where that is at least twice what the target
-    takes without a mistake; fewer would mostly show nothing, and are better trained on.
+    `auto` sets aside one in `CALIBRATION_PART` of them, where that is at least twice what the
+    target takes without a mistake; fewer would mostly show nothing, and are better trained on.
     """
     if data.calibration != "auto":
         fraction = isinstance(data.calibration, float)
         return round(data.calibration * n) if fraction else int(data.calibration)
-    size = min(round(CALIBRATION_SHARE * n), MOST_CALIBRATION)
-    return size if size >= _worthwhile(target_error) else 0
+    least = _worthwhile(target_error)
+    size = min(n // CALIBRATION_PART, max(MOST_CALIBRATION, least))
+    return size if size >= least else 0
 
 
 def least_to_calibrate(target_error: float) -> int:
     """Examples of a training set from which `auto` sets some aside."""
-    return math.ceil(_worthwhile(target_error) / CALIBRATION_SHARE)
+    return CALIBRATION_PART * _worthwhile(target_error)
 
 
 def divide(examples: Sequence[Example], data: DataConfig, *, calibration: int, seed: int) -> Data:
@@ -90,12 +95,14 @@ def divide(examples: Sequence[Example], data: DataConfig, *, calibration: int, s
     Raises:
         ConfigError: they are too few.
     """
-    remaining, test, aside = list(examples), list[Example](), list[Example]()
+    key = words if data.augment == "orthography" else None
+    remaining, test = list(examples), list[Example]()
     if data.evaluation_holdout:
-        remaining, test = split_off(remaining, data.evaluation_holdout, _FIXED_SEED)
+        remaining, test = split_off(remaining, data.evaluation_holdout, _FIXED_SEED, key)
+    aside: list[Example] = []
     if calibration:
-        remaining, aside = split_off(remaining, calibration, _FIXED_SEED)
-    remaining, holdout = split_off(remaining, data.holdout, seed)
+        remaining, aside = split_off(remaining, calibration, _FIXED_SEED, key)
+    remaining, holdout = split_off(remaining, data.holdout, seed, key)
     if data.train_limit is not None:
         remaining = subsample(remaining, data.train_limit, seed)
     return Data(remaining, holdout, aside, test)

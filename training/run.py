@@ -40,7 +40,7 @@ from training.output import (
 )
 from training.processes import Process
 from training.promise import Promise, promise_in_words, uncalibrated
-from training.report import write_model_card
+from training.report import used_in_words, write_model_card
 from training.tasks import TASKS, Example
 from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
@@ -144,7 +144,8 @@ class Run:
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
         """
         config, method = self.config, self.config.method
-        examples, optimizer = self.labelled_prompts(self.all_spellings), config.optimizer
+        examples = self.labelled_prompts(self._in_all_spellings(self.data.train))
+        optimizer = config.optimizer
         if config.adapter.scope == "answer_tokens":
             self.frozen.prompt_cache.plan(
                 self.model,
@@ -173,18 +174,17 @@ class Run:
         return trainer
 
     @property
-    def all_spellings(self) -> list[Example]:
-        """What is trained on: every training example, in all its spellings where the run says so.
+    def _augmented(self) -> bool:
+        return self.config.data.augment == "orthography"
+
+    def _in_all_spellings(self, examples: list[Example]) -> list[Example]:
+        """Every example in all its spellings, where the run trains on these.
 
         The penalty is still divided by the number of examples: spellings are no further evidence.
         """
         if not self._augmented:
-            return self.data.train
-        return [spelt for example in self.data.train for spelt in spellings(example)]
-
-    @property
-    def _augmented(self) -> bool:
-        return self.config.data.augment == "orthography"
+            return examples
+        return [spelt for example in examples for spelt in spellings(example)]
 
     def _spelt(self, examples: list[Example]) -> list[Example]:
         """One spelling of each, where the run trains on all."""
@@ -216,12 +216,13 @@ class Run:
 
     def _finish(self, output: Path) -> Path:
         folder, manifest, digest = self.save()
+        data = self.data
         predictor = self.evaluable(digest)
         if self.config.evaluation.novelty:
             predictor.novelty = fit_novelty(
                 predictor,
-                self.data.train,
-                self.data.holdout,
+                data.train,
+                data.holdout,
                 augment=self.config.evaluation.novelty_augment,
                 seed=self.config.seed,
             )
@@ -230,15 +231,20 @@ class Run:
         predictor.policy.save(folder)
         metrics = evaluate(
             predictor,
-            self.data.test,
+            data.test,
             output / EVALUATION_FOLDER,
             task=f"{self.task.name} {self._evaluation_split}",
             seeds={"training": self.config.seed, "bank": self.config.bank.seed},
-            seen=(*self.all_spellings, *self._spelt(self.data.holdout + self.data.calibration)),
+            used=self._in_all_spellings(data.train + data.holdout + data.calibration),
         )
         write_model_card(folder, manifest.model_dump(), metrics)
-        said = self._in_words(predictor.policy)
-        Console(stderr=True, soft_wrap=True).print(said, markup=False, highlight=False)
+        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        console.print(self._in_words(predictor.policy))
+        if metrics["used"]:
+            console.print(
+                f"of {metrics['n']:,} evaluation examples {used_in_words(metrics)}: its scores on "
+                "these are no fair test"
+            )
         return folder
 
     def _calibrated(self, predictor: Evaluable) -> Policy:
@@ -307,6 +313,7 @@ class Run:
             training={
                 "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
                 "examples": len(self.data.train),
+                "held_out": len(self.data.holdout),
                 "calibration": len(self.data.calibration),
                 "data_digest": self.data.digest,
                 "config": portable(self.config, "base_model", "task"),

@@ -93,7 +93,7 @@ def test_a_run_leaves_everything_that_tells_what_it_was(configure, tmp_path, fil
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert (metrics["n"], metrics["samples"], metrics["task"]) == (12, 3, "reviews validation")
     assert metrics["seeds"] == {"training": 1, "bank": 0}
-    assert metrics["seen"] == 0
+    assert metrics["used"] == 0
     assert len((folder / "evaluation" / "predictions.jsonl").read_text().splitlines()) == 12
 
     loaded = read_adapter(adapter)
