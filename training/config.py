@@ -49,7 +49,7 @@ class DataConfig(Section):
     holdout: float | int = Field(default=0.1, gt=0.0)
     calibration: (
         Literal["auto"]
-        | Annotated[int, Field(ge=0)]
+        | Annotated[int, Field(strict=True, ge=0)]
         | Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
     ) = "auto"
     evaluation_split: str | None = None
