@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,10 @@ def load_examples(task: Task | str, split: str, source: str | Path | None = None
 
 
 def split_off(
-    examples: Sequence[Example], size: int | float, seed: int
+    examples: Sequence[Example],
+    size: int | float,
+    seed: int,
+    key: Callable[[Example], Example] | None = None,
 ) -> tuple[list[Example], list[Example]]:
     """Holds out part of a training set, for model selection.
 
@@ -74,6 +77,7 @@ def split_off(
         examples: the training set.
         size: how many, or which fraction (0 to 1, exclusive) to hold out.
         seed: another seed holds out others.
+        key: examples that it makes equal count as equal inputs; None: those that are.
 
     Returns:
         what remains and what is held out, each in the original order.
@@ -87,7 +91,7 @@ def split_off(
         raise ConfigError(f"cannot hold out {size} of {n} examples: both sides need one at least")
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        groups[_rank(example, "split_off", seed)].append(index)
+        groups[_rank(key(example) if key else example, "split_off", seed)].append(index)
     held: set[int] = set()
     for _, members in sorted(groups.items()):
         if len(held) + len(members) <= count:
