@@ -15,6 +15,7 @@ from dalorra.decision.novelty import DEFAULT_LEVEL
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from dalorra.posteriors import Posterior
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptTokenizer
 from training.answers import Evaluable, answer
@@ -26,6 +27,7 @@ from training.environment import hardware
 from training.evaluate import evaluate, score
 from training.figures import training_figure
 from training.frozen import FrozenBase
+from training.matched_bank import EXAMPLES, MEASURED, error_ratio, matched_spec
 from training.methods.trained import Inference, TrainedAdapter
 from training.novelty import fit_novelty
 from training.objective import Objective
@@ -41,7 +43,7 @@ from training.output import (
 from training.processes import Process
 from training.promise import Promise, promise_in_words, uncalibrated
 from training.report import used_in_words, write_model_card
-from training.tasks import TASKS, Example
+from training.tasks import TASKS, Example, subsample
 from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
 ADAPTER_FOLDER = "adapter"
@@ -82,6 +84,7 @@ class Run:
 
     Attributes:
         inference: how the adapter answers; changes when the training is over.
+        bank: its samples; likewise.
     """
 
     def __init__(self, config: TrainingConfig, frozen: FrozenBase | None = None) -> None:
@@ -96,6 +99,7 @@ class Run:
             self.base.tokenizer, self.prompt_format, config.adapter.max_tokens
         )
         self.inference = Inference(config.method.posterior())
+        self.bank = config.bank
         self.model = self._attached()
         self.model.objective = Objective(
             config.method,
@@ -160,6 +164,8 @@ class Run:
             raise KeyboardInterrupt
         method.finish(module_tensors(self.model))
         round_adapter(self.model, config.adapter.weight_dtype)
+        if config.bank.sampler == "matched":
+            self.bank = self._matched_bank()
         self.inference = method.after_training(
             TrainedAdapter(
                 self.model,
@@ -172,6 +178,24 @@ class Run:
             )
         )
         return trainer
+
+    def _matched_bank(self) -> BankSpec:
+        """The bank, arranged on training examples."""
+        train = self._spelt(self.data.train)
+        examples = subsample(train, min(EXAMPLES, len(train)), self.config.seed)
+        prompts = [prompt for prompt, _ in self.labelled_prompts(examples)]
+        return matched_spec(self.model, self.model.objective, prompts, self.bank)
+
+    def _bank_with_its_error(self) -> BankSpec:
+        """The bank, and how far its means are off, as the hold-out tells."""
+        predictor = self.evaluable()
+        if not isinstance(predictor, Predictor):
+            return self.bank
+        holdout = self._spelt(self.data.holdout)
+        examples = subsample(holdout, min(MEASURED, len(holdout)), self.config.seed)
+        prompts = [prompt for prompt, _ in self.labelled_prompts(examples)]
+        ratio = error_ratio(predictor, self.inference.posterior, self.model, self.bank, prompts)
+        return self.bank.model_copy(update={"error_ratio": ratio})
 
     @property
     def _augmented(self) -> bool:
@@ -208,6 +232,7 @@ class Run:
 
     def save(self) -> tuple[Path, Manifest, str]:
         """Writes the adapter's directory: its path, manifest and digest."""
+        self.bank = self._bank_with_its_error()
         folder = self.config.output_dir / ADAPTER_FOLDER
         manifest = self._manifest(self.holdout_metrics())
         digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
@@ -234,7 +259,7 @@ class Run:
             data.test,
             output / EVALUATION_FOLDER,
             task=f"{self.task.name} {self._evaluation_split}",
-            seeds={"training": self.config.seed, "bank": self.config.bank.seed},
+            seeds={"training": self.config.seed, "bank": self.bank.seed},
             used=self._in_all_spellings(data.train + data.holdout + data.calibration),
         )
         write_model_card(folder, manifest.model_dump(), metrics)
@@ -259,7 +284,7 @@ class Run:
             self._spelt(self.data.calibration),
             promise,
             source=f"{self.task.name} train, examples that chose nothing else{spelt}",
-            bank=self.config.bank.model_dump(),
+            bank=self.bank.identity,
             min_novelty_p=DEFAULT_LEVEL if novelty else None,
             novelty_digest=novelty.digest if novelty else None,
         )
@@ -279,7 +304,7 @@ class Run:
             self.model,
             self.tokenizer,
             posterior,
-            self.config.bank,
+            self.bank,
             self.config.adapter.scope,
             card=Card(self.base.name, self.config.name, digest, self.config.method.name),
             policy=Policy.never(),
@@ -309,7 +334,7 @@ class Run:
             label_tokens=dict(zip(self.task.labels, self.tokenizer.label_ids, strict=True)),
             modules=list(stochastic_layers(self.model)),
             max_tokens=self.config.adapter.max_tokens,
-            bank=self.config.bank,
+            bank=self.bank,
             training={
                 "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
                 "examples": len(self.data.train),

@@ -197,7 +197,7 @@ def calibrate(
             examples,
             promise,
             source=f"{name} {split}",
-            bank=manifest.bank.model_dump(),
+            bank=manifest.bank.identity,
             temperature=temperature,
             min_novelty_p=novelty_level,
             novelty_digest=novelty.digest if novelty else None,
