@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.report import arguments, print_table, write_json
 from dalorra.decision.predictive import PosteriorSamples
 from training.calibrate import TEMPERATURES, fit_temperature
-from training.experiments.earlier import PREDICTIONS_FILE
+from training.experiments.predictions import PREDICTIONS_FILE
 
 FITS = ("none", "labels", "platt")
 COLUMNS = ("method", *(f"nll_{f}" for f in FITS), *(f"nll_{f}_worst" for f in FITS))
