@@ -104,7 +104,7 @@ def test_the_bank_of_a_run_is_stored_and_drawn_again(configure):
 
 
 def test_only_learned_rank_masks_are_matched(configure):
-    with pytest.raises(ConfigError, match="bank.sampler: dropout cannot be matched"):
+    with pytest.raises(ConfigError, match=r"bank\.sampler: dropout cannot be matched"):
         train(configure(bank={"sampler": "matched"}, method={"name": "mc_dropout"}), overrides={})
 
 
