@@ -128,7 +128,7 @@ def moments(
     for start in range(0, len(prompts), 16):
         found = predictor.posterior_samples(prompts[start : start + 16], all_of_them)
         for own, part in zip(answers, found.probabilities.chunk(len(banks), dim=1), strict=True):
-            own += summarise(PosteriorSamples(part, found.weights), predictor.labels)
+            own.extend(summarise(PosteriorSamples(part, found.weights), predictor.labels))
     return answers
 
 
