@@ -24,7 +24,8 @@ a mistake, where a number that is fixed in advance takes 59 (exact binomial test
 import numpy as np
 from scipy import optimize, special
 
-from training.risk_control import FloatArray, IntArray, ScoredExamples, ThresholdPath
+from training.risk_control import FloatArray, IntArray, ScoredExamples
+from training.threshold_path import ThresholdPath
 
 _PRIOR = 0.5  # Jeffreys'
 
@@ -53,7 +54,8 @@ def log_e_value(total: FloatArray, count: IntArray, target: float) -> FloatArray
 def path_p_values(path: ThresholdPath, tested: ScoredExamples) -> FloatArray:
     """p-value of every step, `[S]`, each valid at every stopping time.
 
-    As in `training.risk_control` the largest of its risks' is the p-value of a step.
+    A step is bad when one of its risks is above target, a union of hypotheses, for which the
+    largest of their p-values is one.
     """
     p_values = np.zeros(len(path))
     for risk in tested.risks:

@@ -5,7 +5,7 @@ depend on the moment. The first `PILOT` answers, in the order in which they were
 path and the steps at which testing starts, and are not tested on; both stay as they are whatever
 comes later. All others test every step by `training.anytime`: a step that breaks its target ever
 has a p-value of u or less with probability u at most. The fallback procedure rejects a bad step at
-levels that are the same at every moment and come to δ for all bad ones (`training.risk_control`).
+levels that are the same at every moment and come to δ for all bad ones (`training.threshold_path`).
 So with probability 1 − δ none of the policies that are ever chosen here breaks its target, neither
 the first that accepts anything nor the one of any later moment.
 """
@@ -15,16 +15,15 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-
 from dalorra.adapter.directory import Adapter
 from dalorra.decision.policy import Answer, CalibratedPoint, Policy
 from dalorra.errors import ConfigError
 from training.anytime import path_p_values, upper_limit
 from training.calibrate import AnsweredExamples, familiar, promising, targets_of
 from training.promise import Promise, cost_matrix
-from training.risk_control import ScoredExamples, ThresholdPath, declare_path, fallback
+from training.risk_control import ScoredExamples
 from training.tasks import Example
+from training.threshold_path import declare_path, fallback, steps_accepting
 
 PILOT = 30
 """Answers that declare the path; on simulated adapters 15 to 50 did about equally well."""
@@ -118,7 +117,7 @@ def _points(
         n: answers that were tested, novel ones included.
     """
     path = declare_path(pilot)
-    starts = _starts(path, pilot)
+    starts = steps_accepting(path, pilot, START_SHARES)
     counts, losses = path.totals(tested, tested.risks[0])
     points: list[CalibratedPoint] = []
     step = len(path) - 1
@@ -141,19 +140,6 @@ def _points(
             )
         )
     return points
-
-
-def _starts(path: ThresholdPath, pilot: ScoredExamples) -> tuple[int, ...]:
-    """The first steps that accept each of `START_SHARES` of the pilot, of every risk's answers."""
-    counts = [path.totals(pilot, risk)[0] for risk in pilot.risks]
-    return tuple(
-        sorted(
-            {
-                max(int(np.searchsorted(count, share * count[-1])) for count in counts)
-                for share in START_SHARES
-            }
-        )
-    )
 
 
 def _digest(answers: Sequence[JudgedAnswer]) -> str:
