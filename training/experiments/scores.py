@@ -6,7 +6,6 @@ from typing import Any
 from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import Evaluable, answer, encode_example
-from training.calibrate import temperature_on
 from training.evaluate import score
 from training.experiments.plane import INPUTS, plane
 from training.experiments.predictions import (
@@ -19,6 +18,7 @@ from training.experiments.shifts import tell_apart
 from training.experiments.spec import RunSpec, Shift, TaskSetting
 from training.run import Run
 from training.tasks import Example, load_examples, load_task, subsample
+from training.temperature import temperature_on
 
 
 def scores_of(spec: RunSpec, run: Run) -> dict[str, Any]:
