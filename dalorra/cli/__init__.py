@@ -1,6 +1,7 @@
 """The command line: the one place where the method, the training and the service meet.
 
-Every command imports what it needs when it runs, so that `--help` does not wait for torch.
+Every command imports what it needs when it runs, so that `--help` does not wait for torch, and
+OpenMP is told before torch loads it how many threads there are and how they wait.
 """
 
 import sys
@@ -18,6 +19,7 @@ from dalorra.cli.experiments import experiment, methods, report
 from dalorra.cli.serving import hash_key, serve
 from dalorra.cli.training import calibrate, evaluate, novelty, train
 from dalorra.errors import DalorraError
+from dalorra.threads import settle
 
 __all__ = ["app"]
 
@@ -36,6 +38,7 @@ def _make_importable() -> None:
 
 
 _make_importable()
+settle()
 
 
 class _OneSentence(TyperGroup):
