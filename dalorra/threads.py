@@ -15,9 +15,9 @@ SPINS: Final = "GOMP_SPINCOUNT"
 DEFAULT_SPINS: Final = 10_000
 """How often a thread looks for work before it sleeps: 0.25 ms on an AMD EPYC (Zen 4), where a look
 takes 24 ns, and 0.4 ms where it takes 140 cycles, as on Intel's. That is longer than most pauses
-between the operations of a forward, and shorter than a time slice: on cores with other work, whoever
-waits for longer, as libgomp's own 300,000 looks do, takes them from the thread that it waits for
-(`benchmarks.threads`)."""
+between the operations of a forward, and shorter than a time slice: on cores with other work, those
+who wait for longer, as libgomp does with its own 300,000 looks, take them from the thread that they
+wait for (`benchmarks.threads`)."""
 
 _SAYS_THREADS: Final = (THREADS, "MKL_NUM_THREADS")
 _SAYS_WAITING: Final = (SPINS, "OMP_WAIT_POLICY")

@@ -14,11 +14,11 @@ from typer.core import TyperGroup
 
 from dalorra.cli.adapters import export, fetch, info
 from dalorra.cli.asking import predict
-from dalorra.cli.console import EXIT_REFUSED, refuse
+from dalorra.cli.console import EXIT_REFUSED, EXIT_SIGNALLED, refuse
 from dalorra.cli.experiments import experiment, methods, report
 from dalorra.cli.serving import hash_key, serve
 from dalorra.cli.training import calibrate, evaluate, novelty, train
-from dalorra.errors import DalorraError
+from dalorra.errors import DalorraError, Interrupted
 from dalorra.threads import settle
 
 __all__ = ["app"]
@@ -50,6 +50,9 @@ class _OneSentence(TyperGroup):
             return super().invoke(ctx)
         except DalorraError as error:
             refuse(str(error))
+        except Interrupted as stopped:
+            refuse(str(stopped))
+            raise typer.Exit(EXIT_SIGNALLED + stopped.signum) from None
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing in ("", "dalorra", "service", "training"):  # a fault of this package

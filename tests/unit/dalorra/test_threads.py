@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[3]
 PERIOD = 100_000
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
-OTHERS = "20 1 0:20 / / rw - overlay overlay rw\n33 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup c rw,cpuset"
+OTHERS = """20 1 0:20 / / rw - overlay overlay rw
+33 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset"""
 
 
 def write(path: Path, text: str) -> None:
@@ -183,8 +184,8 @@ from dalorra.scoring.on_ray import WindowScorer
 assert "torch" not in sys.modules
 class Load:
     def __reduce__(self):
-        return eval, ("lambda: __import__('os').environ['GOMP_SPINCOUNT']",)
-print(WindowScorer(pickle.dumps(Load()))._predictor)
+        return eval, ("lambda: print(__import__('os').environ['GOMP_SPINCOUNT'])",)
+WindowScorer(pickle.dumps(Load()))
 """
     unsaid = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
