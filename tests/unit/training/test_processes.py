@@ -129,8 +129,7 @@ def launch_refused(path: str) -> bool:
 def test_sigterm_saves_says_how_to_resume_and_ends_as_shells_expect(configure, tmp_path):
     config = str(configure("long", optimizer={"steps": 100_000}, evaluation={"every": 1000}))
     process = command(*TRAIN, config)
-    wait_for(tmp_path / "long" / "run.json", process)
-    time.sleep(2)  # until it listens; a signal that comes earlier ends it as it ends any process
+    wait_for(tmp_path / "long" / "log.jsonl", process)  # the first entry comes at step 100
     process.send_signal(signal.SIGTERM)
     _, errors = finish(process)
     (checkpoint,) = (tmp_path / "long" / "checkpoints").iterdir()
