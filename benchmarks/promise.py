@@ -93,9 +93,11 @@ def _one(answered: AnsweredExamples, promise: Promise, level: float, seed: int) 
     middle = len(order) // 2
     calibration, rest = _part(answered, order[:middle]), _part(answered, order[middle:])
     never = Policy.never().model_copy(update={"min_novelty_p": level or None})
-    # As `calibrate` splits it; equal sentences are taken for one.
+    # As `calibrate` splits it.
     at = {id(example): i for i, example in enumerate(calibration.examples)}
-    tested, pilot = split_off(calibration.examples, PILOT_FRACTION, SPLIT_SEED)
+    tested, pilot = split_off(
+        calibration.examples, PILOT_FRACTION, SPLIT_SEED, repeats_together=False
+    )
     points = points_of(
         never,
         _part(calibration, [at[id(example)] for example in pilot]),

@@ -17,11 +17,17 @@ from dalorra.errors import ConfigError
 from training.answers import Evaluable, answer, encode_example
 from training.evaluate import check_labels
 from training.promise import Promise, cost_matrix, scored_examples
-from training.risk_control import ScoredExamples, choose_steps, declare_path, upper_limit
+from training.risk_control import (
+    Ranked,
+    ScoredExamples,
+    choose_steps,
+    declare_strictness,
+    upper_limit,
+)
 from training.tasks import Example, data_digest, split_off
 
 PILOT_FRACTION = 0.1
-"""Share of the examples that declares the path. Few show its shape; the tests need many."""
+"""Share of the examples that declares the levels. Few show what they need; the tests need many."""
 
 STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Stricter targets to calibrate too, as fractions of the one that is asked for."""
@@ -54,8 +60,9 @@ def calibrate(
 ) -> Policy:
     """Chooses the thresholds that accept the most and keep a promise, by Learn then Test.
 
-    A fixed share of the examples, by a hash of their inputs, fits the temperature and declares
-    which pairs are tested in which order; the others test them. The promise is over the draw of
+    A fixed share of the examples, by a hash of their inputs, fits the temperature and declares the
+    order in which pairs are tested; the others test them. Equal inputs are draws like any others,
+    and may come on both sides. The promise is over the draw of
     these examples, for inputs that come from where they came from. They must not have been used
     to train or to select the adapter.
 
@@ -89,7 +96,7 @@ def calibrate(
     """
     check_labels(predictor.labels, examples)
     promise.check_labels(predictor.labels)
-    tested, pilot = split_off(examples, float(pilot_fraction), SPLIT_SEED)
+    tested, pilot = split_off(examples, float(pilot_fraction), SPLIT_SEED, repeats_together=False)
     predictor.policy = Policy.never(predictor.card.digest)
     if temperature:
         fitted = temperature_on(predictor, pilot)
@@ -181,18 +188,20 @@ def points_of(
     scale = float(cost_matrix(labels, promise.costs).max())  # what a loss of 1 costs
     stricter = [float(f"{promise.target_error * part:.6g}") for part in STRICTER]
     targets = [promise.target_error, *stricter]
-    path = declare_path(declaring)
+    strictness = declare_strictness(declaring)
+    ranked = Ranked.by(strictness, deciding)
     in_losses = [target / scale for target in targets]
-    steps = choose_steps(path, declaring, deciding, in_losses, promise.confidence)
-    counts, losses = path.totals(deciding, deciding.risks[0])
+    steps = choose_steps(ranked, declaring, deciding, in_losses, promise.confidence)
+    counts, losses = ranked.totals(deciding.risks[0])
 
     def point(step: int, target: float) -> CalibratedPoint:
-        count, loss = int(counts[step]), float(losses[step])
+        count, loss = int(counts[step - 1]), float(losses[step - 1])
         limit = upper_limit(loss, count, promise.confidence, binary=deciding.risks[0].binary)
+        tau_p, tau_v = strictness.thresholds(ranked.level_of(step))
         return CalibratedPoint(
             target_error=target,
-            min_probability=float(path.min_probability[step]),
-            max_variance=float(path.max_variance[step]),
+            min_probability=tau_p,
+            max_variance=tau_v,
             accepted=count / len(tested.examples),
             error=scale * loss / count,
             upper_bound=min(scale * limit, target),  # rounding must not make it exceed the target
