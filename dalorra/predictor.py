@@ -68,6 +68,7 @@ class Predictor:
         arranged = arranged or arrange(model.get_base_model())
         self.dtype = arranged.dtype
         self._hidden_size = arranged.hidden_size
+        self._error_ratio = bank.error_ratio
         modules = module_tensors(model)
         self._network = network_on(
             arranged, model, tokenizer.label_ids, posterior.bank(modules, bank), scope
@@ -231,6 +232,7 @@ class Predictor:
         if not prompts:
             nothing = torch.empty(0, len(every), 1, len(self.labels))
             return PosteriorSamples(nothing, torch.ones(1)), torch.empty(0, self._hidden_size)
+        error_ratio = self._error_ratio if network is self._network else 1.0
         parts, features, weights = [], [], torch.ones(1)
         order: list[int] = []
         rows = [packed_row_count(prompt, len(every), self.scope) for prompt in prompts]
@@ -245,7 +247,7 @@ class Predictor:
             features.append(torch.cat([a.features for a in answers], dim=1).mean(dim=1))
             order += places
         back = torch.tensor(order).argsort()  # on the host, and only now a GPU is waited for
-        samples = PosteriorSamples(torch.cat(parts).cpu()[back], weights.cpu())
+        samples = PosteriorSamples(torch.cat(parts).cpu()[back], weights.cpu(), error_ratio)
         return samples, torch.cat(features).cpu()[back]
 
     def warm_up(self) -> Iterator[Callable[[], object]]:

@@ -1,7 +1,7 @@
 """The configuration of a training run: one small YAML file."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,8 +29,14 @@ class DataConfig(Section):
     Attributes:
         source: None for the hub, or a file or folder, see `training.tasks.load_examples`.
         train_limit: use this many training examples, drawn by seed; None: all.
+        augment: `orthography` trains on every example in all its spellings, see
+            `training.orthography`, and selects and calibrates on one spelling of each; `none`
+            takes all of them as they are. The evaluation split always stays as it is.
         holdout: fraction, or number of examples, split off the training set, by seed, for model
             selection; never trained on.
+        calibration: fraction, or number of examples, split off the training set before,
+            whatever the seed, that choose the thresholds at the end and nothing else; `auto`: see
+            `training.data.calibration_size`; 0: none.
         evaluation_split: what is scored at the end; None: the split that the task names.
         evaluation_limit: score this many of it, drawn with seed 0; None: all.
         evaluation_holdout: score this many examples, split off the training set whatever the seed,
@@ -39,10 +45,21 @@ class DataConfig(Section):
 
     source: Path | None = None
     train_limit: int | None = Field(default=None, ge=1)
+    augment: Augment = "none"
     holdout: float | int = Field(default=0.1, gt=0.0)
+    calibration: (
+        Literal["auto"]
+        | Annotated[int, Field(strict=True, ge=0)]
+        | Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+    ) = "auto"
     evaluation_split: str | None = None
     evaluation_limit: int | None = Field(default=None, ge=1)
     evaluation_holdout: int | None = Field(default=None, ge=1)
+
+
+UNUSED: Final[dict[str, Any]] = {"augment": "none", "calibration": 0}
+"""Values of `DataConfig` that leave the examples as they are. Records of a run leave them out, so
+a record without a setting and one with the setting unused are the same run."""
 
 
 class AdapterConfig(Section):
@@ -89,9 +106,10 @@ class EvaluationConfig(Section):
     Attributes:
         every: gradient steps between evaluations and checkpoints.
         keep_best: finish with the checkpoint of lowest hold-out NLL instead of the last one.
-        target_error: largest error among accepted answers that the adapter is to be calibrated for;
-            a run only says what that takes.
-        novelty: fit a novelty score, which `dalorra calibrate` can give a level.
+        target_error: largest error among accepted answers, with 95 % confidence, that the run
+            calibrates the adapter for where it has examples for it, see `DataConfig.calibration`;
+            else it says what that takes.
+        novelty: fit a novelty score; a calibrated policy then has a level for it.
         novelty_augment: whether an input is novel for its spelling alone, see
             `training.orthography`; `none` fits the inputs as they are.
     """

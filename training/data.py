@@ -1,19 +1,41 @@
-"""The examples of one run: what it trains on, what it selects with, what it is scored on."""
+"""The examples of one run: what it trains on, selects with, calibrates on and is scored on."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
-from training.config import TrainingConfig
+from training.config import DataConfig, TrainingConfig
+from training.orthography import words
+from training.promise import Promise, least_examples
 from training.tasks import Example, Task, data_digest, load_examples, split_off, subsample
 
-_TEST_SEED = 0  # the same test set for every run's seed
+_FIXED_SEED: Final = 0
+"""Draws the test and the calibration set: the same for every run's seed, so that whoever picks the
+best of several seeds has not picked it on these."""
+
+CALIBRATION_PART: Final = 5
+"""One example in so many is set aside to calibrate."""
+
+MOST_CALIBRATION: Final = 2000
+"""At most so many are, where the target takes no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Examples of one run; the hold-out is never trained on, the test set never selected on."""
+    """Examples of one run, as they are in the data.
+
+    An input is in one of the first three alone, in whatever spelling where all are trained on.
+
+    Attributes:
+        train: trained on.
+        holdout: chooses the checkpoint.
+        calibration: chooses the thresholds and nothing else; may be empty.
+        test: chooses nothing.
+    """
 
     train: list[Example]
     holdout: list[Example]
+    calibration: list[Example]
     test: list[Example]
 
     @property
@@ -30,14 +52,61 @@ def load_data(config: TrainingConfig, task: Task) -> Data:
     """
     data = config.data
     examples = load_examples(task, "train", data.source)
-    if data.evaluation_holdout:
-        examples, test = split_off(examples, data.evaluation_holdout, _TEST_SEED)
-    else:
-        split = data.evaluation_split or task.evaluation_split
-        test = load_examples(task, split, data.source)
+    size = calibration_size(
+        data, len(examples) - (data.evaluation_holdout or 0), config.evaluation.target_error
+    )
+    divided = divide(examples, data, calibration=size, seed=config.seed)
+    test = divided.test
+    if not data.evaluation_holdout:
+        test = load_examples(task, data.evaluation_split or task.evaluation_split, data.source)
     if data.evaluation_limit is not None and data.evaluation_limit < len(test):
-        test = subsample(test, data.evaluation_limit, _TEST_SEED)
-    remaining, holdout = split_off(examples, data.holdout, config.seed)
+        test = subsample(test, data.evaluation_limit, _FIXED_SEED)
+    return replace(divided, test=test)
+
+
+def calibration_size(data: DataConfig, n: int, target_error: float) -> int:
+    """How many of n examples are set aside to calibrate.
+
+    `auto` sets aside one in `CALIBRATION_PART` of them, where that is at least twice what the
+    target takes without a mistake; fewer would mostly show nothing, and are better trained on.
+    """
+    if data.calibration != "auto":
+        fraction = isinstance(data.calibration, float)
+        return round(data.calibration * n) if fraction else int(data.calibration)
+    least = _worthwhile(target_error)
+    size = min(n // CALIBRATION_PART, max(MOST_CALIBRATION, least))
+    return size if size >= least else 0
+
+
+def least_to_calibrate(target_error: float) -> int:
+    """Examples of a training set from which `auto` sets some aside."""
+    return CALIBRATION_PART * _worthwhile(target_error)
+
+
+def divide(examples: Sequence[Example], data: DataConfig, *, calibration: int, seed: int) -> Data:
+    """The parts of a training set; nothing to test where the data do not split that off.
+
+    Args:
+        examples: the training set.
+        data: how much is held out and trained on.
+        calibration: examples to set aside.
+        seed: of the run.
+
+    Raises:
+        ConfigError: they are too few.
+    """
+    key = words if data.augment == "orthography" else None
+    remaining, test = list(examples), list[Example]()
+    if data.evaluation_holdout:
+        remaining, test = split_off(remaining, data.evaluation_holdout, _FIXED_SEED, key)
+    aside: list[Example] = []
+    if calibration:
+        remaining, aside = split_off(remaining, calibration, _FIXED_SEED, key)
+    remaining, holdout = split_off(remaining, data.holdout, seed, key)
     if data.train_limit is not None:
-        remaining = subsample(remaining, data.train_limit, config.seed)
-    return Data(remaining, holdout, test)
+        remaining = subsample(remaining, data.train_limit, seed)
+    return Data(remaining, holdout, aside, test)
+
+
+def _worthwhile(target_error: float) -> int:
+    return 2 * least_examples(target_error, Promise(target_error).confidence)

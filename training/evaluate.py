@@ -53,7 +53,7 @@ def evaluate(
     *,
     task: str | None = None,
     seeds: Mapping[str, int] | None = None,
-    seen: Iterable[Example] = (),
+    used: Iterable[Example] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Predicts and scores every example.
@@ -66,8 +66,8 @@ def evaluate(
             nothing.
         task: name of the data, for `metrics.json`.
         seeds: seeds that the adapter depends on, likewise.
-        seen: what the adapter was trained and selected on, as far as it is known; how many examples
-            have the input of one of these is counted as `seen`.
+        used: what the adapter was trained, selected and calibrated on, as far as it is known; how
+            many examples have the input of one of these is counted as `used`.
         quiet: whether to leave out the progress bar and the table.
 
     Returns:
@@ -86,7 +86,7 @@ def evaluate(
         "task": task,
         "n": len(examples),
         "truncated": sum(answers.truncated),
-        "seen": _among(examples, seen),
+        "used": _among(examples, used),
         **score(answers.sampled, truth),
         "mean_mask": score(answers.mean_mask, truth, sampled=False),
         "decisions": _by_decision(predictor.policy, answers.sampled, truth),
@@ -172,9 +172,9 @@ def _acceptance(uncertainty: ArrayLike, correct: ArrayLike) -> dict[str, float]:
     }
 
 
-def _among(examples: Sequence[Example], seen: Iterable[Example]) -> int:
-    """How many of the examples have the input of one of `seen`."""
-    known = {frozenset(example.input.items()) for example in seen}
+def _among(examples: Sequence[Example], used: Iterable[Example]) -> int:
+    """How many of the examples have the input of one of `used`."""
+    known = {frozenset(example.input.items()) for example in used}
     return sum(frozenset(example.input.items()) in known for example in examples)
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from dalorra.decision.novelty import Novelty
 from dalorra.errors import ConfigError
 from training.answers import Evaluable, encode_example
+from training.config import UNUSED, DataConfig
+from training.data import divide
 from training.orthography import Augment, spellings
-from training.tasks import Example, data_digest, split_off, subsample
+from training.tasks import Example, subsample
 
 REFERENCE_EXAMPLES = 600
 """Training examples whose features are fitted, in two spellings: enough for 128 components."""
@@ -79,23 +82,21 @@ def trained_and_held_out(
         ConfigError: it says too little, or the examples are not those of the run.
     """
     try:
-        config = training["config"]
-        holdout, seed = float(config["data"]["holdout"]), int(config["seed"])
-        limit, digest = config["data"]["train_limit"], training["data_digest"]
-    except (KeyError, TypeError) as error:
+        config, digest = training["config"], training["data_digest"]
+        data = DataConfig.model_validate({**UNUSED, **config["data"]})
+        seed, calibration = int(config["seed"]), int(training.get("calibration", 0))
+    except (KeyError, TypeError, ValidationError) as error:
         raise ConfigError(
             "the adapter does not say which examples it was trained on: train it again with this "
             "release"
         ) from error
-    remaining, held_out = split_off(list(examples), holdout, seed)
-    if limit is not None:
-        remaining = subsample(remaining, limit, seed)
-    if data_digest(remaining) != digest:
+    parts = divide(examples, data, calibration=calibration, seed=seed)
+    if parts.digest != digest:
         raise ConfigError(
             "these are not the examples that the adapter was trained on: name the training data "
             "of its run with --data"
         )
-    return remaining, held_out
+    return parts.train, parts.holdout
 
 
 def _features(predictor: Evaluable, variants: Sequence[Sequence[Example]]) -> Tensor:

@@ -80,7 +80,7 @@ class Objective:
         modules = module_tensors(model)
         samples = self.method.samples_of(len(prompts))  # [B or 1, S]
         bank = self.method.draw(modules, samples.numel(), generator)
-        scores, rows = self._scores(model, prompts, samples, bank)  # [B, S, K]
+        scores, rows = self.logits(model, prompts, samples, bank)  # [B, S, K]
         targets = labels.repeat_interleave(scores.shape[1])
         nll = F.cross_entropy(scores.flatten(0, 1), targets)
         own = self.method.example_penalty(bank, rows)
@@ -88,14 +88,21 @@ class Objective:
         total = nll + penalty / self.train_size
         return Loss(total=total, nll=nll.detach(), penalty=penalty.detach())
 
-    def _scores(
+    def logits(
         self,
         model: StochasticPeftModel,
         prompts: Sequence[Prompt],
         samples: Tensor,
         bank: NoiseBank,
     ) -> tuple[Tensor, PackedRows]:
-        """Logits of the labels `[B, S, K]`, and the rows of their forward."""
+        """Logits of the labels `[B, S, K]`, and the rows of their forward.
+
+        Args:
+            model: the base with the adapter attached.
+            prompts: B inputs.
+            samples: `[B or 1, S]`, which samples of the bank each one is asked under.
+            bank: the samples; the logits are differentiable in them.
+        """
         base = cast(PreTrainedModel, model.get_base_model())
         if is_encoder(base):
             rows = pack_texts(prompts, samples).to(base.device)

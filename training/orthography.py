@@ -5,10 +5,13 @@ inputs in another. A novelty score that is fitted on these variants does not cal
 its typing alone, see `training.novelty`.
 """
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Final, Literal
 
+from dalorra.errors import ConfigError
 from training.tasks import Example
 
 _STRAY_SPACE = re.compile(
@@ -53,22 +56,52 @@ def _closed(text: str, mark: str) -> str:
     return stripped if stripped.endswith(_ENOUGH) else stripped + mark
 
 
-_SPELLINGS: Final[tuple[Callable[[str], str], ...]] = (
-    str,
-    lower,
-    sentence,
-    lambda text: sentence(text, "!"),
-    lambda text: sentence(text, ""),
-    title,
-)
+SPELLINGS: Final[Mapping[str, Callable[[str], str]]] = {
+    "given": str,
+    "lower": lower,
+    "sentence": sentence,
+    "exclamation": lambda text: sentence(text, "!"),
+    "open": lambda text: sentence(text, ""),
+    "title": title,
+}
+"""Ways to spell a text, the one that it is given in among them."""
 
-VARIANTS: Final = len(_SPELLINGS)
-"""Number of spellings of each text, the one that is given among them."""
+VARIANTS: Final = len(SPELLINGS)
+"""Number of them."""
+
+MIXED: Final = "mixed"
+"""Each example in one of the `SPELLINGS`."""
 
 
 def spellings(example: Example) -> list[Example]:
     """The example as it is, then with all of its fields spelt in `VARIANTS - 1` other ways."""
     return [
         Example({name: spelt(text) for name, text in example.input.items()}, example.label)
-        for spelt in _SPELLINGS
+        for spelt in SPELLINGS.values()
     ]
+
+
+def one_spelling(example: Example) -> Example:
+    """One of the example's `spellings`, picked by a hash of its input."""
+    content = json.dumps(["spelling", sorted(example.input.items())])
+    return spellings(example)[int.from_bytes(sha256(content.encode()).digest()) % VARIANTS]
+
+
+def in_spelling(example: Example, name: str) -> Example:
+    """The example in the spelling of that name, one of `SPELLINGS` or `MIXED`.
+
+    Raises:
+        ConfigError: there is no such spelling.
+    """
+    if name == MIXED:
+        return one_spelling(example)
+    if name not in SPELLINGS:
+        known = ", ".join((*SPELLINGS, MIXED))
+        raise ConfigError(f"no spelling is called {name!r}: there are {known}")
+    return spellings(example)[list(SPELLINGS).index(name)]
+
+
+def words(example: Example) -> Example:
+    """The letters and digits alone, in upper case: the same for all spellings of an example."""
+    bare = {name: re.sub(r"\W", "", text.upper()) for name, text in example.input.items()}
+    return Example(bare, example.label)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from transformers.trainer_utils import get_last_checkpoint
 
 from dalorra.errors import ConfigError
-from training.config import TrainingConfig
+from training.config import UNUSED, TrainingConfig
 from training.processes import Process
 
 RUN_FILE: Final = "run.json"
@@ -47,8 +47,13 @@ def _last_checkpoint(output: Path) -> str | None:
 
 
 def portable(config: TrainingConfig, *left_out: str) -> dict[str, Any]:
-    """The configuration without the folders of this machine and the sections `left_out`."""
-    exclude: dict[str, Any] = {"output_dir": True, "data": {"source"}}
+    """What records of a run say of its configuration.
+
+    Without the folders of this machine, settings of the data that are `UNUSED`, and the sections
+    `left_out`.
+    """
+    unused = {name for name, value in UNUSED.items() if getattr(config.data, name) == value}
+    exclude: dict[str, Any] = {"output_dir": True, "data": {"source"} | unused}
     return config.model_dump(mode="json", exclude=exclude | dict.fromkeys(left_out, True))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from training.figures import reliability_figure
+from training.orthography import VARIANTS
 
 CARD_FILE = "README.md"
 DIAGRAM_FILE = "reliability.png"
@@ -52,9 +53,14 @@ def _counted(metrics: Mapping[str, Any]) -> str:
     parts = [f"{metrics['n']:,} examples"]
     if metrics.get("truncated"):
         parts.append(f"{metrics['truncated']:,} of them cut to fit")
-    if metrics.get("seen"):
-        parts.append(f"{metrics['seen']:,} with inputs that it was trained or selected on")
+    if metrics.get("used"):
+        parts.append(used_in_words(metrics))
     return ", ".join(parts)
+
+
+def used_in_words(metrics: Mapping[str, Any]) -> str:
+    """How many of the examples are no fair test."""
+    return f"{metrics['used']:,} with inputs that it was trained, selected or calibrated on"
 
 
 def write_model_card(
@@ -120,6 +126,10 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "",
         *markdown_table(("", ""), fields.items()),
         "",
+        "## Data",
+        "",
+        *markdown_table(("examples", "", "what they chose"), _data_rows(manifest, metrics)),
+        "",
         "## Scores",
         "",
         f"On {metrics.get('task') or 'held-out data'}, {_counted(metrics)}.",
@@ -141,6 +151,36 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "low-rank update cannot feel has a variance of zero whatever the answer is worth, so a low",
         "variance alone is no proof that an input belongs to the task.",
     ]
+
+
+def _data_rows(
+    manifest: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Which examples the adapter depends on, and which it was only measured on."""
+    training, used = manifest["training"], metrics.get("used", 0)
+    config = training["config"]
+    augmented = config["data"].get("augment", "none") == "orthography"
+    all_spellings, one = (
+        (f", in {VARIANTS} spellings each", f", in one of {VARIANTS} spellings each")
+        if augmented
+        else ("", "")
+    )
+    novelty = ", and what is usual for the novelty score"
+    rows = [
+        (training["examples"], f"trained on{all_spellings}", "the weights and the posterior"),
+        (
+            training["held_out"],
+            f"held out{one}",
+            "the checkpoint" + (novelty if config["evaluation"]["novelty"] else ""),
+        ),
+        (training["calibration"], f"set aside{one}", "the thresholds"),
+        (
+            metrics["n"],
+            metrics.get("task") or "evaluated",
+            f"nothing, but {used:,} of them are among the others" if used else "nothing",
+        ),
+    ]
+    return [(f"{n:,}", what, chose) for n, what, chose in rows if n]
 
 
 def _policy(metrics: Mapping[str, Any]) -> list[str]:

@@ -11,22 +11,27 @@ from dalorra.adapter.directory import round_adapter, save_adapter
 from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
 from dalorra.adapter.manifest import BaseReference, Card, Manifest, library_versions
 from dalorra.base.families import head_modules
+from dalorra.decision.novelty import DEFAULT_LEVEL
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from dalorra.posteriors import Posterior
+from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptTokenizer
 from training.answers import Evaluable, answer
+from training.calibrate import calibrate
 from training.config import TrainingConfig, read_config
-from training.data import load_data
+from training.data import least_to_calibrate, load_data
 from training.encoders import prepare
 from training.environment import hardware
 from training.evaluate import evaluate, score
 from training.figures import training_figure
 from training.frozen import FrozenBase
+from training.matched_bank import EXAMPLES, MEASURED, error_ratio, matched_spec
 from training.methods.trained import Inference, TrainedAdapter
 from training.novelty import fit_novelty
 from training.objective import Objective
+from training.orthography import VARIANTS, one_spelling, spellings
 from training.output import (
     CHECKPOINT_FOLDER,
     LOG_FILE,
@@ -36,9 +41,9 @@ from training.output import (
     write_json,
 )
 from training.processes import Process
-from training.promise import Promise, uncalibrated
-from training.report import write_model_card
-from training.tasks import TASKS, Example
+from training.promise import Promise, promise_in_words, uncalibrated
+from training.report import used_in_words, write_model_card
+from training.tasks import TASKS, Example, subsample
 from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
 ADAPTER_FOLDER = "adapter"
@@ -79,6 +84,7 @@ class Run:
 
     Attributes:
         inference: how the adapter answers; changes when the training is over.
+        bank: its samples; likewise.
     """
 
     def __init__(self, config: TrainingConfig, frozen: FrozenBase | None = None) -> None:
@@ -93,6 +99,7 @@ class Run:
             self.base.tokenizer, self.prompt_format, config.adapter.max_tokens
         )
         self.inference = Inference(config.method.posterior())
+        self.bank = config.bank
         self.model = self._attached()
         self.model.objective = Objective(
             config.method,
@@ -124,7 +131,7 @@ class Run:
         return cast(TrainablePeftModel, model.eval())
 
     def execute(self, checkpoint: str | None) -> Path:
-        """Trains, saves, and scores the evaluation split; the adapter accepts nothing yet."""
+        """Trains, saves, calibrates where there are examples for it, and scores."""
         output, is_main = self.config.output_dir, Process.this().is_main
         if is_main:
             write_json(output / RUN_FILE, self._description())
@@ -141,7 +148,8 @@ class Run:
             KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
         """
         config, method = self.config, self.config.method
-        examples, optimizer = self.labelled_prompts(self.data.train), config.optimizer
+        examples = self.labelled_prompts(self._in_all_spellings(self.data.train))
+        optimizer = config.optimizer
         if config.adapter.scope == "answer_tokens":
             self.frozen.prompt_cache.plan(
                 self.model,
@@ -156,18 +164,55 @@ class Run:
             raise KeyboardInterrupt
         method.finish(module_tensors(self.model))
         round_adapter(self.model, config.adapter.weight_dtype)
+        if config.bank.sampler == "matched":
+            self.bank = self._matched_bank()
         self.inference = method.after_training(
             TrainedAdapter(
                 self.model,
                 self._predictor,
-                examples=self.data.train,
-                holdout=self.data.holdout,
+                examples=self._spelt(self.data.train),
+                holdout=self._spelt(self.data.holdout),
                 bank=config.bank,
                 seed=config.seed,
                 prompt_cache=self.frozen.prompt_cache,
             )
         )
         return trainer
+
+    def _matched_bank(self) -> BankSpec:
+        """The bank, arranged on training examples."""
+        train = self._spelt(self.data.train)
+        examples = subsample(train, min(EXAMPLES, len(train)), self.config.seed)
+        prompts = [prompt for prompt, _ in self.labelled_prompts(examples)]
+        return matched_spec(self.model, self.model.objective, prompts, self.bank)
+
+    def _bank_with_its_error(self) -> BankSpec:
+        """The bank, and how far its means are off, as the hold-out tells."""
+        predictor = self.evaluable()
+        if not isinstance(predictor, Predictor):
+            return self.bank
+        holdout = self._spelt(self.data.holdout)
+        examples = subsample(holdout, min(MEASURED, len(holdout)), self.config.seed)
+        prompts = [prompt for prompt, _ in self.labelled_prompts(examples)]
+        ratio = error_ratio(predictor, self.inference.posterior, self.model, self.bank, prompts)
+        return self.bank.model_copy(update={"error_ratio": ratio})
+
+    @property
+    def _augmented(self) -> bool:
+        return self.config.data.augment == "orthography"
+
+    def _in_all_spellings(self, examples: list[Example]) -> list[Example]:
+        """Every example in all its spellings, where the run trains on these.
+
+        The penalty is still divided by the number of examples: spellings are no further evidence.
+        """
+        if not self._augmented:
+            return examples
+        return [spelt for example in examples for spelt in spellings(example)]
+
+    def _spelt(self, examples: list[Example]) -> list[Example]:
+        """One spelling of each, where the run trains on all."""
+        return [one_spelling(example) for example in examples] if self._augmented else examples
 
     def labelled_prompts(self, examples: Sequence[Example]) -> list[LabelledPrompt]:
         """Examples as the trainer takes them; labels are indices in the order of the task."""
@@ -176,8 +221,9 @@ class Run:
 
     def holdout_metrics(self) -> dict[str, float]:
         """Scores of the model as it would be served, M samples of its posterior."""
-        answers = answer(self.evaluable(), self.data.holdout, mean_mask=False)
-        scores = score(answers.sampled, [example.label for example in self.data.holdout])
+        holdout = self._spelt(self.data.holdout)
+        answers = answer(self.evaluable(), holdout, mean_mask=False)
+        scores = score(answers.sampled, [example.label for example in holdout])
         return {name: scores[name] for name in HOLDOUT_METRICS}
 
     def evaluable(self, digest: str = "") -> Evaluable:
@@ -186,6 +232,7 @@ class Run:
 
     def save(self) -> tuple[Path, Manifest, str]:
         """Writes the adapter's directory: its path, manifest and digest."""
+        self.bank = self._bank_with_its_error()
         folder = self.config.output_dir / ADAPTER_FOLDER
         manifest = self._manifest(self.holdout_metrics())
         digest = save_adapter(self.model, manifest, folder, self.config.adapter.weight_dtype)
@@ -194,38 +241,70 @@ class Run:
 
     def _finish(self, output: Path) -> Path:
         folder, manifest, digest = self.save()
+        data = self.data
         predictor = self.evaluable(digest)
         if self.config.evaluation.novelty:
             predictor.novelty = fit_novelty(
                 predictor,
-                self.data.train,
-                self.data.holdout,
+                data.train,
+                data.holdout,
                 augment=self.config.evaluation.novelty_augment,
                 seed=self.config.seed,
             )
             predictor.novelty.save(folder)
-        promise = Promise(self.config.evaluation.target_error)
-        predictor.policy = Policy.never(digest, uncalibrated(promise))
+        predictor.policy = self._calibrated(predictor)
         predictor.policy.save(folder)
         metrics = evaluate(
             predictor,
-            self.data.test,
+            data.test,
             output / EVALUATION_FOLDER,
             task=f"{self.task.name} {self._evaluation_split}",
-            seeds={"training": self.config.seed, "bank": self.config.bank.seed},
-            seen=(*self.data.train, *self.data.holdout),
+            seeds={"training": self.config.seed, "bank": self.bank.seed},
+            used=self._in_all_spellings(data.train + data.holdout + data.calibration),
         )
         write_model_card(folder, manifest.model_dump(), metrics)
-        why = f"nothing is accepted yet, because {predictor.policy.source}"
-        Console(stderr=True, soft_wrap=True).print(why, markup=False, highlight=False)
+        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        console.print(self._in_words(predictor.policy))
+        if metrics["used"]:
+            console.print(
+                f"of {metrics['n']:,} evaluation examples {used_in_words(metrics)}: its scores on "
+                "these are no fair test"
+            )
         return folder
+
+    def _calibrated(self, predictor: Evaluable) -> Policy:
+        """The thresholds that the calibration examples show to keep the run's promise."""
+        promise = Promise(self.config.evaluation.target_error)
+        if not self.data.calibration:
+            return Policy.never(predictor.card.digest, uncalibrated(promise))
+        novelty = predictor.novelty
+        spelt = f", each in one of {VARIANTS} spellings" if self._augmented else ""
+        return calibrate(
+            predictor,
+            self._spelt(self.data.calibration),
+            promise,
+            source=f"{self.task.name} train, examples that chose nothing else{spelt}",
+            bank=self.bank.identity,
+            min_novelty_p=DEFAULT_LEVEL if novelty else None,
+            novelty_digest=novelty.digest if novelty else None,
+        )
+
+    def _in_words(self, policy: Policy) -> str:
+        """What the policy promises, or why it promises nothing and what would change that."""
+        if self.data.calibration:
+            return promise_in_words(policy)
+        why = f"nothing is accepted yet, because {policy.source}"
+        if self.config.data.calibration == "auto":
+            least = least_to_calibrate(self.config.evaluation.target_error)
+            why += f"; a training set of {least:,} or more spares a part of itself for that"
+        return why
 
     def _predictor(self, posterior: Posterior, digest: str = "") -> Predictor:
         return Predictor(
             self.model,
             self.tokenizer,
             posterior,
-            self.config.bank,
+            self.bank,
             self.config.adapter.scope,
             card=Card(self.base.name, self.config.name, digest, self.config.method.name),
             policy=Policy.never(),
@@ -255,10 +334,12 @@ class Run:
             label_tokens=dict(zip(self.task.labels, self.tokenizer.label_ids, strict=True)),
             modules=list(stochastic_layers(self.model)),
             max_tokens=self.config.adapter.max_tokens,
-            bank=self.config.bank,
+            bank=self.bank,
             training={
                 "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
                 "examples": len(self.data.train),
+                "held_out": len(self.data.holdout),
+                "calibration": len(self.data.calibration),
                 "data_digest": self.data.digest,
                 "config": portable(self.config, "base_model", "task"),
                 "holdout": holdout,
@@ -273,6 +354,7 @@ class Run:
             "examples": {
                 "train": len(self.data.train),
                 "holdout": len(self.data.holdout),
+                "calibration": len(self.data.calibration),
                 "test": len(self.data.test),
             },
             "data_digest": self.data.digest,

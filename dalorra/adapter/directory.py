@@ -124,9 +124,7 @@ def read_adapter(path: Path) -> Adapter:
     digest = adapter_digest(path)
     novelty = Novelty.load(path, digest) if (path / NOVELTY_FILE).exists() else None
     if policy:
-        policy = policy.held_to(
-            digest, manifest.bank.model_dump(), novelty.digest if novelty else None
-        )
+        policy = policy.held_to(digest, manifest.bank.identity, novelty.digest if novelty else None)
     return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty)
 
 

@@ -58,6 +58,10 @@ def evaluate(
     data: DataSource = None,
     task: TaskReference = None,
     split: Split = None,
+    spelling: Annotated[
+        str,
+        typer.Option(help="given, lower, sentence, exclamation, open, title, or mixed: one each."),
+    ] = "given",
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics, predictions and diagrams.")
     ] = None,
@@ -69,11 +73,14 @@ def evaluate(
     from dalorra.adapter.directory import read_adapter
     from training.evaluate import evaluate as score
     from training.load import load_evaluable
+    from training.orthography import in_spelling
 
     trained_on = read_adapter(adapter).manifest.training.get("task")
     name, split, examples = _labelled(adapter, trained_on, data, task, split)
+    spelt = [in_spelling(example, spelling) for example in examples]
     predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype)
-    score(predictor, examples, out, task=f"{name} {split}")
+    said = f"{name} {split}" if spelling == "given" else f"{name} {split}, {spelling} spelling"
+    score(predictor, spelt, out, task=said)
 
 
 def novelty(
@@ -190,7 +197,7 @@ def calibrate(
             examples,
             promise,
             source=f"{name} {split}",
-            bank=manifest.bank.model_dump(),
+            bank=manifest.bank.identity,
             temperature=temperature,
             min_novelty_p=novelty_level,
             novelty_digest=novelty.digest if novelty else None,

@@ -22,10 +22,13 @@ class PosteriorSamples:
     Attributes:
         probabilities: `[B, M, S, K]`: M samples, each under S weighted masks of the head.
         weights: `[S]`, sums to 1; S is 1 where the head is sampled with the rest.
+        error_ratio: error of a mean over the M samples, in units of that of M independent ones; see
+            `dalorra.posteriors.bank.BankSpec`.
     """
 
     probabilities: Tensor
     weights: Tensor
+    error_ratio: float = 1.0
 
     @property
     def by_sample(self) -> Tensor:
@@ -52,12 +55,11 @@ class Prediction:
         entropy: of the mean distribution, in nats.
         mutual_information: epistemic part of the entropy, in nats.
         samples: M.
-        standard_error: how far `probability` may be off the mean over the whole posterior, because
-            only M samples were averaged: √(u / (M − 1)), u the population variance over the samples
-            (for independent ones u · M / (M − 1) is the unbiased variance of one, and 1 / M of it
-            that of their mean). A stratified bank is a Latin hypercube over the mask bits, whose
-            mean is usually far closer (and never much worse: at most σ² / (M − 1); Owen, 1997),
-            so that this is an upper estimate. None for one sample, which cannot tell.
+        standard_error: of `probability`, as an estimate of the mean over the whole posterior by M
+            samples: e √(u / (M − 1)), u the population variance over the samples, e the bank's
+            `error_ratio`. M independent samples have e = 1; a stratified bank is a Latin hypercube
+            over the mask bits and has less (never much more: e² ≤ M / (M − 1); Owen, 1997). None
+            for one sample, which cannot tell.
         sample_probabilities: the label's probability under each of the M samples.
         novelty: conformal p-value of the input among those like the training data, see
             `dalorra.decision.novelty`: small is novel. None when the adapter cannot tell.
@@ -92,7 +94,7 @@ def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list
     """
     if isinstance(samples, Tensor):
         samples = PosteriorSamples(samples[:, :, None], samples.new_ones(1))
-    count = samples.probabilities.shape[1]
+    count, error_ratio = samples.probabilities.shape[1], samples.error_ratio
     p = samples.probabilities.double().flatten(1, 2)  # [B, M·S, K]
     of_mask = samples.weights.double()
     of_mask = of_mask / of_mask.sum()  # float32 weights add up to 1 up to their own rounding
@@ -118,7 +120,7 @@ def summarise(samples: PosteriorSamples | Tensor, labels: Sequence[str]) -> list
             entropy=total,
             mutual_information=epistemic,
             samples=count,
-            standard_error=math.sqrt(spread / (count - 1)) if count > 1 else None,
+            standard_error=error_ratio * math.sqrt(spread / (count - 1)) if count > 1 else None,
             sample_probabilities=tuple(of_samples),
         )
         for distribution, index, var, total, epistemic, spread, of_samples in zip(

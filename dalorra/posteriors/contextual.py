@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dalorra.errors import ConfigError
-from dalorra.posteriors.bank import BankSpec, no_integrated_head, of_rows
+from dalorra.posteriors.bank import BankSpec, refuse_mask_settings, of_rows
 from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
 
@@ -57,7 +57,7 @@ class ContextualMatrix(Posterior):
         }
 
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> "ContextBank":
-        no_integrated_head(spec, "a contextual matrix")
+        refuse_mask_settings(spec, "a contextual matrix")
         return self.draw(modules, spec.samples, torch.Generator().manual_seed(spec.seed))
 
     def draw(

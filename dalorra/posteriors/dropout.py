@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.posteriors.bank import BankSpec, MaskBank, no_integrated_head, of_rows
+from dalorra.posteriors.bank import BankSpec, MaskBank, refuse_mask_settings, of_rows
 from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
 
@@ -34,7 +34,7 @@ class AdapterDropout(Posterior):
     position: Position = "input"
 
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> "MaskBank | DropoutBank":
-        no_integrated_head(spec, "dropout")
+        refuse_mask_settings(spec, "dropout")
         return self.draw(modules, spec.samples, torch.Generator().manual_seed(spec.seed))
 
     def draw(

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dalorra.errors import ConfigError
-from dalorra.posteriors.bank import BankSpec, MaskBank, no_integrated_head
+from dalorra.posteriors.bank import BankSpec, MaskBank, refuse_mask_settings
 from dalorra.posteriors.masks import fixed_count_masks, prior_logit
 from dalorra.posteriors.noise import ModuleTensors
 from dalorra.posteriors.posterior import Posterior
@@ -45,7 +45,7 @@ class RandomMasks(Posterior):
     off: int = Field(ge=0)
 
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> MaskBank:
-        no_integrated_head(spec, "random masks")
+        refuse_mask_settings(spec, "random masks")
         generator = torch.Generator().manual_seed(spec.seed)
         return MaskBank(self.draw(modules, spec.samples, generator))
 
@@ -66,7 +66,7 @@ class Deterministic(Posterior):
     """Plain LoRA: every component on, one sample."""
 
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> MaskBank:
-        no_integrated_head(spec, "a plain LoRA")
+        refuse_mask_settings(spec, "a plain LoRA")
         return self.mean(modules)
 
     def mean(self, modules: Sequence[ModuleTensors]) -> MaskBank:
@@ -86,7 +86,7 @@ class Ensemble(Posterior):
     members: int = Field(ge=2)
 
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> MaskBank:
-        no_integrated_head(spec, "an ensemble")
+        refuse_mask_settings(spec, "an ensemble")
         down = modules[0]["down"]
         if down.shape[0] % self.members:
             raise ConfigError(f"{down.shape[0]} components are not {self.members} equal members")

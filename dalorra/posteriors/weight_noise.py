@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.posteriors.bank import BankSpec, MaskBank, no_integrated_head, of_rows
+from dalorra.posteriors.bank import BankSpec, MaskBank, refuse_mask_settings, of_rows
 from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
 
@@ -36,7 +36,7 @@ class GaussianDown(Posterior):
         return {"rho": torch.empty_like(down).uniform_(low, self.initial_rho)}
 
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> "WeightNoiseBank":
-        no_integrated_head(spec, "Gaussian noise")
+        refuse_mask_settings(spec, "Gaussian noise")
         return WeightNoiseBank.draw([m["rho"].detach().square() for m in modules], spec)
 
     def mean(self, modules: Sequence[ModuleTensors]) -> MaskBank:
@@ -59,7 +59,7 @@ class ColumnSpaceNoise(Posterior):
     def bank(
         self, modules: Sequence[ModuleTensors], spec: BankSpec
     ) -> "WeightNoiseBank | MaskBank":
-        no_integrated_head(spec, "Gaussian noise")
+        refuse_mask_settings(spec, "Gaussian noise")
         if self.scale == 0.0:
             return _no_noise(modules)
         return WeightNoiseBank.draw([self._deviation(m) for m in modules], spec)

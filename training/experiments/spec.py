@@ -129,10 +129,13 @@ class RunSpec:
     def config(self, folder: Path, overrides: Mapping[str, Any]) -> TrainingConfig:
         """Its configuration: the experiment's, changed by the task, the variant and `overrides`.
 
+        It compares answers and not decisions, so no examples are set aside to calibrate, unless
+        it says so.
+
         Raises:
             ConfigError: they do not make one.
         """
-        content: dict[str, Any] = {}
+        content: dict[str, Any] = {"data": {"calibration": 0}}
         for layer in (self.experiment.config, self.task.config, self.variant.config, overrides):
             content = _merged(content, layer)
         content |= {"name": self.key, "output_dir": str(folder / self.key), "seed": self.seed}

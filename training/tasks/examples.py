@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,12 @@ def load_examples(task: Task | str, split: str, source: str | Path | None = None
 
 
 def split_off(
-    examples: Sequence[Example], size: int | float, seed: int, *, repeats_together: bool = True
+    examples: Sequence[Example],
+    size: int | float,
+    seed: int,
+    key: Callable[[Example], Example] | None = None,
+    *,
+    repeats_together: bool = True,
 ) -> tuple[list[Example], list[Example]]:
     """Holds out part of the examples.
 
@@ -74,6 +79,7 @@ def split_off(
         examples: e.g. a training set.
         size: how many, or which fraction (0 to 1, exclusive) to hold out.
         seed: another seed holds out others.
+        key: examples that it makes equal count as equal inputs; None: those that are.
         repeats_together: without it equal inputs are split like different ones, and both parts are
             like draws from where the examples came from.
 
@@ -90,11 +96,11 @@ def split_off(
     groups: dict[bytes, list[int]] = defaultdict(list)
     seen: Counter[bytes] = Counter()
     for index, example in enumerate(examples):
-        key = _rank(example, "split_off", seed)
-        seen[key] += 1
-        if not repeats_together and seen[key] > 1:
-            key = hashlib.sha256(key + str(seen[key]).encode()).digest()
-        groups[key].append(index)
+        rank = _rank(key(example) if key else example, "split_off", seed)
+        seen[rank] += 1
+        if not repeats_together and seen[rank] > 1:
+            rank = hashlib.sha256(rank + str(seen[rank]).encode()).digest()
+        groups[rank].append(index)
     held: set[int] = set()
     for _, members in sorted(groups.items()):
         if len(held) + len(members) <= count:

@@ -33,7 +33,7 @@ class Layer(Generic[P]):
     """Parts of one decoder layer; the last one has its query apart from key and value.
 
     Attributes:
-        input_norm, mlp_norm: weights `[d]`.
+        input_norm, mlp_norm: weights `[d]` float32.
         attention: query, key and value: one projection, or two in the last layer.
         output, gate, up, down: the other projections.
     """
@@ -85,16 +85,16 @@ class ArrangedLlama:
         self.prefix_cache = prefix_cache
         self.record = record
         self.layer_weights = sum(p.numel() for p in trunk.layers[0].parameters())
-        self.embed = trunk.embed_tokens
+        self._embedding = trunk.embed_tokens
         self.head_weight = _base(model.lm_head).weight.detach()  # [vocabulary, d]
-        self.final_norm = trunk.norm.weight
+        self._final_norm = trunk.norm.weight.detach().float()
         self._rotary_embedding = trunk.rotary_emb
         self._eps = float(config.rms_norm_eps)
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
         self._width = int(trunk.layers[0].self_attn.head_dim)
         last = len(trunk.layers) - 1
-        prepack = can_prepack(self.embed.weight)
+        prepack = can_prepack(self.head_weight)
         with torch.no_grad():
             self.layers = [
                 _arrange(layer, f"model.layers.{i}", prepack=prepack, separate_query=i == last)
@@ -116,13 +116,22 @@ class ArrangedLlama:
         """What they are stored in."""
         return self.head_weight.dtype
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """The head of the residual stream, `[B, rows, d]` float32."""
+        embedded: Tensor = self._embedding(input_ids)
+        return embedded.float()
+
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm."""
-        return F.rms_norm(x, (x.shape[-1],), weight, self._eps)
+        """RMS norm of the residual stream, in the model's precision."""
+        return F.rms_norm(x, (x.shape[-1],), weight, self._eps).to(self.dtype)
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """RMS norm at the end of the residual stream, float32."""
+        return F.rms_norm(x, (x.shape[-1],), self._final_norm, self._eps)
 
     def rotary(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine, `[B or 1, 1, rows, head_dim]`, in the model's precision."""
-        cos, sin = self._rotary_embedding(self.embed.weight, position_ids)
+        cos, sin = self._rotary_embedding(self.head_weight, position_ids)
         return cos[:, None], sin[:, None]
 
     def query(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -186,10 +195,10 @@ def _arrange(
 
     q, k, v = (f"self_attn.{part}_proj" for part in "qkv")
     return Layer(
-        input_norm=layer.input_layernorm.weight,
+        input_norm=layer.input_layernorm.weight.detach().float(),
         attention=(fused(q), fused(k, v)) if separate_query else (fused(q, k, v),),
         output=fused("self_attn.o_proj"),
-        mlp_norm=layer.post_attention_layernorm.weight,
+        mlp_norm=layer.post_attention_layernorm.weight.detach().float(),
         gate=fused("mlp.gate_proj"),
         up=fused("mlp.up_proj"),
         down=fused("mlp.down_proj"),

@@ -137,7 +137,7 @@ class PackedLlama:
         return Answers(probabilities, noise.head.weights, states.float())
 
     def _normed(self, states: Tensor) -> Tensor:
-        return self._base.norm(states, self._base.final_norm)
+        return self._base.final_norm(states)
 
     def _answer_tokens(
         self,

@@ -25,7 +25,7 @@ class Product(Protocol):
         """(Wx + b) · factor, `[B, rows, d_out]`."""
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
-        """Wx + b + term, `[B, rows, d_out]`."""
+        """Wx + b + term, `[B, rows, d_out]`, in the precision of the term."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,7 +184,7 @@ class _Plain:
         return self(x).mul_(factor)
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
-        return self(x).add_(term)
+        return term + self(x)
 
 
 class _Prepacked:
@@ -206,4 +206,4 @@ class _Prepacked:
         return cast(Tensor, self._binary(x, factor, self._weight, self._bias, "mul"))
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
-        return cast(Tensor, self._binary(x, term, self._weight, self._bias, "add"))
+        return term + self(x)

@@ -195,11 +195,11 @@ def test_truncated_inputs_are_counted(monkeypatch):
 def test_inputs_that_were_trained_on_are_counted_whatever_their_label(capsys):
     other = "no" if EXAMPLES[0].label == "yes" else "yes"
     seen = [Example(EXAMPLES[0].input, other), EXAMPLES[2], Example({"text": "new"}, "no")]
-    result = evaluate(TablePredictor(), EXAMPLES, task="toy", seen=seen)
-    assert result["seen"] == 2
-    counted = "toy: 4 examples, 2 with inputs that it was trained or selected on"
+    result = evaluate(TablePredictor(), EXAMPLES, task="toy", used=seen)
+    assert result["used"] == 2
+    counted = "toy: 4 examples, 2 with inputs that it was trained, selected or calibrated on"
     assert counted in " ".join(capsys.readouterr().out.split())
-    assert evaluate(TablePredictor(), EXAMPLES, quiet=True)["seen"] == 0
+    assert evaluate(TablePredictor(), EXAMPLES, quiet=True)["used"] == 0
 
 
 def test_the_table_shows_both_columns(capsys, monkeypatch):
@@ -239,6 +239,12 @@ MANIFEST = {
     },
     "bank": {"samples": 10, "seed": 0, "sampler": "iid"},
     "max_tokens": 300,
+    "training": {
+        "examples": 4000,
+        "held_out": 500,
+        "calibration": 1000,
+        "config": {"data": {"augment": "orthography"}, "evaluation": {"novelty": True}},
+    },
 }
 
 
@@ -253,6 +259,21 @@ def test_the_model_card(run, tmp_path):
     assert "| escalate | 25.0 % | 100.0 % |" in card
     assert "![Reliability diagram](reliability.png)" in card
     assert imread(tmp_path / "reliability.png").ndim == 3
+
+
+def test_the_card_says_what_was_chosen_on_which_examples(run, tmp_path):
+    card = write_model_card(tmp_path, MANIFEST, {**run[0], "used": 2}).read_text()
+    assert "| 4,000 | trained on, in 6 spellings each | the weights and the posterior |" in card
+    assert "| 500 | held out, in one of 6 spellings each | the checkpoint, and what" in card
+    assert "| 1,000 | set aside, in one of 6 spellings each | the thresholds |" in card
+    assert "| 4 | toy | nothing, but 2 of them are among the others |" in card
+
+    config = {"data": {}, "evaluation": {"novelty": False}}
+    plain = {**MANIFEST["training"], "calibration": 0, "config": config}
+    card = write_model_card(tmp_path, {**MANIFEST, "training": plain}, run[0]).read_text()
+    assert "| 500 | held out | the checkpoint |" in card
+    assert "the thresholds |" not in card
+    assert "| 4 | toy | nothing |" in card
 
 
 def test_the_card_of_an_adapter_that_never_accepts(run, tmp_path):

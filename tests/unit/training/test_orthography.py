@@ -1,12 +1,19 @@
 """Spellings say the same in other letters and marks."""
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.orthography import VARIANTS, natural_spacing, spellings
+from dalorra.errors import ConfigError
+from training.orthography import (
+    SPELLINGS,
+    VARIANTS,
+    in_spelling,
+    natural_spacing,
+    one_spelling,
+    spellings,
+    words,
+)
 from training.tasks import Example
 
 TREEBANK = "jonathan parker 's film wo n't , i think , `` sit still '' ( or so ) ."
@@ -51,11 +58,33 @@ def test_a_question_stays_one_and_nothing_is_never_closed(text):
 
 @given(st.text(alphabet="abcXYZ ,.!?'n\"()éß", max_size=40))
 def test_the_words_stay(text):
-    def words(one: str) -> str:
-        return re.sub(r"[^\w]", "", one.upper())
+    example = Example({"text": text}, "a")
+    assert len(spellings(example)) == VARIANTS
+    for one in spellings(example):
+        assert words(one) == words(example)
 
-    assert len(spelt(text)) == VARIANTS
-    assert {words(one) for one in spelt(text)} == {words(text)}
+
+def test_the_words_are_letters_and_digits():
+    assert words(Example({"a": "It 's 3, isn't it ?", "b": "ß"}, "x")).input == {
+        "a": "ITS3ISNTIT",
+        "b": "SS",
+    }
+
+
+def test_a_spelling_has_a_name_and_mixed_takes_each_example_in_one():
+    example = Example({"text": TREEBANK}, "a")
+    assert [in_spelling(example, name) for name in SPELLINGS] == spellings(example)
+    assert in_spelling(example, "mixed") == one_spelling(example)
+    with pytest.raises(ConfigError, match="no spelling is called 'odd': there are given, lower"):
+        in_spelling(example, "odd")
+
+
+def test_mixed_spellings_are_fixed_by_the_input_and_about_as_frequent():
+    examples = [Example({"text": f"it 's odd {i}"}, "a") for i in range(600)]
+    picked = [spellings(e).index(one_spelling(e)) for e in examples]
+    assert picked == [spellings(e).index(one_spelling(e)) for e in examples]
+    counts = [picked.count(i) for i in range(VARIANTS)]
+    assert max(abs(count - 100) for count in counts) < 4 * 600**0.5 * (5 / 36) ** 0.5
 
 
 def test_every_field_is_spelt_in_the_same_way():

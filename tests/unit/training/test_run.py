@@ -72,7 +72,7 @@ def test_a_run_leaves_everything_that_tells_what_it_was(configure, tmp_path, fil
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["optimizer"]["steps"] == 6
     assert record["config"]["seed"] == 1
-    assert record["examples"] == {"train": 18, "holdout": 6, "test": 12}
+    assert record["examples"] == {"train": 18, "holdout": 6, "calibration": 0, "test": 12}
     assert {"python", "torch", "transformers", "peft"} <= record["versions"].keys()
     assert record["base_model"]["digest"] == load_base_model(str(files / "base")).digest
     assert record["hardware"]["cores"] >= 1
@@ -93,7 +93,7 @@ def test_a_run_leaves_everything_that_tells_what_it_was(configure, tmp_path, fil
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert (metrics["n"], metrics["samples"], metrics["task"]) == (12, 3, "reviews validation")
     assert metrics["seeds"] == {"training": 1, "bank": 0}
-    assert metrics["seen"] == 0
+    assert metrics["used"] == 0
     assert len((folder / "evaluation" / "predictions.jsonl").read_text().splitlines()) == 12
 
     loaded = read_adapter(adapter)

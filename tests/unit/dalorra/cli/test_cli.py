@@ -285,6 +285,17 @@ def test_evaluate_uses_the_task_that_the_adapter_was_trained_on(run, scored, lab
     assert (out, task) == (tmp_path / "out", "sst2 validation")
 
 
+def test_evaluate_asks_in_another_spelling_and_says_so(run, scored, labelled):
+    result = run("evaluate", "a", "--data", str(labelled), "--spelling", "exclamation")
+    assert result.exit_code == 0, result.output
+    ((examples, _, task),) = scored.calls
+    assert [dict(e.input) for e in examples] == [{"sentence": "Fine!"}]
+    assert task == "sst2 validation, exclamation spelling"
+    refused = run("evaluate", "a", "--data", str(labelled), "--spelling", "leet")
+    assert refused.exit_code == 2
+    assert "no spelling is called 'leet': there are given, lower" in refused.stderr
+
+
 def test_evaluate_says_when_nobody_knows_the_task(run, scored, labelled):
     scored.manifest.training = {}
     result = run("evaluate", "a", "--data", str(labelled))

@@ -1,6 +1,6 @@
-from collections import Counter
-
 """Parts of a data set: what is held out, and what is taken of it."""
+
+from collections import Counter
 
 import pytest
 from hypothesis import given
