@@ -159,7 +159,7 @@ def leniency_needed(part: Part, novelty: Novelty, policy: Policy) -> Tensor:
     """How lenient the policy has to become until it accepts each input, `[n]`; above 2: never.
 
     Calibration moves a policy along p ≥ τ, v ≤ κ τ (1 − τ) with a fixed κ, and leaves the novelty
-    level where it is (`training.risk_control.declare_path`). An input of probability p and variance
+    level where it is (`training.risk_control.Strictness`). An input of probability p and variance
     v is accepted up to the τ where τ = p or τ (1 − τ) = v / κ, whichever comes first; its doubt is
     1 − τ. One whose novelty p-value is below the level no τ accepts.
     """

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--predictions", type=Path)
     options = parser.parse_args()
-    answered = _answered(options.adapter, options.data, options.predictions)
+    answered = answered_by(options.adapter, "sst2", "validation", options.data, options.predictions)
     levels = {0.0}
     if all(p.novelty is not None for p in answered.predictions):
         levels.add(DEFAULT_LEVEL)
@@ -68,9 +68,11 @@ def main() -> None:
     write_json(options.json, results)
 
 
-def _answered(adapter: Path, data: Path | None, kept: Path | None) -> AnsweredExamples:
-    """The adapter's answers to the validation split, whatever its policy."""
-    examples = load_examples("sst2", "validation", data)
+def answered_by(
+    adapter: Path, task: str, split: str, data: Path | None, kept: Path | None
+) -> AnsweredExamples:
+    """The adapter's answers to a split, whatever its policy, or those that a file keeps."""
+    examples = load_examples(task, split, data)
     if kept and kept.exists():
         return AnsweredExamples(
             [Prediction(**one) for one in json.loads(kept.read_text())], examples
@@ -79,6 +81,7 @@ def _answered(adapter: Path, data: Path | None, kept: Path | None) -> AnsweredEx
     predictor.policy = Policy.never()
     predictions = answer(predictor, examples, mean_mask=False).sampled
     if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps([asdict(one) for one in predictions]))
     return AnsweredExamples(predictions, examples)
 

@@ -50,7 +50,7 @@ IntArray = NDArray[np.int64]
 SHARE_QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Quantiles of the pilot's epistemic share that are tried as κ, see `declare_strictness`."""
 
-_USUAL = 6  # times √n examples for the first step: the best of those that `benchmarks.power` tries
+_USUAL = 6  # times √n examples for the first step, see `first_step`
 _DECIMALS = 12  # of a level: closer ones count as tied
 _ROUNDING = 1e-9  # of a sum of losses
 
@@ -91,6 +91,11 @@ class ScoredExamples:
         first, *rest = self.risks
         return replace(self, risks=(replace(first, target=target), *rest))
 
+    def part(self, index: IntArray) -> "ScoredExamples":
+        """Those of the examples, in this order; one that is named twice is there twice."""
+        risks = (replace(r, loss=r.loss[index], counted=r.counted[index]) for r in self.risks)
+        return ScoredExamples(self.probability[index], self.variance[index], tuple(risks))
+
 
 @dataclass(frozen=True, slots=True)
 class Strictness:
@@ -111,8 +116,8 @@ class Strictness:
     def levels(self, probability: FloatArray, variance: FloatArray) -> FloatArray:
         """The strictest level that accepts each example, `[n]`."""
         peak = self.kappa / 4.0
-        share = variance / peak if peak else np.zeros_like(variance)
-        falling = (1.0 + np.sqrt(np.clip(1.0 - share, 0.0, 1.0))) / 2.0
+        share = np.minimum(variance, peak) / peak if peak else np.zeros_like(variance)
+        falling = (1.0 + np.sqrt(1.0 - share)) / 2.0
         rising = (0.25 - variance) / (0.5 - 2.0 * peak) if self.kappa < 1.0 else falling
         by_variance = np.where(variance <= peak, falling, rising)
         level: FloatArray = np.round(np.clip(np.minimum(probability, by_variance), 0, 1), _DECIMALS)
