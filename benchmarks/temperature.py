@@ -5,9 +5,9 @@
 The folder is a setting with two labels of an experiment, with its answers: `dalorra experiment
 tuned --out OUT` makes this one. Of every adapter's test answers a pilot is drawn at random, a
 temperature is fitted to it, and the rest is scored at that temperature: fitted as `dalorra
-calibrate --temperature` does it, to Platt's targets, and to the labels as they are. An answer holds
-the distribution of each sample with its head integrated, which is tempered here in place of those
-under each mask of the head.
+calibrate --temperature on` does it, to Platt's targets, and to the labels as they are. An answer
+holds the distribution of each sample with its head integrated, which is tempered here in place of
+those under each mask of the head.
 """
 
 from collections import defaultdict
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.report import arguments, print_table, write_json
 from dalorra.decision.predictive import PosteriorSamples
-from training.calibrate import TEMPERATURES, fit_temperature
-from training.experiments.earlier import PREDICTIONS_FILE
+from training.experiments.predictions import PREDICTIONS_FILE
+from training.temperature import TEMPERATURES, fit_temperature
 
 FITS = ("none", "labels", "platt")
 COLUMNS = ("method", *(f"nll_{f}" for f in FITS), *(f"nll_{f}_worst" for f in FITS))

@@ -66,7 +66,7 @@ class Predictor:
         self.policy = policy
         self.novelty = novelty
         arranged = arranged or arrange(model.get_base_model())
-        self.dtype = arranged.dtype
+        self.dtype, self._device_type = arranged.dtype, arranged.device.type
         self._hidden_size = arranged.hidden_size
         self._error_ratio = bank.error_ratio
         modules = module_tensors(model)
@@ -131,18 +131,26 @@ class Predictor:
             base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow
         )
         check_tokens(manifest, tokenizer)
-        return cls(
+        predictor = cls(
             model,
             tokenizer,
             adapter.posterior,
             manifest.bank,
             manifest.scope,
             card=Card(base.name, name or manifest.name, adapter.digest, manifest.method),
-            policy=adapter.policy or Policy.never(adapter.digest),
+            policy=Policy.never(adapter.digest),
             novelty=adapter.novelty,
             row_budget=row_budget,
             arranged=arranged,
         )
+        if adapter.policy is not None:
+            predictor.policy = adapter.policy.served_in(predictor.precision)
+        return predictor
+
+    @property
+    def precision(self) -> str:
+        """What its answers are computed in, such as `bfloat16 on cpu`."""
+        return f"{str(self.dtype).removeprefix('torch.')} on {self._device_type}"
 
     @property
     def bank(self) -> NoiseBank:

@@ -7,14 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import numpy as np
-import torch
-from scipy import optimize
-
 from dalorra.decision.policy import NEVER, Answer, CalibratedPoint, Decision, Policy
-from dalorra.decision.predictive import PosteriorSamples
 from dalorra.errors import ConfigError
-from training.answers import Evaluable, answer, encode_example
+from training.answers import Evaluable, answer
 from training.evaluate import check_labels
 from training.promise import Promise, cost_matrix, scored_examples
 from training.risk_control import (
@@ -25,6 +20,7 @@ from training.risk_control import (
     upper_limit,
 )
 from training.tasks import Example, data_digest, split_off
+from training.temperature import TemperatureChoice, temperature_on
 
 PILOT_FRACTION = 0.1
 """Share of the examples that declares the levels. Few show what they need; the tests need many."""
@@ -33,8 +29,6 @@ STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Stricter targets to calibrate too, as fractions of the one that is asked for."""
 
 SPLIT_SEED = 0  # fixed: drawing again until something qualifies would void the promise
-TEMPERATURES = (0.05, 20.0)
-"""Lowest and highest temperature that `fit_temperature` tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +46,9 @@ def calibrate(
     *,
     source: str,
     bank: Mapping[str, int | str] | None = None,
-    temperature: bool = False,
+    temperature: TemperatureChoice = "auto",
     min_novelty_p: float | None = None,
     novelty_digest: str | None = None,
-    pilot_fraction: float = PILOT_FRACTION,
     quiet: bool = True,
 ) -> Policy:
     """Chooses the thresholds that accept the most and keep a promise, by Learn then Test.
@@ -78,11 +71,11 @@ def calibrate(
         source: what the examples are, for the policy.
         bank: how the predictor's samples were drawn, likewise.
         temperature: whether to divide all label logits by the temperature that makes the pilot's
-            labels most likely. It changes the probabilities that are served.
+            labels most likely: where that helps, always or never. It changes the probabilities
+            that are served, and so comes before the thresholds.
         min_novelty_p: ε of the policy; None or 0 for none. An adapter without novelty features
             has nothing to compare with it.
         novelty_digest: of those features, for the policy.
-        pilot_fraction: share of the examples that is not tested on.
         quiet: whether to leave out the progress bar.
 
     Returns:
@@ -90,17 +83,16 @@ def calibrate(
         thresholds keeps the promise.
 
     Raises:
-        ConfigError: no examples, an unknown label, a share that leaves nothing, or a novelty level
-            for an adapter without novelty features.
+        ConfigError: no examples or too few, an unknown label, or a novelty level for an
+            adapter without novelty features.
         InputError: an input does not fit the adapter's template.
     """
     check_labels(predictor.labels, examples)
     promise.check_labels(predictor.labels)
-    tested, pilot = split_off(examples, float(pilot_fraction), SPLIT_SEED, repeats_together=False)
+    tested, pilot = split_off(examples, PILOT_FRACTION, SPLIT_SEED, repeats_together=False)
     predictor.policy = Policy.never(predictor.card.digest)
-    if temperature:
-        fitted = temperature_on(predictor, pilot)
-        predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
+    fitted = temperature_on(predictor, pilot, temperature)
+    predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
     frame = predictor.policy.model_copy(
         update={
             "min_novelty_p": min_novelty_p or None,
@@ -138,17 +130,37 @@ def calibrated(
         ConfigError: the frame has a novelty level, and the answers no novelty.
     """
     points = points_of(frame, pilot, tested, promise, labels)
+    source = (
+        f"{frame.source}: {len(pilot.examples)} examples to declare the thresholds, "
+        f"{len(tested.examples)} to test"
+    )
+    return promising(
+        frame.model_copy(update={"source": source}), points, tested.predictions, promise
+    )
+
+
+def promising(
+    frame: Policy,
+    points: Sequence[CalibratedPoint],
+    predictions: Sequence[Answer],
+    promise: Promise,
+) -> Policy:
+    """The policy with these thresholds.
+
+    Args:
+        frame: how the answers were made and where they are from; its thresholds are replaced.
+        points: for the promise, then for stricter targets; none: it accepts nothing.
+        predictions: what the thresholds were tested on.
+        promise: what they keep.
+    """
     main = points[0] if points else None
-    n = len(tested.examples)
     policy = frame.model_copy(
         update={
             "min_probability": main.min_probability if main else NEVER,
             "max_variance": main.max_variance if main else 0.0,
-            "source": f"{frame.source}: {len(pilot.examples)} examples to declare the thresholds, "
-            f"{n} to test",
             "target_error": promise.target_error,
             "confidence": promise.confidence,
-            "n": n,
+            "n": len(predictions),
             "accepted": main.accepted if main else 0.0,
             "error": main.error if main else None,
             "upper_bound": main.upper_bound if main else None,
@@ -158,7 +170,7 @@ def calibrated(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )
-    return policy.model_copy(update={"escalated": _escalated(policy, tested.predictions)})
+    return policy.model_copy(update={"escalated": _escalated(policy, predictions)})
 
 
 def _escalated(policy: Policy, predictions: Sequence[Answer]) -> float:
@@ -182,12 +194,11 @@ def points_of(
     Raises:
         ConfigError: the policy has a novelty level, and the predictions no novelty.
     """
-    declaring, deciding = (_familiar(policy, part, promise, labels) for part in (pilot, tested))
+    declaring, deciding = (familiar(policy, part, promise, labels) for part in (pilot, tested))
     if declaring is None or deciding is None:
         return []
     scale = float(cost_matrix(labels, promise.costs).max())  # what a loss of 1 costs
-    stricter = [float(f"{promise.target_error * part:.6g}") for part in STRICTER]
-    targets = [promise.target_error, *stricter]
+    targets = targets_of(promise)
     strictness = declare_strictness(declaring)
     ranked = Ranked.by(strictness, deciding)
     in_losses = [target / scale for target in targets]
@@ -210,7 +221,13 @@ def points_of(
     return [point(s, target) for s, target in zip(steps, targets, strict=True) if s is not None]
 
 
-def _familiar(
+def targets_of(promise: Promise) -> list[float]:
+    """The promised target error, and the stricter ones that are calibrated with it."""
+    stricter = [float(f"{promise.target_error * part:.6g}") for part in STRICTER]
+    return [promise.target_error, *stricter]
+
+
+def familiar(
     policy: Policy, part: AnsweredExamples, promise: Promise, labels: Sequence[str]
 ) -> ScoredExamples | None:
     """The examples that `policy` does not exclude; None where there are none."""
@@ -228,37 +245,3 @@ def _familiar(
         return None
     predictions, truth = zip(*kept, strict=True)
     return scored_examples(predictions, truth, labels, promise)
-
-
-def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
-    """The temperature of all label logits that makes the true labels most likely.
-
-    Minimises the cross-entropy of the mean over the samples, each softened or sharpened before it
-    is averaged, which is how it is served (Guo et al., 2017, with a posterior). The targets are
-    Platt's (1999, "Probabilistic outputs for support vector machines", sec. 2.2): the true label
-    has (n + 1) / (n + 2), as if one more example were right and one wrong; the other labels share
-    the rest. Without these two, few examples can ask for a temperature near 0: where every one has
-    a sample that is right, ten votes look better than ten probabilities, until all ten are wrong.
-
-    Args:
-        samples: of n inputs.
-        targets: `[n]` index of the true label.
-    """
-    n, labels = len(targets), samples.probabilities.shape[-1]
-    smoothed = torch.full((n, labels), 1 / (n + 2) / (labels - 1), dtype=torch.float64)
-    smoothed[torch.arange(n), torch.tensor(targets)] = (n + 1) / (n + 2)
-
-    def loss(log_temperature: float) -> float:
-        mean = samples.tempered(float(np.exp(log_temperature))).by_sample.double().mean(dim=1)
-        tiny = torch.finfo(torch.float64).tiny
-        return float(-(smoothed * mean.clamp_min(tiny).log()).sum(dim=1).mean())
-
-    bounds = tuple(np.log(TEMPERATURES))
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
-
-
-def temperature_on(predictor: Evaluable, pilot: Sequence[Example]) -> float:
-    """`fit_temperature` on labelled examples; the policy's own temperature has to be 1."""
-    prompts = [encode_example(predictor, example, n) for n, example in enumerate(pilot, start=1)]
-    targets = [predictor.labels.index(example.label) for example in pilot]
-    return fit_temperature(predictor.posterior_samples(prompts), targets)

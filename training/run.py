@@ -48,7 +48,7 @@ from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
 ADAPTER_FOLDER = "adapter"
 EVALUATION_FOLDER = "evaluation"
-HOLDOUT_METRICS = ("nll", "accuracy", "ece", "brier")
+HOLDOUT_METRICS = ("nll", "accuracy", "ece", "ece_by_chance", "brier")
 
 
 def train(config_path: Path, *, resume: bool = False, overrides: dict[str, str]) -> Path:

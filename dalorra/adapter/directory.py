@@ -7,6 +7,7 @@
     policy.json                 thresholds; names the digests that it was made for
     laplace.safetensors         a Laplace posterior's factors, whose digest `dalorra.json` names
     novelty.safetensors         where the training data lie; names the digest that it was made for
+    looks.json                  what its policies were tested on; no answer depends on it
     README.md                   model card
 
 Reading checks what can be checked without the base model; `load_adapter` checks the rest.

@@ -21,10 +21,15 @@ from dalorra.cli.options import (
 from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dalorra.adapter.directory import Adapter
-    from dalorra.decision.policy import Policy
-    from training.promise import Promise
     from training.tasks import Example
+
+
+class Temperature(StrEnum):
+    """When `dalorra calibrate` fits one."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
 
 
 class Augmentation(StrEnum):
@@ -137,8 +142,9 @@ def calibrate(
         typer.Option(help="label=cost or true:label=cost of a false accept; others cost 1."),
     ] = None,
     temperature: Annotated[
-        bool, typer.Option("--temperature", help="Fit one for the label logits, too.")
-    ] = False,
+        Temperature,
+        typer.Option(help="One for the label logits: fitted where it helps, always, or never."),
+    ] = Temperature.AUTO,
     novelty_level: Annotated[
         float | None,
         typer.Option(
@@ -146,9 +152,13 @@ def calibrate(
             show_default="0.01 where the adapter has novelty features",
         ),
     ] = None,
-    split_fraction: Annotated[
-        float, typer.Option(help="Share that declares what is tested, and is not tested on.")
-    ] = 0.1,
+    look_again: Annotated[
+        bool,
+        typer.Option(
+            "--look-again",
+            help="Test on inputs that were tested on before, and promise less for it.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="File to write.", show_default="the adapter's policy.json")
     ] = None,
@@ -158,13 +168,17 @@ def calibrate(
 ) -> None:
     """Choose thresholds whose error among accepted answers stays within a target.
 
-    Needs labelled data that the adapter was neither trained nor selected on. Exits with code 3,
-    and writes a policy that accepts nothing, when no thresholds keep the target.
+    Needs labelled data that the adapter was neither trained nor selected on, and no calibration
+    with other options has seen. Exits with code 3, and writes a policy that accepts nothing, when
+    no thresholds keep the target.
     """
     from dalorra.adapter.directory import read_adapter
     from dalorra.decision.novelty import DEFAULT_LEVEL
     from dalorra.predictor import Predictor
+    from service.feedback.export import read_labelled
     from training.calibrate import calibrate as run_calibration
+    from training.from_feedback import calibrate_from_feedback
+    from training.looks import look_at, look_at_feedback, take_look
     from training.promise import Promise, promise_in_words
 
     promise = Promise(
@@ -177,14 +191,29 @@ def calibrate(
     manifest, novelty = read.manifest, read.novelty
     if novelty_level is None:
         novelty_level = DEFAULT_LEVEL if novelty else 0.0
+    settings: dict[str, Any] = {
+        "novelty_level": novelty_level,
+        "novelty_digest": novelty.digest if novelty and novelty_level else None,
+    }
     if from_feedback is not None:
-        if temperature or data or task or split:
+        if data or task or split or temperature is not Temperature.AUTO:
             raise ConfigError(
                 "--from-feedback brings labelled answers as they were served: leave out --data, "
                 "--task, --split and --temperature"
             )
-        policy = _calibrated_from_feedback(
-            read, from_feedback, promise, novelty_level, split_fraction
+        served_at = read.policy.temperature if read.policy else 1.0
+        answers = read_labelled(
+            from_feedback,
+            read.digest,
+            temperature=served_at,
+            samples=manifest.bank.samples,
+            novelty_digest=settings["novelty_digest"],
+        )
+        policy = take_look(
+            adapter,
+            look_at_feedback(answers, read.digest, promise, settings | {"temperature": served_at}),
+            lambda: calibrate_from_feedback(read, answers, promise, min_novelty_p=novelty_level),
+            again=look_again,
         )
     else:
         name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
@@ -192,41 +221,29 @@ def calibrate(
             raise ConfigError(
                 "the adapter was trained on that split: name another one with --split"
             )
-        policy = run_calibration(
-            Predictor.load(adapter, base_model, device=device, dtype=dtype),
-            examples,
-            promise,
-            source=f"{name} {split}",
-            bank=manifest.bank.identity,
-            temperature=temperature,
-            min_novelty_p=novelty_level,
-            novelty_digest=novelty.digest if novelty else None,
-            pilot_fraction=split_fraction,
-            quiet=False,
+        settings["temperature"] = temperature.value
+        source = f"{name} {split}"
+        policy = take_look(
+            adapter,
+            look_at(examples, read.digest, promise, settings, source),
+            lambda: run_calibration(
+                Predictor.load(adapter, base_model, device=device, dtype=dtype),
+                examples,
+                promise,
+                source=source,
+                bank=manifest.bank.identity,
+                temperature=temperature.value,
+                min_novelty_p=novelty_level,
+                novelty_digest=novelty.digest if novelty else None,
+                quiet=False,
+            ),
+            again=look_again,
         )
     policy.save(out or adapter)
     if policy.never_accepts:
         refuse(promise_in_words(policy))
         raise typer.Exit(EXIT_NOTHING_QUALIFIES)
     typer.echo(promise_in_words(policy))
-
-
-def _calibrated_from_feedback(
-    adapter: "Adapter", store: Path, promise: "Promise", novelty_level: float, fraction: float
-) -> "Policy":
-    from service.feedback.export import read_labelled
-    from training.from_feedback import calibrate_from_feedback
-
-    answers = read_labelled(
-        store,
-        adapter.digest,
-        temperature=adapter.policy.temperature if adapter.policy else 1.0,
-        samples=adapter.manifest.bank.samples,
-        novelty_digest=adapter.novelty.digest if adapter.novelty and novelty_level else None,
-    )
-    return calibrate_from_feedback(
-        adapter, answers, promise, min_novelty_p=novelty_level, pilot_fraction=fraction
-    )
 
 
 def _labelled(

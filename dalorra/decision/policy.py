@@ -111,7 +111,9 @@ class Policy(BaseModel):
         path: thresholds for stricter targets, see `at`.
         date: when they were picked, ISO 8601.
         data_digest: of the labelled examples.
-        bank: the mask bank that they hold for, as in `dalorra.json`.
+        precisions: what computed the answers that they were tested on, such as `bfloat16 on cpu`:
+            they hold in each of these and in no other. A server names the one that it runs in.
+        bank: the mask bank that they hold for, see `BankSpec.identity`.
         adapter_digest: the adapter that they hold for.
     """
 
@@ -135,6 +137,7 @@ class Policy(BaseModel):
     path: tuple[CalibratedPoint, ...] = ()
     date: str | None = None
     data_digest: str | None = None
+    precisions: tuple[str, ...] = ()
     bank: dict[str, int | str] | None = None
     adapter_digest: str | None = None
 
@@ -187,6 +190,25 @@ class Policy(BaseModel):
                 f"({str(self.novelty_digest)[:12]}…, {now})",
             )
         return self
+
+    def served_in(self, precision: str) -> Self:
+        """This policy if its promise was tested in that precision, else one that never accepts.
+
+        Rounding moves probabilities and variances, by more in bfloat16 than some thresholds leave
+        room for, and each kind of device rounds in its own way: it is another function.
+
+        Args:
+            precision: of the predictor, such as `bfloat16 on cpu`.
+        """
+        if precision in self.precisions:
+            return self.model_copy(update={"precisions": (precision,)})
+        if self.confidence is None:  # nothing is promised
+            return self
+        tested = " and ".join(self.precisions) or "a precision that it does not name"
+        return self.never(
+            self.adapter_digest,
+            f"its policy was tested in {tested}, and this is {precision}: calibrate it here",
+        )
 
     def at(self, target_error: float) -> Self:
         """The policy for a stricter target error, from the calibrated path.

@@ -24,7 +24,7 @@ from pydantic import (
 from torch import Tensor
 
 from dalorra.errors import AdapterError, ConfigError
-from dalorra.posteriors.masks import hard_masks
+from dalorra.posteriors.masks import Sampler, hard_masks
 from dalorra.posteriors.noise import ModuleTensors, RankNoise, RowMask
 
 
@@ -159,7 +159,7 @@ class MaskBank:
         masks = spec.unpacked(*on.shape)
         if masks is None:
             generator = torch.Generator().manual_seed(spec.seed)
-            sampler = "iid" if spec.sampler == "iid" else "stratified"
+            sampler: Sampler = "iid" if spec.sampler == "iid" else "stratified"
             masks = hard_masks(on, spec.samples, generator, sampler)
         head = on[-1].float() if spec.head == "integrated" else None
         return cls(masks.to(mask_logits.device), head)

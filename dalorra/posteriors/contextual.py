@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dalorra.errors import ConfigError
-from dalorra.posteriors.bank import BankSpec, refuse_mask_settings, of_rows
+from dalorra.posteriors.bank import BankSpec, of_rows, refuse_mask_settings
 from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
 

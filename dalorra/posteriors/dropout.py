@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dalorra.posteriors.bank import BankSpec, MaskBank, refuse_mask_settings, of_rows
+from dalorra.posteriors.bank import BankSpec, MaskBank, of_rows, refuse_mask_settings
 from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
 

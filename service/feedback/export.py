@@ -13,8 +13,8 @@ from service.feedback.store import VERSION, check_kind
 
 _SOURCES = "SELECT id, adapter_digest, bank, policy, novelty_digest FROM sources ORDER BY id"
 _JUDGED = """
-SELECT coalesce(input, request_id), label, probability, variance, novelty, cut_at, true_label
-FROM answers WHERE source = ? AND true_label IS NOT NULL AND samples >= ? ORDER BY request_id
+SELECT labelled_at, request_id, label, probability, variance, novelty, cut_at, true_label
+FROM answers WHERE source = ? AND true_label IS NOT NULL AND samples >= ?
 """
 
 
@@ -26,7 +26,7 @@ def read_labelled(
     samples: int,
     novelty_digest: str | None = None,
 ) -> list[LabelledAnswer]:
-    """Answers with feedback that were made as those to come will be.
+    """Answers with feedback that were made as those to come will be, in the order of the feedback.
 
     Those that were averaged over fewer than `samples` samples are left out.
 
@@ -55,11 +55,12 @@ def read_labelled(
                 and Policy.model_validate_json(source.policy).temperature == temperature
                 and novelty_digest in (None, source.novelty_digest)
             ]
-            found = [
-                LabelledAnswer(*record)
+            records = [
+                record
                 for number in alike
                 for record in database.execute(_JUDGED, (number, samples))
             ]
+            found = [LabelledAnswer(*rest) for _, *rest in sorted(records, key=_arrival)]
     except sqlite3.Error as error:
         raise ConfigError(f"the feedback store {path} cannot be read: {error}") from error
     if not found:
@@ -70,3 +71,8 @@ def read_labelled(
             f"as it is now, with all {samples} samples{known}"
         )
     return found
+
+
+def _arrival(record: tuple[float, str]) -> tuple[float, str]:
+    """When the truth about an answer came."""
+    return record[:2]

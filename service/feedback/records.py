@@ -86,12 +86,12 @@ class LabelledAnswer:
     """An answer whose truth is known, for calibration.
 
     Attributes:
-        name: equal for equal inputs where those were kept, else the request's id.
+        request_id: names the answer.
         label, probability, variance, novelty, cut_at: of the answer.
         true_label: the truth.
     """
 
-    name: str
+    request_id: str
     label: str
     probability: float
     variance: float

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from training.experiments.predictions import KEPT_FILE, PREDICTIONS_FILE
 from training.experiments.spec import RunSpec
 
 RESULT_FILE: Final = "result.json"
-PREDICTIONS_FILE: Final = "predictions.parquet"
 
 
 def adopted(
@@ -17,7 +17,8 @@ def adopted(
 ) -> dict[str, Any] | None:
     """The result of a run with the same configuration that answered all that `spec` asks.
 
-    Its predictions are copied along. The run's name, a part of its configuration, may differ.
+    Its predictions are copied along; one that kept none is no such result. The run's name, a part
+    of its configuration, may differ.
 
     Args:
         spec: the run that is wanted.
@@ -33,9 +34,11 @@ def adopted(
         found = json.loads(path.read_text(encoding="utf-8"))
         if _unnamed(found["config"]) != _unnamed(content) or not _answers(found, spec):
             continue
-        predictions = path.with_name(PREDICTIONS_FILE)
-        if predictions.exists():
-            shutil.copy2(predictions, output / PREDICTIONS_FILE)
+        if spec.task.score_test and not path.with_name(KEPT_FILE).exists():
+            continue
+        for name in (KEPT_FILE, PREDICTIONS_FILE):
+            if path.with_name(name).exists():
+                shutil.copy2(path.with_name(name), output / name)
         wanted = {shift.task for shift in spec.task.shifts}
         result: dict[str, Any] = {
             **found,

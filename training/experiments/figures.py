@@ -25,11 +25,12 @@ from training.experiments.results import (
 from training.experiments.spec import Experiment
 from training.figures import PALETTE, clean_axes, save_figure
 
-_CURVES = (
-    Score("accuracy", "accuracy", percent=True, low=False),
-    Score("ECE", "ece", percent=True),
-    Score("NLL (nats)", "nll"),
-)
+_ACCURACY = Score("accuracy", "accuracy", percent=True, low=False)
+_NLL = Score("NLL (nats)", "nll")
+_BRIER = Score("Brier score", "brier")
+_ECE = Score("ECE", "ece", percent=True)
+_CHANCE = Score("ECE by chance", "ece_by_chance", percent=True)
+_CURVES = (_ACCURACY, _ECE, _NLL)
 
 
 def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -51,7 +52,7 @@ def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple
         dots = _dots(found, "tempered")
         yield "NLL and ECE at the hold-out's temperature", _save(dots, folder, f"{name}_tempered")
     if frontier := by_work(found):
-        yield "Calibration by work per answer", _save(frontier, folder, f"{name}_frontier")
+        yield "NLL and Brier score by work per answer", _save(frontier, folder, f"{name}_frontier")
     if planes := _planes(found):
         yield "Inputs in two dimensions, sized by variance", _save(planes, folder, f"{name}_plane")
     if maps := _mask_maps(found):
@@ -59,25 +60,32 @@ def draw(experiment: Experiment, found: Results, folder: Path) -> Iterator[tuple
 
 
 def _curves(experiment: Experiment, found: Results) -> Figure:
-    """Scores along the experiment's axis; variants without a place on it are dashed lines."""
+    """Scores along the experiment's axis; variants without a place on it are dashed lines.
+
+    A dotted line is the ECE that perfect calibration would show by chance.
+    """
     tasks = found.tasks
     figure = Figure(figsize=(3.4 * len(_CURVES), 2.7 * len(tasks)), layout="constrained")
     panels = figure.subplots(len(tasks), len(_CURVES), squeeze=False)
     for row, task in zip(panels, tasks, strict=True):
         variants = found.variants(task)
         for axes, score in zip(row, _CURVES, strict=True):
-            series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            series: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
             for variant in experiment.variants:
-                mean = _mean(variants.get(variant.name, []), "test", score)
+                runs = variants.get(variant.name, [])
+                mean = _mean(runs, "test", score)
                 if mean is None:
                     continue
                 if variant.at is None:
                     axes.axhline(mean, color=PALETTE[1], linestyle="--", label=variant.name)
                 else:
-                    series[variant.series].append((variant.at, mean))
+                    chance = _mean(runs, "test", _CHANCE) or 0.0
+                    series[variant.series].append((variant.at, mean, chance))
             for i, (name, points) in enumerate(series.items()):
-                x, y = zip(*points, strict=True)
+                x, y, by_chance = zip(*points, strict=True)
                 axes.plot(x, y, **style(i), markersize=4, label=name)
+                if score is _ECE:
+                    axes.plot(x, by_chance, ":", color=style(i)["color"])
             axes.set(title=f"{task}: {score.name}", xlabel=experiment.axis)
             clean_axes(axes)
     panels[0, 0].legend(frameon=False, fontsize=8)
@@ -85,8 +93,11 @@ def _curves(experiment: Experiment, found: Results) -> Figure:
 
 
 def _dots(found: Results, where: str) -> Figure:
-    """NLL and ECE of every variant with its spread over seeds, one row of panels for each task."""
-    tasks, scores = found.tasks, (_CURVES[2], _CURVES[1])
+    """NLL and ECE of every variant with its spread over seeds, one row of panels for each task.
+
+    A bar beside an ECE is what perfect calibration would show by chance.
+    """
+    tasks, scores = found.tasks, (_NLL, _ECE)
     most = max(len(found.variants(task)) for task in tasks)
     figure = Figure(figsize=(9.0, len(tasks) * (0.8 + 0.24 * most)), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False)
@@ -102,6 +113,8 @@ def _dots(found: Results, where: str) -> Figure:
                 axes.plot(known, [place] * len(known), "o", color=ours, markersize=3, alpha=0.5)
                 if known:
                     axes.plot([fmean(known)], [place], "D", color=ours, markersize=5)
+                if score is _ECE and (chance := _mean(variants[name], where, _CHANCE)) is not None:
+                    axes.plot([factor * chance], [place], "|", color="#808080", markersize=9)
             axes.set_yticks(range(len(names)), names if axes is row[0] else [""] * len(names))
             axes.set_title(f"{task}: {score.name}{' (%)' if score.percent else ''}", fontsize=9)
             clean_axes(axes)
@@ -129,10 +142,10 @@ def by_decile(found: Results) -> Figure:
 
 
 def by_work(found: Results) -> Figure | None:
-    """NLL and ECE against the work of an answer, where variants differ in what they adapt."""
+    """NLL and Brier score by the work of an answer, where variants differ in what they adapt."""
     if len({_adapted(run) for run in found.runs}) < 2:
         return None
-    tasks, scores = found.tasks, (_CURVES[2], _CURVES[1])
+    tasks, scores = found.tasks, (_NLL, _BRIER)
     styles = styles_of(found)
     figure = Figure(figsize=(9.0, 3.2 * len(tasks) + 0.8), layout="constrained")
     panels = figure.subplots(len(tasks), 2, squeeze=False)
@@ -141,7 +154,7 @@ def by_work(found: Results) -> Figure | None:
         size = next(run["test"]["size"] for run in runs if "size" in run["test"])
         for axes, score in zip(row, scores, strict=True):
             _work_and_loss(axes, found.variants(task), size, score, styles)
-            axes.set_title(f"{task}: {score.name}{' (%)' if score.percent else ''}", fontsize=9)
+            axes.set_title(f"{task}: {score.name}", fontsize=9)
     legend(figure, panels.flat, columns=2, size=8)
     return figure
 
@@ -153,11 +166,10 @@ def _work_and_loss(
     score: Score,
     styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    factor = 100.0 if score.percent else 1.0
     means: list[tuple[float, float]] = []
     for name, runs in variants.items():
         work = relative_work(runs[0], size)
-        losses = [factor * v for v in (_value(run, "test", score) for run in runs) if v is not None]
+        losses = [v for v in (_value(run, "test", score) for run in runs) if v is not None]
         if not losses:
             continue
         means.append((work, fmean(losses)))

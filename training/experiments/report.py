@@ -4,10 +4,12 @@ They are in `FINDINGS.md` in the experiment's folder of results, and the section
 whole. A folder with a `SECTION.md` is a section that another program rendered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from training.experiments.figures import draw
+from training.experiments.paired import LOSSES, by_nll, differences
 from training.experiments.results import (
     Result,
     Results,
@@ -23,18 +25,20 @@ from training.report import markdown_table
 FINDINGS_FILE = "FINDINGS.md"
 SECTION_FILE = "SECTION.md"
 
-SCORES = (
-    Score("ACC %", "accuracy", percent=True, low=False),
-    Score("ECE %", "ece", percent=True),
-    Score("by chance", "ece_by_chance", percent=True, low=None),
+CALIBRATION = (
     Score("NLL", "nll"),
     Score("Brier", "brier"),
+    Score("ECE %", "ece", percent=True, low=None),
+    Score("by chance", "ece_by_chance", percent=True, low=None),
+)
+ACCURACY = Score("ACC %", "accuracy", percent=True, low=False)
+DISCRIMINATION = (
     Score("AUROC 1 − p", "auroc_confidence", low=False),
     Score("AUROC variance", "auroc_variance", low=False),
     Score("ρ variance", "spearman_variance", low=False),
 )
-HOLDOUT_SCORES = tuple(score for score in SCORES[:5] if score.key != "ece_by_chance")
-TEMPERED_SCORES = (Score("temperature", "temperature", low=None), *SCORES[1:])
+SCORES = (ACCURACY, *CALIBRATION, *DISCRIMINATION)
+TEMPERATURE = Score("temperature", "temperature", low=None)
 SHIFT_SCORES = tuple(
     Score(name, f"auroc_shift.{key}", low=False)
     for name, key in (
@@ -86,14 +90,21 @@ _ORDER = (
 )
 
 _INTRODUCTION = (
-    "Rendered by `dalorra report` from the JSON of every run; no number is written by hand. Each",
+    "Rendered by `dalorra report` from what every run left; no number is written by hand. Each",
     "table is the mean over the seeds ± their standard deviation, the best in **bold**, the second",
     "<u>underlined</u>; a gap narrower than the deviations means nothing. ECE has 15 bins; *by",
     "chance* is the ECE that answers with the same confidences would have on average if they were",
-    "perfectly calibrated, and an ECE near it cannot be told from none. NLL, in nats, and Brier",
-    "score have no such floor: by them the methods are compared. AUROC is how well 1 − p, or the",
-    "variance, tells wrong answers from right ones; ρ is Spearman's between variance and error.",
+    "perfectly calibrated (in figures a grey bar or a dotted line). An ECE near it cannot be told",
+    "from none, so no ECE is marked as the best: methods are ranked by NLL, in nats, and by Brier",
+    "score, which have no such floor. AUROC is how well 1 − p, or the variance, tells wrong",
+    "answers from right ones; ρ is Spearman's between variance and error.",
+    "",
+    "*− first* is how far a score is above that of the method with the lowest NLL, on the same",
+    "examples with the same seeds, with a 95 % interval (paired bootstrap over examples and",
+    "seeds). One that holds zero shows no difference. With one seed it is about these two adapters",
+    "and not about the methods; and the first was found on the same examples, which favours it.",
 )
+_WITHOUT_INTERVALS = "The answers of these runs were not kept: the gaps have no intervals."
 
 
 def _section(experiment: Experiment, folder: Path, out: Path) -> list[str]:
@@ -101,7 +112,7 @@ def _section(experiment: Experiment, folder: Path, out: Path) -> list[str]:
     lines = [f"## {experiment.name.replace('_', ' ').capitalize()}", "", experiment.question, ""]
     lines += [*_provenance(found), ""]
     for task in found.tasks:
-        lines += [*_task(found, task), ""]
+        lines += [*_task(found, task, in_order=experiment.axis is not None), ""]
     for title, path in draw(experiment, found, out.parent / "images" / "results"):
         lines += [f"![{title}]({path.relative_to(out.parent).as_posix()})", ""]
     findings = folder / FINDINGS_FILE
@@ -126,21 +137,26 @@ def _provenance(found: Results) -> list[str]:
     ]
 
 
-def _task(found: Results, task: str) -> list[str]:
+def _task(found: Results, task: str, *, in_order: bool) -> list[str]:
+    """One setting's tables; `in_order` keeps points of an axis in its order."""
     variants = found.variants(task)
     first = next(iter(variants.values()))[0]
     train, steps = first["examples"]["train"], first["training"]["steps"]
     sizes = f"{train:,} training examples, {steps:,} steps"
-    where, scores = ("test", SCORES) if "test" in first else ("holdout", HOLDOUT_SCORES)
-    scored = (
-        f"{first['test']['n']:,} test examples" if where == "test" else "scored on the hold-out"
-    )
-    lines = [f"### {task} ({sizes}; {scored})", ""]
-    lines += _table(variants, where, scores)
+    if "test" not in first:
+        title = f"### {task} ({sizes}; scored on the hold-out)"
+        return [title, "", *_table(variants, "holdout", (ACCURACY, *CALIBRATION))]
+    if not in_order:
+        variants = by_nll(variants, "test")
+    lines = [f"### {task} ({sizes}; {first['test']['n']:,} test examples)", ""]
+    lines += [*_compared(variants, "test"), ""]
+    lines += _table(variants, "test", (ACCURACY, *DISCRIMINATION))
     if "tempered" in first:
         n = first["examples"]["holdout"]
         lines += ["", f"At the temperature that fits the {n} hold-out examples best:", ""]
-        lines += _table(variants, "tempered", TEMPERED_SCORES)
+        tempered = by_nll(variants, "tempered")
+        lines += [*_compared(tempered, "tempered"), ""]
+        lines += _table(tempered, "tempered", (TEMPERATURE, *DISCRIMINATION))
     for shift in first.get("shifts", {}):
         n = first["shifts"][shift]["n"]
         lines += ["", f"AUROC for telling {n} examples of {shift} from the test set:", ""]
@@ -153,8 +169,33 @@ def _task(found: Results, task: str) -> list[str]:
     return lines
 
 
-def _table(variants: dict[str, list[Result]], where: str, scores: Sequence[Score]) -> list[str]:
+def _compared(variants: dict[str, list[Result]], where: str) -> list[str]:
+    """Calibration with the gaps to the lowest NLL, where the answers were kept."""
+    best, runs_of_best = next(iter(by_nll(variants, where).items()))
+    gaps = {
+        name: differences(runs, runs_of_best, where)
+        for name, runs in variants.items()
+        if name != best
+    }
+    if not any(gaps.values()):
+        missing = ["", _WITHOUT_INTERVALS] if gaps else []
+        return [*_table(variants, where, CALIBRATION), *missing]
+    beside = {
+        key: [str(gap[key]) if (gap := gaps.get(name)) else "–" for name in variants]
+        for key in LOSSES
+    }
+    return _table(variants, where, CALIBRATION, beside)
+
+
+def _table(
+    variants: dict[str, list[Result]],
+    where: str,
+    scores: Sequence[Score],
+    beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
+    """Rows are variants, columns scores; `beside` has cells to the right of a score, by its key."""
     seeds = {name: len(runs) for name, runs in variants.items()}
+    head = ["", "seeds"]
     cells: dict[str, list[str]] = {name: [name, str(seeds[name])] for name in variants}
     for score in scores:
         # Where no answer has a variance, an AUROC by it is one half and says nothing.
@@ -172,7 +213,12 @@ def _table(variants: dict[str, list[Result]], where: str, scores: Sequence[Score
             text = score.show(summary)
             marks = {0: f"**{text}**", 1: f"<u>{text}</u>"} if len(variants) > 1 else {}
             cells[name].append(marks.get(place, text) if place is not None else text)
-    return markdown_table(("", "seeds", *(score.name for score in scores)), cells.values())
+        head.append(score.name)
+        if score.key in beside:
+            head.append("− first")
+            for row, cell in zip(cells.values(), beside[score.key], strict=True):
+                row.append(cell)
+    return markdown_table(head, cells.values())
 
 
 def _inputs(variants: dict[str, list[Result]]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dalorra.decision.metrics import calibration_error_by_chance
 from dalorra.errors import ConfigError
+from training.experiments.predictions import read_kept_answers
 
 Result = Mapping[str, Any]
 
@@ -96,7 +97,7 @@ class Results:
 
 
 def read_results(folder: Path, order: Iterable[str]) -> Results:
-    """Reads `<folder>/**/result.json`.
+    """Reads `<folder>/**/result.json`, and as `kept` of each the answers beside it, or None.
 
     Args:
         folder: of one experiment.
@@ -107,7 +108,13 @@ def read_results(folder: Path, order: Iterable[str]) -> Results:
     """
     found = {path.parent.relative_to(folder).as_posix(): path for path in _files(folder)}
     keys = [key for key in order if key in found]
-    runs = [_with_chance(json.loads(found[key].read_text(encoding="utf-8"))) for key in keys]
+    runs = [
+        {
+            **_with_chance(json.loads(found[key].read_text(encoding="utf-8"))),
+            "kept": read_kept_answers(found[key].parent),
+        }
+        for key in keys
+    ]
     if not runs:
         raise ConfigError(f"{folder} holds no result: run `dalorra experiment {folder.name}`")
     return Results(folder.name, runs)

@@ -6,24 +6,29 @@ from typing import Any
 from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from training.answers import Evaluable, answer, encode_example
-from training.calibrate import temperature_on
 from training.evaluate import score
-from training.experiments.earlier import PREDICTIONS_FILE
 from training.experiments.plane import INPUTS, plane
-from training.experiments.predictions import LabelledAnswers, write_predictions
+from training.experiments.predictions import (
+    PREDICTIONS_FILE,
+    LabelledAnswers,
+    write_kept_answers,
+    write_predictions,
+)
 from training.experiments.shifts import tell_apart
 from training.experiments.spec import RunSpec, Shift, TaskSetting
 from training.run import Run
 from training.tasks import Example, load_examples, load_task, subsample
+from training.temperature import temperature_on
 
 
 def scores_of(spec: RunSpec, run: Run) -> dict[str, Any]:
-    """Scores on the test set and the shifts, or on the hold-out; answers go to a file."""
+    """Scores on the test set and the shifts, or on the hold-out; answers go to files."""
     if not spec.task.score_test:
         return {"holdout": run.holdout_metrics()}
     predictor = run.evaluable()
     test = answer(predictor, run.data.test, mean_mask=False)
     truth = [example.label for example in run.data.test]
+    to_test = {"test": test.sampled}
     kept: dict[str, LabelledAnswers] = {"test": (run.data.test, test.sampled)}
     result: dict[str, Any] = {
         "samples": predictor.samples,
@@ -50,17 +55,17 @@ def scores_of(spec: RunSpec, run: Run) -> dict[str, Any]:
     if spec.task.plane and isinstance(predictor, Predictor):
         result["plane"] = plane(predictor, _shown(spec.task, kept, predictor.fields[0], free))
     if spec.task.tempered:
-        result["tempered"] = _tempered(predictor, run)
+        temperature, to_test["tempered"] = _tempered(predictor, run)
+        result["tempered"] = {"temperature": temperature, **score(to_test["tempered"], truth)}
+    write_kept_answers(run.config.output_dir, run.data.test, to_test)
     return result
 
 
-def _tempered(predictor: Evaluable, run: Run) -> dict[str, Any]:
-    """Scores on the test set at the temperature that fits the hold-out, which the policy keeps."""
+def _tempered(predictor: Evaluable, run: Run) -> tuple[float, list[Prediction]]:
+    """The temperature that fits the hold-out, which the policy keeps, and the answers at it."""
     temperature = temperature_on(predictor, run.data.holdout)
     predictor.policy = predictor.policy.model_copy(update={"temperature": temperature})
-    answers = answer(predictor, run.data.test, mean_mask=False).sampled
-    truth = [example.label for example in run.data.test]
-    return {"temperature": temperature, **score(answers, truth)}
+    return temperature, answer(predictor, run.data.test, mean_mask=False).sampled
 
 
 def _shifted(shift: Shift, run: Run) -> list[Example]:

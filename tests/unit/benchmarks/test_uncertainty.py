@@ -14,6 +14,7 @@ from benchmarks.shifts import DEVELOPMENT, FAR, NEAR, shifted
 from benchmarks.uncertainty import section
 from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import stochastic_layers
+from dalorra.decision.metrics import auroc
 from dalorra.decision.novelty import Novelty
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import Prediction
@@ -124,14 +125,37 @@ def test_a_shift_that_only_the_features_tell(lines):
         assert 0.35 < by[shift, "variance"]["auroc"] < 0.65
         assert by[shift, "novelty"]["fpr_at_95"] < 0.05 < by[shift, "variance"]["fpr_at_95"]
         assert by[shift, "combined"]["accepted"] < 0.1
-        low, high = by[shift, "combined"]["ahead_of_variance"]
-        assert 0.1 < low < by[shift, "combined"]["auroc"] - by[shift, "variance"]["auroc"] < high
+        low, high = by[shift, "combined"]["ahead"]
+        assert low <= by[shift, "combined"]["auroc"] - by[shift, "novelty"]["auroc"] <= high
+        assert low > -0.1, "the best single score is novelty, and the policy is near it"
         assert by[shift, "max_probability"]["accepted"] > 0.3
     usual = by["arc", "combined"]["accepted_in_distribution"]
     assert by["arc", "variance"]["accepted_in_distribution"] == pytest.approx(usual, abs=0.01)
     mahalanobis = [line for line in choice if line["score"] == "answer, Mahalanobis, 32"]
     assert len(mahalanobis) == len(DEVELOPMENT)
     assert all(line["detected_at_2"] > 0.9 for line in mahalanobis)
+
+
+def test_the_policy_is_compared_with_the_single_score_that_is_best():
+    generator = torch.Generator().manual_seed(0)
+    usual, other = (
+        {"x": draw[0] + far, "y": draw[1] + 0.3 * far, "both": draw.mean(dim=0) + far}
+        for far in (0.0, 1.0)
+        for draw in torch.randn((1, 2, 400), generator=generator)
+    )
+
+    def lead(**names: str) -> list[float]:
+        scores = {name: (lambda part, key=key: part[key]) for name, key in names.items()}
+        return novelty_scores.lead_over_best(scores, usual, other)
+
+    low, _ = lead(combined="both", weak="y", strong="x")
+    assert low > 0.0
+    x, y = (auroc(torch.cat([usual[k], other[k]]), torch.arange(800) < 400) for k in "xy")
+    low, high = lead(combined="x", weak="y")
+    assert 0.05 < low < x - y < high
+    assert lead(combined="x", weak="y", same="x") == [0.0, 0.0], "the one that equals it, not y"
+    _, high = lead(combined="y", weak="y", strong="x")
+    assert high < -0.05
 
 
 def test_the_combined_doubt_is_the_order_in_which_a_loosening_policy_accepts(lines):
@@ -163,7 +187,11 @@ def test_the_page_has_every_measured_number_and_only_those(lines, tmp_path):
     shown = next(x for x in found if (x["shift"], x["score"]) == ("trec", "combined"))
     (line,) = re.findall(r"\| questions \(trec\) \|(.*%.*%.*%) \|\n", page.split("accepted of")[1])
     assert line.split("|")[-1].strip() == f"{shown['accepted']:.0%}"
-    assert "ahead of the variance alone on every far shift" in page
+    lead = re.findall(r"\| novelty \| [+-]\d\.\d{3} \| [+-]\d\.\d{3} to [+-]\d\.\d{3} \|", page)
+    assert len(lead) == len((*FAR, *NEAR)), "beside the best single score of each"
+    counts = re.findall(r"(?:ahead of|level with|behind) it on (\d)", page)
+    assert sum(map(int, counts)) == len((*FAR, *NEAR))
+    assert "The probability alone has a higher AUROC than it on 0 of 7." in page
     assert page.count("answer, Mahalanobis") == 3
 
 

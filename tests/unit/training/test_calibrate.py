@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from dalorra.decision.predictive import PosteriorSamples
 from dalorra.errors import ConfigError
 from tests.fakes import prediction
 from tests.labelled_world import (
@@ -15,7 +14,7 @@ from tests.labelled_world import (
     predictions,
     world,
 )
-from training.calibrate import calibrate, fit_temperature
+from training.calibrate import calibrate
 from training.promise import (
     Promise,
     cost_matrix,
@@ -166,7 +165,7 @@ def test_losses_are_on_the_scale_of_the_largest_cost():
 
 def test_temperature_undoes_overconfidence_and_is_served():
     predictor, examples = world(4000, sharpness=3.0)
-    policy = run(predictor, examples, Promise(0.05), temperature=True)
+    policy = run(predictor, examples, Promise(0.05))
     assert policy.temperature == pytest.approx(3.0, rel=0.1)
     assert f"divided by {policy.temperature:.4g}" in promise_in_words(policy)
     answers = predictions(predictor, examples)
@@ -179,36 +178,9 @@ def test_temperature_is_fitted_on_the_pilot_alone():
     asked = []
     plain = predictor.posterior_samples
     predictor.posterior_samples = lambda prompts: asked.append(len(prompts)) or plain(prompts)
-    run(predictor, examples, Promise(0.2), temperature=True, pilot_fraction=0.3)
-    assert asked[0] == 300
+    run(predictor, examples, Promise(0.2))
+    assert asked[0] == 100
     assert sum(asked[1:]) == 1000
-
-
-def test_the_best_temperature_of_a_case_worked_out_by_hand():
-    # One sample, logits ±1, right 3 times of 4. A right one's target is 5/6, a wrong one's 1/6, in
-    # the mean 2/3 = σ(2 / T), so T = 2 / log 2.
-    p = torch.tensor([[[[1.0, -1.0]]]]).softmax(-1).repeat(4, 1, 1, 1)
-    found = fit_temperature(PosteriorSamples(p, torch.ones(1)), [0, 0, 0, 1])
-    assert found == pytest.approx(2 / np.log(2), rel=2e-3)
-
-
-def test_the_other_labels_share_what_the_true_one_leaves():
-    # One sample, three labels, logits 1, 0, 0, right twice of 2: 3/4 = e / (e + 2) at 1 / T.
-    p = torch.tensor([[[[1.0, 0.0, 0.0]]]]).softmax(-1).repeat(2, 1, 1, 1)
-    found = fit_temperature(PosteriorSamples(p, torch.ones(1)), [0, 0])
-    assert found == pytest.approx(1 / np.log(6), rel=2e-3)
-
-
-def test_few_examples_cannot_turn_samples_into_votes():
-    # 60 of 64 examples are right in every sample, four in one of ten, which wins one hard vote: as
-    # votes all labels are likelier, and the label of a next one, wrong in all ten, is impossible.
-    agreed, contested = [1.0] * 10, [0.5] + [-3.0] * 9
-    margins = torch.tensor([agreed] * 60 + [contested] * 4)
-    logits = torch.stack([margins, -margins], dim=-1)[:, :, None]
-    samples = PosteriorSamples(logits.softmax(-1), torch.ones(1))
-    nll = [-samples.tempered(t).by_sample.mean(1)[:, 0].log().mean() for t in (0.05, 0.5, 1.0)]
-    assert nll == sorted(nll)
-    assert fit_temperature(samples, [0] * 64) > 0.4
 
 
 @pytest.mark.parametrize(
@@ -239,7 +211,7 @@ def test_data_that_cannot_be_used_are_refused():
     with pytest.raises(ConfigError, match="'maybe'"):
         run(predictor, [*examples, Example({"sentence": "0"}, "maybe")], Promise(0.1))
     with pytest.raises(ConfigError, match="cannot hold out"):
-        run(predictor, examples, Promise(0.1), pilot_fraction=0.001)
+        run(predictor, examples[:4], Promise(0.1))
 
 
 # --- with a novelty level: what is novel is never accepted, the promise is of the rest ---

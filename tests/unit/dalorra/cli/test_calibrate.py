@@ -60,7 +60,7 @@ def on_feedback(adapter):
 
 def test_the_command_writes_the_policy_and_prints_the_promise(on_examples, adapter):
     result = on_examples(
-        3000, "--target-error", "0.05", "--class-target", "yes=0.06", "--temperature"
+        3000, "--target-error", "0.05", "--class-target", "yes=0.06", "--temperature", "on"
     )
     assert result.exit_code == 0, result.output
     policy = Policy.load(adapter)
@@ -100,6 +100,39 @@ def test_the_command_refuses_in_one_sentence(on_examples, adapter, arguments, me
     assert not (adapter / "policy.json").exists()
 
 
+def test_a_second_look_at_the_same_data_is_refused_or_paid_for(on_examples, adapter):
+    first = on_examples(1000, "--target-error", "0.1")
+    assert first.exit_code == 0, first.output
+    policy = Policy.load(adapter)
+    same = on_examples(1000, "--target-error", "0.1")
+    assert same.stdout == first.stdout, "no second look"
+    refused = on_examples(1000, "--target-error", "0.2")
+    assert refused.exit_code == 2
+    assert "1,000 of these 1,000 inputs were tested on before" in refused.stderr
+    assert "(sst2 validation, " in refused.stderr
+    assert Policy.load(adapter) == policy.model_copy(update={"date": Policy.load(adapter).date})
+    paid = on_examples(1000, "--target-error", "0.2", "--look-again")
+    assert paid.stdout.startswith("error among accepted answers ≤ 0.2 with 90 % confidence")
+    assert Policy.load(adapter).confidence == 0.9
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--temperature", "off"),
+        ("--confidence", "0.9"),
+        ("--class-target", "yes=0.3"),
+        ("--cost", "yes=2"),
+        ("--novelty-level", "0.02"),
+    ],
+)
+def test_whatever_changes_the_outcome_makes_it_another_look(on_examples, option):
+    on_examples(100, "--target-error", "0.3")
+    refused = on_examples(100, "--target-error", "0.3", *option)
+    assert refused.exit_code == 2
+    assert "were tested on before" in refused.stderr
+
+
 @pytest.fixture
 def judged(tmp_path):
     """`judged(3000)`: a feedback store of an adapter that answered so many inputs, and it."""
@@ -132,8 +165,8 @@ def test_feedback_calibrates_without_inputs_or_model(judged, on_feedback, adapte
     result = on_feedback(judged(3000))
     assert result.exit_code == 0, result.output
     policy = Policy.load(adapter)
-    assert policy.source == "feedback: 300 examples to declare the thresholds, 2700 to test"
-    assert (policy.adapter_digest, policy.n) == ("d" * 64, 2700)
+    assert policy.source.startswith("feedback: the first 30 answers to declare the thresholds")
+    assert (policy.adapter_digest, policy.n) == ("d" * 64, 2970)
     assert policy.bank == BANK
     assert policy.path
     fresh, new = world(20_000, seed=1)
@@ -151,6 +184,17 @@ def test_where_only_sure_answers_are_judged_nothing_looser_is_chosen(judged, on_
     assert policy.max_variance <= 0.002
 
 
+def test_feedback_may_be_looked_at_again_when_there_is_more(judged, on_feedback, adapter, tmp_path):
+    assert on_feedback(judged(1000)).exit_code == 0
+    (tmp_path / "feedback.sqlite").unlink()
+    later = on_feedback(judged(3000))
+    assert later.exit_code == 0, later.output
+    assert Policy.load(adapter).confidence == 0.95
+    refused = on_feedback(tmp_path / "feedback.sqlite", "--class-target", "yes=0.05")
+    assert refused.exit_code == 2
+    assert "3,000 of these 3,000 inputs were tested on before" in refused.stderr
+
+
 def test_feedback_that_shows_nothing_exits_with_3(judged, on_feedback, adapter):
     result = on_feedback(judged(40))
     assert result.exit_code == 3
@@ -164,7 +208,9 @@ def test_feedback_of_another_adapter_is_refused(judged, on_feedback):
     assert "it has those of eeeeeeeeeeee…" in result.stderr
 
 
-@pytest.mark.parametrize("option", [("--temperature",), ("--data", "x.jsonl"), ("--split", "test")])
+@pytest.mark.parametrize(
+    "option", [("--temperature", "on"), ("--data", "x.jsonl"), ("--split", "test")]
+)
 def test_feedback_and_data_exclude_each_other(judged, on_feedback, adapter, option):
     result = on_feedback(judged(40), *option)
     assert result.exit_code == 2

@@ -191,7 +191,7 @@ def test_an_earlier_store_is_brought_up_to_date_when_a_server_opens_it(
         read_labelled(path, "d1", temperature=1.0, samples=10)
     FeedbackStore(path).close()
     [found] = read_labelled(path, "d1", temperature=1.0, samples=10)
-    assert (found.name, found.cut_at) == ("a", None)
+    assert (found.request_id, found.cut_at) == ("a", None)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
@@ -211,9 +211,19 @@ def test_judged_answers_are_read_beside_a_server(store: FeedbackStore, path: Pat
     found = read_labelled(path, "d1", temperature=1.0, samples=10)
 
     assert found == [
-        LabelledAnswer('"hello"', "yes", 0.9, 0.01, None, None, "no"),
+        LabelledAnswer("a", "yes", 0.9, 0.01, None, None, "no"),
         LabelledAnswer("b", "yes", 0.9, 0.01, 0.4, 300, "no"),
     ]
+
+
+def test_they_come_in_the_order_in_which_they_were_judged(store: FeedbackStore, path: Path):
+    other = SOURCE._replace(bank="{}")
+    store.add(store.source_id(SOURCE), [answer("a"), answer("c"), answer("d")])
+    store.add(store.source_id(other), [answer("b"), answer("e")])
+    for now, name in enumerate("cbead"):
+        store.judge(name, "no", now=float(now))
+    found = read_labelled(path, "d1", temperature=1.0, samples=10)
+    assert "".join(one.request_id for one in found) == "cbead"
 
 
 @pytest.mark.parametrize(

@@ -45,20 +45,20 @@ def test_the_report_shows_every_score_and_marks_the_best(experiment, tmp_path):
     (task,) = experiment.tasks
     plain = experiment.model_copy(update={"tasks": (task.model_copy(update={"seeds": (1,)}),)})
     paths = Runner(plain, tmp_path / "results", {}).run()
-    for path, nll, ece in zip(paths, (0.5, 0.25), (0.125, 0.25), strict=True):
+    for path, nll, ece in zip(paths, (0.5, 0.25), (0.125, 0.375), strict=True):
         result = json.loads(path.read_text())
         result["test"] |= {"nll": nll, "ece": ece}
         path.write_text(json.dumps(result))
     (tmp_path / "results" / "toy" / "FINDINGS.md").write_text("It is a toy.")
     out = write_report(tmp_path / "results", tmp_path / "docs" / "results.md")
     text = out.read_text()
-    mle, ours = (
+    ours, mle = (
         line
         for line in text.splitlines()
         if " | <u>0.500</u> | " in line or " | **0.250** | " in line
     )
     assert mle.startswith("| MLE | 1 | ")
-    assert " | **12.5** | " in mle
+    assert " | 12.5 | " in mle, "no ECE is the best"
     assert ours.startswith("| DALorRA 0.3 | 1 | ")
     assert "It is a toy." in text
     assert "2 runs" in text
@@ -78,7 +78,7 @@ def test_what_calibrated_answers_would_show_stands_beside_the_ece_of_early_resul
         assert 0.0 <= result["test"].pop("ece_by_chance") < 0.5
         path.write_text(json.dumps(result))
     early = write_report(tmp_path / "results", tmp_path / "early.md").read_text()
-    assert "| ECE % | by chance | NLL |" in early
+    assert "| NLL | − first | Brier | − first | ECE % | by chance |" in early
     assert early == now
 
 
@@ -94,6 +94,7 @@ def test_the_temperature_is_shown_and_not_ranked(experiment, tmp_path):
     _, shown = text.split("At the temperature that fits the ")
     assert "| MLE | 1 | 2.500 |" in shown
     assert "| DALorRA 0.3 | 1 | 1.500 |" in shown
+    assert "| NLL | − first |" in shown
     assert "![NLL and ECE at the hold-out's temperature](images/results/toy_tempered.png)" in shown
 
 
@@ -106,7 +107,7 @@ def test_variants_that_adapt_different_rows_have_a_frontier(experiment, tmp_path
     plain = {"tasks": (task.model_copy(update={"seeds": (1,)}),), "variants": (mle, everywhere)}
     Runner(experiment.model_copy(update=plain), tmp_path / "results", {}).run()
     text = write_report(tmp_path / "results", tmp_path / "docs" / "results.md").read_text()
-    assert "![Calibration by work per answer](images/results/toy_frontier.png)" in text
+    assert "![NLL and Brier score by work per answer](images/results/toy_frontier.png)" in text
     assert undominated([(2.0, 0.5), (1.0, 0.6), (1.0, 0.7), (3.0, 0.5)]) == [
         (1.0, 0.6),
         (2.0, 0.5),
@@ -117,7 +118,7 @@ def test_the_frontier_names_variants_that_one_task_alone_has():
     def run(task, variant, layers):
         adapter = {"scope": "all_tokens", "last_layers": layers}
         size = {"prompt": 36, "cue": 4, "layers": 30}
-        scores = {"nll": 0.5, "ece": 0.1, "size": size}
+        scores = {"nll": 0.5, "brier": 0.1, "size": size}
         config = {"adapter": adapter}
         return {"task": task, "variant": variant, "config": config, "samples": 10, "test": scores}
 

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from dalorra.errors import ConfigError
 from training.experiments import Runner, experiments, load_experiment
+from training.experiments.predictions import KEPT_FILE, read_kept_answers
 from training.methods import METHODS
 
 
@@ -60,6 +61,9 @@ def test_results_are_written_once_and_an_interrupted_experiment_goes_on(
     records = parquet.read_table(first.with_name("predictions.parquet")).to_pylist()
     assert len(records) == 12 + 6
     assert {record["data"] for record in records if record["index"] > 5} == {"test"}
+    kept = read_kept_answers(first.parent)
+    nll, brier = kept.losses("test").mean(axis=1)
+    assert (nll, brier) == pytest.approx((result["test"]["nll"], result["test"]["brier"]), rel=1e-3)
     assert not (first.parent / "checkpoints").exists()
 
     before = first.stat().st_mtime_ns
@@ -91,6 +95,8 @@ def test_a_run_that_another_experiment_has_made_is_not_made_twice(
     assert (later["made_in"], later["config"]["name"]) == ("toy", "again/ours/seed-1")
     assert "inputs" not in later
     assert path.with_name("predictions.parquet").exists()
+    ours, theirs = (read_kept_answers(p.parent) for p in (path, made[0]))
+    assert (ours.losses("test") == theirs.losses("test")).all()
     assert Runner(experiment.model_copy(update=asked), tmp_path, {}).run() == [path], "it is done"
     (shift,) = task.shifts
     for other in (
@@ -102,6 +108,18 @@ def test_a_run_that_another_experiment_has_made_is_not_made_twice(
         update = asked | {"name": "unlike", "tasks": (fewer.model_copy(update=other),)}
         with pytest.raises(pytest.fail.Exception, match="trained"):
             Runner(experiment.model_copy(update=update), tmp_path, {}).run()
+
+
+def test_a_run_of_another_experiment_that_kept_no_answers_is_made_again(
+    experiment, tmp_path, no_training
+):
+    (made,) = Runner(experiment, tmp_path, {}).run(["MLE"])
+    (made.parent / KEPT_FILE).unlink()
+    no_training()
+    again = experiment.model_copy(update={"name": "later"})
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        Runner(again, tmp_path, {}).run(["MLE"])
+    assert Runner(experiment, tmp_path, {}).run(["MLE"]) == [made], "its own stays valid"
 
 
 def test_the_plane_holds_test_examples_shifts_and_inputs(experiment, tmp_path):
@@ -140,6 +158,9 @@ def test_the_test_set_is_scored_again_at_the_temperature_of_the_hold_out(experim
     assert "made_in" not in after  # nobody has tempered it yet
     assert after["test"]["nll"] == before["test"]["nll"]
     tempered = after["tempered"]
+    kept = read_kept_answers(path.parent)
+    for name in ("test", "tempered"):
+        assert kept.losses(name)[0].mean() == pytest.approx(after[name]["nll"], rel=1e-3)
     assert tempered["temperature"] != pytest.approx(1.0, abs=1e-3)
     # One network's logits by T: the order of the labels stays, how sure it is does not.
     assert tempered["accuracy"] == after["test"]["accuracy"]

@@ -1,0 +1,114 @@
+"""A temperature of the label logits: the one that fits, and whether it is worth having.
+
+Averaging makes a distribution over many labels flatter than the samples that it is made of, and
+training on little data makes it too sharp. Both are mended by one number, as far as they are even.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from dalorra.decision.predictive import PosteriorSamples
+from training.answers import Evaluable, encode_example
+from training.tasks import Example
+
+TemperatureChoice = Literal["auto", "on", "off"]
+"""Fit one where it helps, always, or never."""
+
+TEMPERATURES: Final = (0.05, 20.0)
+"""Lowest and highest temperature that `fit_temperature` tries."""
+
+LEAST: Final = 30
+"""Examples without which no temperature is taken unasked."""
+
+FOLDS: Final = 5
+EVIDENCE: Final = math.log(10.0)
+"""Labels that a temperature was not fitted to must be ten times as likely under it."""
+
+
+def choose_temperature(
+    samples: PosteriorSamples, targets: Sequence[int], choice: TemperatureChoice = "auto"
+) -> float:
+    """The temperature to serve with.
+
+    "auto" takes the fitted one where labels that had no part in the fit are, all together, ten
+    times as likely under it as under none: each of `FOLDS` parts is judged at the
+    temperature that fits the others. Where the probabilities are right already, the product of
+    these ratios has a mean of about 1 (of 1 exactly if only earlier parts were fitted to), so that
+    few examples rarely ask for a temperature that does harm, and then for a small one.
+
+    Args:
+        samples: of n inputs, at temperature 1.
+        targets: `[n]` index of the true label.
+        choice: see `TemperatureChoice`.
+    """
+    if choice == "off" or (choice == "auto" and _evidence(samples, targets) < EVIDENCE):
+        return 1.0
+    return fit_temperature(samples, targets)
+
+
+def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
+    """The temperature of all label logits that makes the true labels most likely.
+
+    Minimises the cross-entropy of the mean over the samples, each softened or sharpened before it
+    is averaged, which is how it is served (Guo et al., 2017, with a posterior). The targets are
+    Platt's (1999, "Probabilistic outputs for support vector machines", sec. 2.2): the true label
+    has (n + 1) / (n + 2), as if one more example were right and one wrong; the other labels share
+    the rest. Without these two, few examples can ask for a temperature near 0: where every one has
+    a sample that is right, ten votes look better than ten probabilities, until all ten are wrong.
+
+    Args:
+        samples: of n inputs.
+        targets: `[n]` index of the true label.
+    """
+    n, labels = len(targets), samples.probabilities.shape[-1]
+    smoothed = torch.full((n, labels), 1 / (n + 2) / (labels - 1), dtype=torch.float64)
+    smoothed[torch.arange(n), torch.tensor(targets)] = (n + 1) / (n + 2)
+
+    def loss(log_temperature: float) -> float:
+        return float(-(smoothed * _log_mean(samples, float(np.exp(log_temperature)))).sum())
+
+    bounds = tuple(np.log(TEMPERATURES))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def temperature_on(
+    predictor: Evaluable, examples: Sequence[Example], choice: TemperatureChoice = "on"
+) -> float:
+    """`choose_temperature` on labelled examples; the policy's own temperature has to be 1."""
+    if choice == "off":
+        return 1.0
+    prompts = [encode_example(predictor, example, n) for n, example in enumerate(examples, start=1)]
+    targets = [predictor.labels.index(example.label) for example in examples]
+    return choose_temperature(predictor.posterior_samples(prompts), targets, choice)
+
+
+def _evidence(samples: PosteriorSamples, targets: Sequence[int]) -> float:
+    """Log of how many times likelier cross-fitted temperatures make the true labels."""
+    if len(targets) < LEAST:
+        return 0.0
+    true = torch.tensor(targets)
+    fold = torch.arange(len(targets)) % FOLDS
+    gain = 0.0
+    for judged in (fold == k for k in range(FOLDS)):
+        fitted = fit_temperature(_part(samples, ~judged), true[~judged].tolist())
+        part, own = _part(samples, judged), true[judged, None]
+        ratio = _log_mean(part, fitted).gather(1, own) - _log_mean(part, 1.0).gather(1, own)
+        gain += float(ratio.sum())
+    return gain
+
+
+def _log_mean(samples: PosteriorSamples, temperature: float) -> Tensor:
+    """Log of the mean distribution, `[n, K]` in float64."""
+    mean = samples.tempered(temperature).by_sample.double().mean(dim=1)
+    return mean.clamp_min(torch.finfo(torch.float64).tiny).log()
+
+
+def _part(samples: PosteriorSamples, where: Tensor) -> PosteriorSamples:
+    return replace(samples, probabilities=samples.probabilities[where])
