@@ -143,8 +143,8 @@ class Predictor:
             row_budget=row_budget,
             arranged=arranged,
         )
-        if adapter.policy is not None:
-            predictor.policy = adapter.policy.served_in(predictor.precision)
+        policy = adapter.policy or predictor.policy
+        predictor.policy = policy.served_in(predictor.precision)
         return predictor
 
     @property

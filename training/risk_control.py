@@ -262,6 +262,40 @@ def choose_steps(
     return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class LevelRange:
+    """Levels of strictness that keep a target, all together with the confidence of the test.
+
+    Attributes:
+        first: the strictest of them, where the tests began.
+        loosest: the one that accepts the most.
+    """
+
+    first: float
+    loosest: float
+
+
+def kept_levels(
+    strictness: Strictness,
+    pilot: ScoredExamples,
+    tested: ScoredExamples,
+    targets: Sequence[float],
+    confidence: float,
+) -> list[LevelRange | None]:
+    """The levels that keep each target, None where none is shown to; see `choose_steps`."""
+    ranked = Ranked.by(strictness, tested)
+    n = len(ranked.order)
+    found: list[LevelRange | None] = []
+    steps = choose_steps(ranked, pilot, tested, targets, confidence)
+    for step, target in zip(steps, targets, strict=True):
+        if step is None:
+            found.append(None)
+        else:
+            start = first_step(n, pilot.aiming_at(target), confidence)
+            found.append(LevelRange(float(ranked.level[start]), ranked.level_of(step)))
+    return found
+
+
 def mean_p_value(
     total: FloatArray, count: IntArray, target: float, *, binary: bool = True
 ) -> FloatArray:

@@ -1,6 +1,7 @@
 """Making an adapter, and finding out how good it is."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -164,7 +165,13 @@ def calibrate(
     ] = None,
     base_model: BaseModelOption = None,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto, float32 or bfloat16; repeat it for a promise that holds in each.",
+            show_default="auto",
+        ),
+    ] = None,
 ) -> None:
     """Choose thresholds whose error among accepted answers stays within a target.
 
@@ -221,13 +228,15 @@ def calibrate(
             raise ConfigError(
                 "the adapter was trained on that split: name another one with --split"
             )
-        settings["temperature"] = temperature.value
+        first, *others = dtype or ["auto"]
+        settings |= {"temperature": temperature.value, "dtype": [first, *others]}
         source = f"{name} {split}"
+        load = partial(Predictor.load, adapter, base_model, device=device)
         policy = take_look(
             adapter,
             look_at(examples, read.digest, promise, settings, source),
             lambda: run_calibration(
-                Predictor.load(adapter, base_model, device=device, dtype=dtype),
+                load(dtype=first),
                 examples,
                 promise,
                 source=source,
@@ -235,6 +244,7 @@ def calibrate(
                 temperature=temperature.value,
                 min_novelty_p=novelty_level,
                 novelty_digest=novelty.digest if novelty else None,
+                others=(load(dtype=other) for other in others),
                 quiet=False,
             ),
             again=look_again,

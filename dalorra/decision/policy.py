@@ -200,15 +200,14 @@ class Policy(BaseModel):
         Args:
             precision: of the predictor, such as `bfloat16 on cpu`.
         """
-        if precision in self.precisions:
-            return self.model_copy(update={"precisions": (precision,)})
-        if self.confidence is None:  # nothing is promised
-            return self
-        tested = " and ".join(self.precisions) or "a precision that it does not name"
-        return self.never(
-            self.adapter_digest,
-            f"its policy was tested in {tested}, and this is {precision}: calibrate it here",
-        )
+        served = self
+        if self.confidence is not None and precision not in self.precisions:
+            tested = " and ".join(self.precisions) or "a precision that it does not name"
+            served = self.never(
+                self.adapter_digest,
+                f"its policy was tested in {tested}, and this is {precision}: calibrate it here",
+            )
+        return served.model_copy(update={"precisions": (precision,)})
 
     def at(self, target_error: float) -> Self:
         """The policy for a stricter target error, from the calibrated path.

@@ -104,6 +104,11 @@ class LaplacePredictor:
         self.mode.novelty = novelty
 
     @property
+    def precision(self) -> str:
+        """What its answers are computed in."""
+        return self.mode.precision
+
+    @property
     def scope(self) -> Scope:
         """Rows that the adapter acts on."""
         return self.mode.scope
