@@ -135,8 +135,8 @@ def calibrate(
     novelty_level: Annotated[
         float | None,
         typer.Option(
-            help="Escalate inputs whose novelty p-value is lower; 0: none.",
-            show_default="0.01 where the adapter has novelty features",
+            help="Largest share of usual inputs to escalate for novelty; 0: no limit on novelty.",
+            show_default="picked on texts of other kinds",
         ),
     ] = None,
     split_fraction: Annotated[
@@ -155,9 +155,10 @@ def calibrate(
     and writes a policy that accepts nothing, when no thresholds keep the target.
     """
     from dalorra.adapter.directory import read_adapter
-    from dalorra.decision.novelty import DEFAULT_LEVEL
     from dalorra.predictor import Predictor
     from training.calibrate import calibrate as run_calibration
+    from training.novelty import novelty_limit
+    from training.off_domain import accepted_by_kind, off_domain_in_words
     from training.promise import Promise, promise_in_words
 
     promise = Promise(
@@ -168,8 +169,7 @@ def calibrate(
     )
     read = read_adapter(adapter)
     manifest, novelty = read.manifest, read.novelty
-    if novelty_level is None:
-        novelty_level = DEFAULT_LEVEL if novelty else 0.0
+    level, *said = novelty_limit(novelty, novelty_level, confidence)
     if from_feedback is not None:
         if temperature or data or task or split:
             raise ConfigError(
@@ -177,7 +177,7 @@ def calibrate(
                 "--task, --split and --temperature"
             )
         policy = _calibrated_from_feedback(
-            read, from_feedback, promise, novelty_level, split_fraction
+            read, from_feedback, promise, level, split_fraction
         )
     else:
         name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
@@ -185,23 +185,25 @@ def calibrate(
             raise ConfigError(
                 "the adapter was trained on that split: name another one with --split"
             )
+        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
         policy = run_calibration(
-            Predictor.load(adapter, base_model, device=device, dtype=dtype),
+            predictor,
             examples,
             promise,
             source=f"{name} {split}",
             bank=manifest.bank.model_dump(),
             temperature=temperature,
-            min_novelty_p=novelty_level,
+            min_novelty_p=level,
             novelty_digest=novelty.digest if novelty else None,
             pilot_fraction=split_fraction,
             quiet=False,
         )
+        said.append(off_domain_in_words(accepted_by_kind(predictor)))
     policy.save(out or adapter)
     if policy.never_accepts:
         refuse(promise_in_words(policy))
         raise typer.Exit(EXIT_NOTHING_QUALIFIES)
-    typer.echo(promise_in_words(policy))
+    typer.echo("\n".join(filter(None, [promise_in_words(policy), *said])))
 
 
 def _calibrated_from_feedback(
