@@ -140,4 +140,5 @@ def _features(predictor: Evaluable, variants: Sequence[Sequence[Example]]) -> Te
     prompts = [
         encode_example(predictor, one, n) for n, some in enumerate(variants, 1) for one in some
     ]
-    return predictor.novelty_features(prompts).unflatten(0, (len(variants), -1))
+    found = predictor.novelty_features(prompts)
+    return found.view(len(variants), -1, *found.shape[1:])

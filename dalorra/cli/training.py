@@ -176,9 +176,7 @@ def calibrate(
                 "--from-feedback brings labelled answers as they were served: leave out --data, "
                 "--task, --split and --temperature"
             )
-        policy = _calibrated_from_feedback(
-            read, from_feedback, promise, level, split_fraction
-        )
+        policy = _calibrated_from_feedback(read, from_feedback, promise, level, split_fraction)
     else:
         name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
         if data is None and split == "train" and manifest.training.get("task") == name:

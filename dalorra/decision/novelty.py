@@ -137,7 +137,7 @@ class Novelty:
         return torch.einsum("bod,odq->boq", centred, self.whitening).square().sum(dim=(1, 2))
 
     def p_values(self, features: Tensor) -> list[float]:
-        """Conformal p-values, `[B, D, d]` → B of them; a score that is not finite gets the least."""
+        """Conformal p-values, `[B, D, d]` → B of them; a score that is no number gets the least."""
         found: list[float] = self._p_values(self.scores(features)).tolist()
         return found
 
@@ -205,7 +205,7 @@ class Novelty:
     def least_share(self, confidence: float) -> float:
         """The least share of usual inputs that `level` can promise, rounded up to three digits."""
         share = 1.0 - (1.0 - confidence) ** (1.0 / len(self.calibration))
-        unit = 10.0 ** (math.floor(math.log10(share)) - 2)
+        unit: float = 10.0 ** (math.floor(math.log10(share)) - 2)
         return math.ceil(share / unit) * unit
 
     def _content(self) -> bytes:

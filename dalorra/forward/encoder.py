@@ -66,7 +66,7 @@ class EncoderNetwork:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
-        """See `Network`; the features are the last hidden states of the text's first row, D is 1."""
+        """See `Network`; the features are the last hidden states of the text's first row: D = 1."""
         logits, states = self._run(prompts, samples)
         features = states.float()[:, :, None]
         return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), features)

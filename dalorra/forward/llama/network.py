@@ -92,7 +92,8 @@ class PackedLlama:
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
         """See `Network`; the features are the hidden states at the end of the cue after each third
-        of the layers, the last one after the final norm."""
+        of the layers, the last one after the final norm.
+        """
         return self._answers(*self._states(prompts, samples), self._noise(prompts, samples))
 
     @torch.inference_mode()
@@ -107,7 +108,8 @@ class PackedLlama:
 
     def _states(self, prompts: Sequence[Prompt], samples: range) -> tuple[Tensor, list[Tensor]]:
         """At the end of the cue after all layers, and before that after each third of them,
-        `[B, M, d]` each."""
+        `[B, M, d]` each.
+        """
         noise = self._noise(prompts, samples)
         cache = self._base.prefix_cache
         if self.scope == "all_tokens":

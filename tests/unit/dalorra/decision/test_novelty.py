@@ -1,5 +1,7 @@
 """Novelty: a valid p-value, a file that is checked, and the input that the variance cannot see."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from scipy.stats import beta as beta_distribution
 
 from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import module_tensors
-from dalorra.decision.novelty import NOVELTY_FILE, Novelty
+from dalorra.decision.novelty import NOVELTY_FILE, SHARES, Novelty
 from dalorra.decision.policy import Decision, Policy
 from dalorra.errors import AdapterError, ConfigError
 from dalorra.shared_base import SharedBase
@@ -48,9 +50,7 @@ def fitted() -> Novelty:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(-4, 4))
 def test_the_p_value_is_one_plus_those_at_least_as_far_over_n_plus_one(scores, score):
-    # In one dimension with unit spread, the score of x is x².
-    calibration = torch.tensor([float(s) ** 2 for s in scores]).sort().values
-    novelty = Novelty(torch.zeros(1, 1), torch.ones(1, 1, 1), calibration, torch.empty(0, 0), DIGEST)
+    novelty = at_distances(torch.tensor(scores, dtype=torch.float32))
     (p,) = novelty.p_values(torch.tensor([[[float(score)]]]))
     at_least = sum(s**2 >= score**2 for s in scores)
     assert p == pytest.approx((1 + at_least) / (len(scores) + 1))
@@ -107,7 +107,8 @@ def test_a_share_is_promised_with_its_confidence_over_the_calibration_draw(n, sh
 def test_the_level_is_the_highest_that_the_beta_distribution_allows(n, share, confidence):
     novelty, k = at_distances(torch.arange(float(n))), np.arange(1, n + 1)
     least = novelty.least_share(confidence)
-    assert beta_distribution.cdf(least, 1, n) >= confidence > beta_distribution.cdf(0.98 * least, 1, n)
+    promised = [beta_distribution.cdf(part * least, 1, n) >= confidence for part in (0.98, 1.0)]
+    assert promised == [False, True]
     if share < least:
         with pytest.raises(ConfigError, match=f"the least .* promised is {100 * least:.3g} %"):
             novelty.level(0.98 * share, confidence)
@@ -127,6 +128,41 @@ def test_too_few_calibration_examples_are_told_what_they_can_promise():
         r"examples, and the novelty features have 120: the least that can be promised is 2.47 %",
     ):
         novelty.level(0.01, 0.95)
+
+
+# --- the share that is picked where none is asked for ---
+
+
+def with_foreign(kinds: list[float], n: int = 1000) -> Novelty:
+    """Calibrated on distances 0 to n − 1, beside texts of kinds at these distances."""
+    novelty = at_distances(torch.arange(float(n)))
+    return replace(novelty, foreign=torch.tensor(kinds)[:, None].square().expand(-1, 4))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "picked"),
+    [
+        ([999.5] * 5, 0.01),  # the smallest finds them
+        ([970.0] * 3 + [10.0] * 2, 0.05),  # by the median: two are the adapter's own kind
+        ([970.0] * 2 + [10.0] * 3, 0.01),  # nothing finds most of them, so nothing is paid
+        ([], 0.01),
+    ],
+)
+def test_the_share_that_is_picked_finds_most_kinds_at_the_least_cost(kinds, picked):
+    novelty = with_foreign(kinds)
+    share, level = novelty.pick(0.95)
+    assert share == picked
+    assert level == novelty.level(share, 1 - 0.05 / len(SHARES))
+    assert level < novelty.level(share, 0.95), "the confidence is divided among what was tried"
+
+
+@given(st.integers(1, 300), st.floats(0.5, 0.999))
+@settings(max_examples=50, deadline=None)
+def test_few_calibration_examples_pick_what_they_can_promise(n, confidence):
+    share, level = with_foreign([n + 1.0], n).pick(confidence)
+    assert share in SHARES or n < 2000
+    assert beta_distribution.cdf(share, 1, n) >= confidence
+    assert 1 / (n + 1) < level, "what is farther than all of them is novel"
 
 
 # --- variants, extremes ---
@@ -232,6 +268,7 @@ def changed(name: str, value: torch.Tensor):
         (changed("mean", torch.zeros(12)), r"mean has shape \[12\]"),
         (changed("calibration", torch.empty(0)), r"calibration has shape \[0\]"),
         (changed("calibration", torch.tensor([2.0, 1.0])), "not in order"),
+        (lambda tensors: {k: v for k, v in tensors.items() if k != "foreign"}, "it holds cal"),
         (changed("more", torch.zeros(1)), "it holds calibration, foreign, mean, more, whitening"),
         (lambda tensors: {"mean": tensors["mean"]}, "it holds mean instead of"),
     ],

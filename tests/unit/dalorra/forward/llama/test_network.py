@@ -91,7 +91,8 @@ def test_equals_the_unmodified_model(
     there = MaskBank(bank.masks.to(device))
     network = packed(model.to(device), LABELS.to(device), there, scope)
     check_close(network.label_logits(prompts, range(SAMPLES)).cpu(), wanted)
-    check_close(network.answers(prompts, range(SAMPLES)).features.cpu(), after_each)
+    features = network.answers(prompts, range(SAMPLES)).features.cpu()
+    torch.testing.assert_close(features, after_each, rtol=1e-4, atol=1e-4)
     assert wanted.std(dim=1).max() > 2e-3  # the samples do differ
 
 
