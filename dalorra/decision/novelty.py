@@ -204,7 +204,7 @@ class Novelty:
 
     def least_share(self, confidence: float) -> float:
         """The least share of usual inputs that `level` can promise, rounded up to three digits."""
-        share = 1.0 - (1.0 - confidence) ** (1.0 / len(self.calibration))
+        share: float = 1.0 - (1.0 - confidence) ** (1.0 / len(self.calibration))
         unit: float = 10.0 ** (math.floor(math.log10(share)) - 2)
         return math.ceil(share / unit) * unit
 
