@@ -17,9 +17,9 @@ REFERENCE_EXAMPLES = 600
 """Training examples whose features are fitted, in two spellings: enough for 128 components."""
 
 CALIBRATION_EXAMPLES = 1000
-"""Held-out examples that are scored, in all spellings: forwards for a minute on two cores. A share
-of 1 %, with 95 % confidence, takes 299 and lies below the highest score of these; of 1,000 it lies
-below the fifth highest, and depends the less on single examples."""
+"""Held-out examples that are scored, in all spellings, at most. A share of 1 %, with 95 %
+confidence, takes 299 and lies below the highest score of these; of 1,000 it lies below the fifth
+highest, and depends the less on single examples."""
 
 
 def fit_novelty(
