@@ -25,7 +25,7 @@ from scipy import stats
 
 from benchmarks.report import arguments, print_table, write_json
 from dalorra.adapter.directory import bundled_adapter
-from dalorra.decision.novelty import DEFAULT_LEVEL
+from dalorra.decision.novelty import DEFAULT_SHARE
 from dalorra.decision.policy import Decision, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
@@ -58,7 +58,7 @@ def main() -> None:
     answered = answered_by(options.adapter, "sst2", "validation", options.data, options.predictions)
     levels = {0.0}
     if all(p.novelty is not None for p in answered.predictions):
-        levels.add(DEFAULT_LEVEL)
+        levels.add(DEFAULT_SHARE)
     results = [
         summary(halves(answered, promise, level, options.splits), promise, level)
         for promise in (Promise(target, options.confidence) for target in options.target_error)

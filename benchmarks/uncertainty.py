@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks import far_inputs
 from benchmarks.report import Line, markdown_table
 from benchmarks.shifts import FAR, NEAR
 
@@ -52,10 +53,16 @@ def section(results: Path) -> str:
     """Markdown without a title of its own, headings from the second level.
 
     Args:
-        results: folder with `novelty.json`, `novelty_choice.json`, `promise.json` and `power.json`;
-            a part whose file is missing is left out.
+        results: folder with `novelty.json`, `far_inputs.json`, `novelty_choice.json`,
+            `promise.json` and `power.json`; a part whose file is missing is left out.
     """
-    parts = {"novelty": _far_away, "novelty_choice": _choice, "promise": _promise, "power": _power}
+    parts = {
+        "novelty": _far_away,
+        "far_inputs": far_inputs.section,
+        "novelty_choice": _choice,
+        "promise": _promise,
+        "power": _power,
+    }
     written = []
     for name, part in parts.items():
         path = results / f"{name}.json"
@@ -207,9 +214,11 @@ def _choice(lines: Sequence[Line]) -> str:
     return f"""## Which score
 
 Chosen on inputs that serve for nothing else ({shifts}): mean over them, fitted on
-{scored[0]["n"]["train"]} training examples in two spellings each. *Answer* and *prompt* are the
-hidden states at the end of the answer cue and of the prompt, *ranks* the rank activations A·x of
-all adapted layers at the end of the cue; the first and the last as their mean over the samples.
+{scored[0]["n"]["train"]} training examples in two spellings each. *One third*, *two thirds* and
+*answer* are the hidden states at the end of the answer cue after so many of the layers and after
+all of them, *thirds* the sum of the scores of these three; *prompt* is that at the end of the
+prompt, *ranks* the rank activations A·x of all adapted layers at the end of the cue. All but
+*prompt* are means over the samples.
 
 {table}
 

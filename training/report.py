@@ -210,8 +210,8 @@ def _novelty_level(policy: Mapping[str, Any]) -> str:
     if not level:
         return ""
     return (
-        f" An input whose novelty p-value is below {level:g} is escalated before: of inputs like\n"
-        f"the training data that is a share of at most {_share(level)}."
+        f" An input whose novelty p-value is below {level:.3g} is escalated before, whatever the\n"
+        "probability and the variance say of it."
     )
 
 

@@ -72,6 +72,8 @@ def test_the_command_writes_the_policy_and_prints_the_promise(on_examples, adapt
     assert result.stdout.startswith(
         "error among accepted answers ≤ 0.05 with 95 % confidence over the draw of 2,700 test"
     )
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("of texts of 16 kinds, most of them not its own, "), last
 
 
 def test_the_command_exits_with_3_when_nothing_qualifies(on_examples, adapter, tmp_path):
