@@ -21,6 +21,7 @@ class LogitPredictor(FakePredictor):
 
     labels = LABELS  # type: ignore[assignment]
     samples = 5
+    precision = "float32 on cpu"
 
     def __init__(self, logits: Tensor) -> None:
         old = Policy(min_probability=0.0, max_variance=0.25, source="old", temperature=9.0)

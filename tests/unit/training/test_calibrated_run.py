@@ -10,7 +10,7 @@ from dalorra.adapter.directory import read_adapter
 from dalorra.errors import ConfigError
 from training.config import read_config
 from training.data import load_data
-from training.novelty import trained_and_held_out
+from training.novelty import novelty_limit, trained_and_held_out
 from training.orthography import VARIANTS, one_spelling, spellings
 from training.run import Run, train
 from training.tasks import data_digest, load_examples
@@ -81,8 +81,12 @@ def test_a_larger_task_is_calibrated_on_examples_that_chose_nothing_else(
         assert f"each in one of {VARIANTS} spellings" in policy.source
     assert policy.data_digest == data_digest(asked)
     assert policy.adapter_digest == adapter.digest
-    assert policy.held_to(adapter.digest, config.bank.model_dump(), novelty.digest) == policy
-    assert (policy.min_novelty_p, policy.novelty_digest) == (0.01, novelty.digest)
+    assert policy.held_to(adapter.digest, config.bank.identity, novelty.digest) == policy
+    level, _ = novelty_limit(novelty, None, 0.95)
+    assert (policy.min_novelty_p, policy.novelty_digest) == (level, novelty.digest)
+    assert sorted(policy.precisions) == ["bfloat16 on cpu", "float32 on cpu"]
+    looks = json.loads((adapter.path / "looks.json").read_text())
+    assert len(looks["looks"]) == 1
     assert "error among accepted answers ≤ 0.1 with 95 % confidence" in capsys.readouterr().err
 
     manifest = json.loads((adapter.path / "dalorra.json").read_text())["training"]

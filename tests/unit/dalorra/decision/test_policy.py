@@ -249,6 +249,28 @@ def test_a_policy_is_void_for_another_adapter_or_bank():
         assert "was made for another" in void.decide(prediction(1.0, 0.0)).reason
 
 
+def test_a_promise_holds_in_the_precisions_that_it_was_tested_in_and_in_no_other():
+    tested = ("bfloat16 on cpu", "float32 on cpu")
+    calibrated = CALIBRATED.model_copy(update={"precisions": tested})
+    for precision in tested:
+        served = calibrated.served_in(precision)
+        assert served == calibrated.model_copy(update={"precisions": (precision,)})
+        assert served.decide(prediction(0.99, 0.0)).decision is Decision.ACCEPT
+    for policy, named in (
+        (calibrated, "bfloat16 on cpu and float32 on cpu"),
+        (CALIBRATED, "a precision that it does not name"),
+    ):
+        void = policy.served_in("bfloat16 on cuda")
+        assert void.precisions == ("bfloat16 on cuda",)
+        verdict = void.decide(prediction(1.0, 0.0))
+        assert verdict.decision is Decision.ESCALATE
+        assert f"tested in {named}, and this is bfloat16 on cuda: calibrate it here" in (
+            verdict.reason
+        )
+    by_hand = POLICY.served_in("bfloat16 on cuda")
+    assert by_hand.decide(prediction(1.0, 0.0)).decision is Decision.ACCEPT, "it promises nothing"
+
+
 def test_a_calibrated_policy_survives_its_file(tmp_path):
     CALIBRATED.save(tmp_path)
     assert Policy.load(tmp_path) == CALIBRATED
