@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections import Counter
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
