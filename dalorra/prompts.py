@@ -124,7 +124,7 @@ def _check_name(name: str) -> None:
 
 
 def _is_argument(name: str) -> bool:
-    """Whether a Python function, a JSON schema and a pydantic model can have a field of the name."""
+    """Whether a Python function, a JSON schema and a pydantic model can have a field so called."""
     return (
         re.fullmatch(rf"[A-Za-z][A-Za-z0-9_]{{0,{_NAME_LENGTH - 1}}}", name) is not None
         and name != "self"

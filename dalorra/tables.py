@@ -206,8 +206,11 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         header = _header(path, names)
         columns = [_parquet_cells(file, name) for name in names]
         ended = Unreadable("ends before the table does")
-        for number in range(1, file.metadata.num_rows + 1):
+        rows = file.metadata.num_rows
+        for number in range(1, rows + 1):
             cells = [next(column, ended) for column in columns]
+            if cells and all(cell is ended for cell in cells):
+                raise ConfigError(f"{path}: ends before row {number} of {rows}")
             yield _record(f"{path}, row {number}", number, header, cells)
 
 
