@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat
+from dalorra.tables import Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +196,12 @@ def _texts_and_keys(cell: object) -> tuple[list[str] | None, list[str]]:
 def _cell(record: Mapping[str, object], column: str, where: str) -> object:
     if column not in record:
         raise ConfigError(f"{where}: no column {column!r}; it has {_listed(record)}")
-    if record[column] is None:
+    value = record[column]
+    if value is None:
         raise ConfigError(f"{where}: column {column!r} is empty, expected a value")
-    return record[column]
+    if isinstance(value, Unreadable):
+        raise ConfigError(f"{where}: column {column!r} {value.problem}")
+    return value
 
 
 def _text(record: Mapping[str, object], column: str, where: str) -> str:

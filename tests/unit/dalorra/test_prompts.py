@@ -47,6 +47,36 @@ def test_a_template_without_named_fields_is_refused(template):
         format_with(template=template)
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{note: urgent}\n{text}", "{who!r}", "{who:}", "{text:>10}", "{a:{b}}", "{{x}} {a!s} }}"],
+)
+def test_nothing_of_a_template_is_accepted_and_then_ignored(template):
+    with pytest.raises(ValidationError, match="has more than a name inside braces"):
+        format_with(template=template)
+
+
+@pytest.mark.parametrize(
+    ("field", "better"),
+    [
+        ("Customer question", "Customer_question"),
+        ("self", "text_self"),
+        ("_text", "text"),
+        ("model_config", "text_model_config"),
+        ("model_dump_all", "text_model_dump_all"),
+        ("class", "text_class"),
+        ("größe", "gr_e"),
+        ("a" * 65, "text_" + "a" * 59),
+    ],
+)
+def test_a_field_that_no_tool_could_take_is_refused_with_one_that_it_can(field, better):
+    with pytest.raises(ValidationError) as refusal:
+        format_with(template=f"Text: {{{field}}}")
+    assert f"write {{{better}}}" in str(refusal.value)
+    assert f"`columns: {{{better}: {field}}}`" in str(refusal.value)
+    assert format_with(template=f"Text: {{{better}}}").fields == (better,)
+
+
 @pytest.mark.parametrize("changes", [{"answer_cue": ""}, {"labels": {"yes": " positive"}}])
 def test_a_format_needs_a_cue_and_two_labels(changes):
     with pytest.raises(ValidationError):
