@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from dalorra.forward.llama.attention import causal_attention, grouped_attention
+from dalorra.forward.llama.attention import causal_attention, masked_by_products
 
 NAME: Final = "dalorra_grouped"
 
@@ -28,7 +28,7 @@ def _attention(
     if attention_mask is None:
         out = causal_attention(query, key, value)
     else:
-        out = grouped_attention(query, key, value, attention_mask, scaling)
+        out = masked_by_products(query, key, value, attention_mask, scaling)
     return out.transpose(1, 2), None  # [B, rows, heads, head_dim]
 
 
