@@ -109,6 +109,7 @@ class Predictor:
         *,
         name: str | None = None,
         on_overflow: Overflow = "truncate",
+        max_tokens: int | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
         arranged: ArrangedBase | None = None,
     ) -> "Predictor":
@@ -119,7 +120,9 @@ class Predictor:
             base: the base model.
             model: the base with the adapter; what is needed of it is read off.
             name: what answers call the adapter; its own name by default.
-            on_overflow: what happens to an over-long input.
+            on_overflow: what happens to an input that is longer than the adapter's limit.
+            max_tokens: a lower limit; between the two an input is refused, for the adapter's
+                policy was tested on answers to the whole of it.
             row_budget: see the class.
             arranged: likewise.
 
@@ -127,9 +130,10 @@ class Predictor:
             AdapterError: its tokens are others in this base's tokeniser, or it cannot be served.
         """
         manifest = adapter.manifest
-        tokenizer = PromptTokenizer(
-            base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow
-        )
+        limit = min(manifest.max_tokens, max_tokens or manifest.max_tokens)
+        if limit < manifest.max_tokens:
+            on_overflow = "reject"
+        tokenizer = PromptTokenizer(base.tokenizer, manifest.prompt, limit, on_overflow)
         check_tokens(manifest, tokenizer)
         predictor = cls(
             model,

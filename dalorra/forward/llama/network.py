@@ -345,9 +345,7 @@ def _keep(fresh: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: i
         fresh.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
 
 
-def _added(
-    read: Tensor | None, known: int, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor]:
+def _added(read: Tensor | None, known: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Puts those of the rows behind the known ones `[2, B, kv_heads, …, head_dim]`; returns all."""
     if read is None:
         return key, value
