@@ -67,9 +67,10 @@ class EncoderNetwork:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
-        """See `Network`; the features are the last hidden states of the text's first row."""
+        """See `Network`; the features are the last hidden states of the text's first row: D = 1."""
         logits, states = self._run(prompts, samples)
-        return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), states.float())
+        features = states.float()[:, :, None]
+        return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), features)
 
     def in_pieces(self, prompt: Prompt, samples: range, budget: int) -> Answers:
         """See `Network`; a text is never cut, as its rows see each other in both directions."""
