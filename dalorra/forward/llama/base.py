@@ -116,6 +116,15 @@ class ArrangedLlama:
         """What they are stored in."""
         return self.head_weight.dtype
 
+    def room_for(self, tokens: int) -> Tensor:
+        """Where keys and values of one sequence go, `[layers, 2, 1, kv_heads, tokens, head_dim]`.
+
+        Args:
+            tokens: of the sequence.
+        """
+        shape = (len(self.layers), 2, 1, self._kv_heads, tokens, self._width)
+        return self.head_weight.new_empty(shape)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """The head of the residual stream, `[B, rows, d]` float32."""
         embedded: Tensor = self._embedding(input_ids)

@@ -6,11 +6,16 @@ from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
 from dalorra.posteriors.bank import MaskBank
 from tests.tiny import tiny_adapter, tiny_base, tiny_prompts
+from training import attention
 from training.attention import NAME, differentiable_attention
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
-def test_logits_and_gradients_are_those_of_the_fused_kernel(scope):
+def test_logits_and_gradients_are_those_of_the_fused_kernel(scope, again, monkeypatch):
+    if again:
+        monkeypatch.setattr(attention, "_KEPT", 0)
+        monkeypatch.setattr(attention, "_BLOCK", 7)
     base = tiny_base()
     model = tiny_adapter(base)
     rows = pack(tiny_prompts(base), range(2), scope)
