@@ -3,7 +3,7 @@
 from types import MappingProxyType
 from typing import Final
 
-from dalorra.base.families import longest_text, set_head
+from dalorra.base.families import set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat
@@ -26,6 +26,8 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
     Raises:
         ConfigError: a setting that does not go with this kind of base model.
     """
+    if problem := too_long(base.model, config.adapter.max_tokens):
+        raise ConfigError(f"adapter.max_tokens: {base.name} {problem}")
     if base.kind != "encoder":
         if task.answer_cue is None:
             raise ConfigError(
@@ -38,13 +40,10 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
 
 
 def _check(config: TrainingConfig, base: BaseModel) -> None:
-    adapter, limit = config.adapter, longest_text(base.model)
-    if adapter.scope != "all_tokens":
+    if config.adapter.scope != "all_tokens":
         raise ConfigError(
             f"adapter.scope: the encoder {base.name} reads all tokens at once: say all_tokens"
         )
-    if adapter.max_tokens > limit:
-        raise ConfigError(f"adapter.max_tokens: {base.name} reads at most {limit}")
     if config.bank.head == "integrated":
         raise ConfigError("bank.head: an encoder's head has no mask to integrate: say sampled")
     if (name := config.method.name) in _REFUSED:
