@@ -1,4 +1,4 @@
-"""What is different about a run on an encoder, before it starts."""
+"""How a run asks its base model, and what is refused before it starts."""
 
 from types import MappingProxyType
 from typing import Final
@@ -9,6 +9,7 @@ from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat
 from training.config import TrainingConfig
 from training.tasks import Task
+from training.tasks.chat import chat_format
 
 _REFUSED: Final = MappingProxyType(
     {
@@ -28,6 +29,10 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
     """
     if problem := too_long(base.model, config.adapter.max_tokens):
         raise ConfigError(f"adapter.max_tokens: {base.name} {problem}")
+    if task.messages:
+        if base.kind == "encoder":
+            raise ConfigError(f"task.template: nobody chats with the encoder {base.name}")
+        return chat_format(task.messages, task.prompt_format, base.tokenizer, base.name)
     if base.kind != "encoder":
         if task.answer_cue is None:
             raise ConfigError(
