@@ -260,8 +260,9 @@ def test_a_control_token_that_takes_white_space_of_the_text_is_the_templates_own
     greedy = tiny_tokenizer()
     markup = [AddedToken(text, rstrip=True) for text in ("<s>", "</s>")]
     greedy.backend_tokenizer.add_special_tokens(markup)
+    beside = MARKED_UP.model_copy(update={"template": "<s>{claim}</s>{text}<s>"})
     fields = {"claim": f" {claim}", "text": f"\n{text}a"}
-    prompt = PromptTokenizer(greedy, MARKED_UP).encode(fields)
+    prompt = PromptTokenizer(greedy, beside).encode(fields)
     own = [TOKENIZER.bos_token_id, TOKENIZER.eos_token_id, TOKENIZER.bos_token_id]
     assert [i for i in prompt.prompt_ids if i in CONTROL] == own
 
