@@ -21,7 +21,7 @@ class Answers:
         probabilities: over the labels, `[B, M, S, K]` float32: M samples, each under S weighted
             masks of the head; S is 1 where the head is sampled with the rest, or has no mask.
         weights: `[S]`, sums to 1.
-        features: what the labels are read off, `[B, M, d]` float32.
+        features: hidden states of the row that is answered, at D depths, `[B, M, D, d]` float32.
     """
 
     probabilities: Tensor

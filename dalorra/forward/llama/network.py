@@ -61,6 +61,8 @@ class PackedLlama:
             layer.map(lambda projection: FusedProjection(projection, updates))
             for layer in base.layers
         ]
+        layers = len(self._layers)
+        self._thirds = {-(-layers // 3), -(-2 * layers // 3)}  # layers before a state is kept
         self.scope = scope
         self.noise = self._bound(bank)
 
@@ -87,8 +89,10 @@ class PackedLlama:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
-        """See `Network`; the features are the hidden states at the end of the cue."""
-        return self._answers(self.hidden_states(prompts, samples), self._noise(prompts, samples))
+        """See `Network`; the features are the hidden states at the end of the cue after each third
+        of the layers, the last one after the final norm.
+        """
+        return self._answers(*self._states(prompts, samples), self._noise(prompts, samples))
 
     @torch.inference_mode()
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
@@ -98,26 +102,32 @@ class PackedLlama:
     @torch.inference_mode()
     def hidden_states(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
         """What the label head reads, at the end of the cue after the final norm, `[B, M, d]`."""
+        return self._normed(self._states(prompts, samples)[0])
+
+    def _states(self, prompts: Sequence[Prompt], samples: range) -> tuple[Tensor, list[Tensor]]:
+        """At the end of the cue after all layers, and before that after each third of them,
+        `[B, M, d]` each.
+        """
         noise = self._noise(prompts, samples)
         cache = self._base.prefix_cache
         if self.scope == "all_tokens":
-            return self._normed(self._all_tokens(self._staged(prompts), noise))
+            return self._all_tokens(self._staged(prompts), noise)
         prompt_ids = [prompt.prompt_ids for prompt in prompts]
         prefix = cache.find(prompt_ids) if cache else None
         known = prefix.lengths if prefix else [0] * len(prompts)
         staged = self._staged(prompts, known)
         past = prefix.keys_values if prefix else None
         fresh: list[Tensor] = []  # keys and values of the prompt rows
-        states = self._answer_tokens(staged, noise, past, fresh if cache else None)
+        found = self._answer_tokens(staged, noise, past, fresh if cache else None)
         if cache:
             cache.add(prompt_ids, known, torch.stack(fresh))
-        return self._normed(states)
+        return found
 
     @torch.inference_mode()
     def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
         """`answers` to prompts on the device, in a form that can be recorded: no prefix cache."""
         run = self._answer_tokens if self.scope == "answer_tokens" else self._all_tokens
-        return self._answers(self._normed(run(prompts, noise)), noise)
+        return self._answers(*run(prompts, noise), noise)
 
     def _noise(self, prompts: Sequence[Prompt], samples: range) -> ForwardNoise:
         return self.noise.of(samples, len(prompts[0].cue_ids))
@@ -130,9 +140,11 @@ class PackedLlama:
         staged = StagedPrompts.of(prompts, self.scope, known, joined=len(lengths) > 1)
         return staged.to(self._base.device)
 
-    def _answers(self, states: Tensor, noise: ForwardNoise) -> Answers:
+    def _answers(self, states: Tensor, thirds: list[Tensor], noise: ForwardNoise) -> Answers:
+        states = self._normed(states)
         probabilities = self.head.probabilities(states, noise.head)
-        return Answers(probabilities, noise.head.weights, states.float())
+        features = torch.stack([*thirds, states], dim=2).float()
+        return Answers(probabilities, noise.head.weights, features)
 
     def _normed(self, states: Tensor) -> Tensor:
         return self._base.final_norm(states)
@@ -143,8 +155,8 @@ class PackedLlama:
         noise: ForwardNoise,
         past: Tensor | None = None,
         fresh: list[Tensor] | None = None,
-    ) -> Tensor:
-        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`.
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → as `_states` returns them.
 
         Args:
             prompts: on the device.
@@ -159,13 +171,16 @@ class PackedLlama:
         if first:  # below the first stochastic product the cue is the same under every sample
             at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
         x = self._base.embed(at.input_ids)  # [B, P + k, d]
+        thirds: list[Tensor] = []
         for i, layer in enumerate(self._layers):
             if i == first and i:
                 x, at = at.branch(x, samples), layout
             if i < last:
                 x = self._packed_layer(layer, x, at, noise.layers[i], known[i], fresh)
+                if i + 1 in self._thirds:
+                    thirds.append(x.flatten(0, 1)[at.cue_ends].expand(-1, samples, -1))
         x = self._packed_end(x, at, noise.layers[-1], known[-1], fresh)
-        return x.expand(-1, samples, -1)
+        return x.expand(-1, samples, -1), thirds
 
     def _packed_layer(
         self,
@@ -220,16 +235,19 @@ class PackedLlama:
         x = x.flatten(0, 1)[layout.cue_ends]
         return self._base.after_attention(layer, x, by_row(attended), noise[2:])
 
-    def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> Tensor:
+    def _all_tokens(
+        self, prompts: StagedPrompts, noise: ForwardNoise
+    ) -> tuple[Tensor, list[Tensor]]:
         """All rows once for each sample above the first stochastic product, once below.
 
         Returns:
-            `[B, M, d]`.
+            As `_states`.
         """
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
         layout = SequenceLayout.of(prompts, self._base.rotary)
         cos, sin = layout.cos, layout.sin
         x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
+        thirds: list[Tensor] = []
         for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
             h = self._base.norm(x, layer.input_norm)
             if i == first:
@@ -243,6 +261,8 @@ class PackedLlama:
             query, key, value = self._base.query_key_value(layer, layout.spread(out), cos, sin)
             attended = layout.collect(by_row(causal_attention(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
+            if i + 1 in self._thirds:
+                thirds.append(x[:, layout.ends].transpose(0, 1).expand(-1, samples, -1))
         if first >= last:
             x = x.repeat(samples, 1, 1)
 
@@ -256,7 +276,7 @@ class PackedLlama:
         ends = x[:, layout.ends]
         attended = attended.view(*ends.shape[:2], -1)  # [M, B, heads · head_dim]
         out = self._base.after_attention(layer, ends, attended, noises[2:])
-        return out.transpose(0, 1)
+        return out.transpose(0, 1), thirds
 
 
 def _keep(fresh: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
