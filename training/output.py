@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME as STATE
 from dalorra.errors import ConfigError
 from training.config import UNUSED, TrainingConfig
 from training.processes import Process
+from training.tasks import Task
 
 RUN_FILE: Final = "run.json"
 LOG_FILE: Final = "log.jsonl"
@@ -86,11 +87,13 @@ def _last_checkpoint(output: Path) -> str | None:
 def portable(config: TrainingConfig, *left_out: str) -> dict[str, Any]:
     """What records of a run say of its configuration.
 
-    Without the folders of this machine, settings of the data that are `UNUSED`, and the sections
-    `left_out`.
+    Without the folders of this machine, settings of the data that are `UNUSED`, the messages of a
+    task that has none, and the sections `left_out`.
     """
     unused = {name for name, value in UNUSED.items() if getattr(config.data, name) == value}
     exclude: dict[str, Any] = {"output_dir": True, "data": {"source"} | unused}
+    if isinstance(config.task, Task) and not config.task.messages:
+        exclude["task"] = {"messages"}
     return config.model_dump(mode="json", exclude=exclude | dict.fromkeys(left_out, True))
 
 

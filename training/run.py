@@ -18,10 +18,10 @@ from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptTokenizer
 from training.answers import Evaluable, answer
+from training.asking import prepare
 from training.calibrate import calibrate
 from training.config import TrainingConfig, read_config
 from training.data import least_to_calibrate, load_data
-from training.encoders import prepare
 from training.environment import hardware
 from training.evaluate import evaluate, score
 from training.figures import training_figure
