@@ -251,7 +251,7 @@ class PromptTokenizer:
         if self._control.keys().isdisjoint(encoding.ids):
             return cast(list[int], encoding.ids)
         controls, literal = self._controls(text, encoding), self._literal_spans(fields)
-        own = [c for c in controls if any(a <= c[1] and c[2] <= b for a, b in literal)]
+        own = [c for c in controls if any(_within(text, c, part) for part in literal)]
         if own == controls:
             return cast(list[int], encoding.ids)
         ids: list[int] = []
@@ -312,3 +312,11 @@ class PromptTokenizer:
                 f"{cue!r}: choose a text that is"
             )
         return with_label[-1]
+
+
+def _within(text: str, control: tuple[int, int, int], part: tuple[int, int]) -> bool:
+    """Whether a part of the text spells a control token, which may take white space beside it."""
+    _, start, end = control
+    spelt = text[start:end]
+    first = start + len(spelt) - len(spelt.lstrip())
+    return part[0] <= first and first + len(spelt.strip()) <= part[1]

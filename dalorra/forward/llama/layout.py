@@ -8,7 +8,7 @@ prompt whose keys and values are known already has keys, but no rows:
 
 **`all_tokens`** (`SequenceLayout`), each prompt with its cue a sequence of its own under every
 sample. Rows are `[L, rows, d]`: L is 1 below the first stochastic product and M above it. Attention
-sees `[L · B, T, …]`.
+sees `[L · B, T, …]`. A sequence that is read in pieces has keys, but no rows, of those before.
 
 Prefixes, prompts and sequences are padded on the right, where no row looks. Rows are slots, unless
 prompts of several lengths are joined (`Slots`). Norms and products treat every row alike, so
@@ -223,6 +223,7 @@ class SequenceLayout:
         ends: `[B]`, the last row of each.
         cos, sin: rotary embedding, `[1, 1, T, head_dim]`.
         slots: of joined rows.
+        before: C, keys without rows, the same number for each.
     """
 
     lengths: Tensor
@@ -230,12 +231,13 @@ class SequenceLayout:
     cos: Tensor
     sin: Tensor
     slots: Slots | None
+    before: int
 
     @classmethod
-    def of(cls, prompts: StagedPrompts, rotary: Rotary) -> Self:
+    def of(cls, prompts: StagedPrompts, rotary: Rotary, before: int = 0) -> Self:
         """Lays out prompts that were staged for `all_tokens`, on their device."""
         lengths, longest = prompts.lengths.clamp_min(1), prompts.longest
-        cos, sin = rotary(torch.arange(longest, device=lengths.device)[None])
+        cos, sin = rotary(torch.arange(before, before + longest, device=lengths.device)[None])
         rows = prompts.ids.numel()
         starts = prompts.starts.clamp_max(rows - 1)  # of an empty prompt at the end
         return cls(
@@ -244,6 +246,7 @@ class SequenceLayout:
             cos=cos,
             sin=sin,
             slots=Slots.of(prompts.lengths, rows, longest) if prompts.joined else None,
+            before=before,
         )
 
     def spread(self, x: Tensor) -> Tensor:
@@ -262,7 +265,7 @@ class SequenceLayout:
         return self.cos[0, 0, at][:, None, None], self.sin[0, 0, at][:, None, None]
 
     def last_visible(self, samples: int) -> Tensor:
-        """Which keys the last rows see, `[M · B, 1, 1, T]`, as `layer_mask` has it."""
-        positions = torch.arange(self.cos.shape[2], device=self.lengths.device)
-        real = (positions < self.lengths[:, None]).repeat(samples, 1)
+        """Which keys the last rows see, `[M · B, 1, 1, C + T]`, as `layer_mask` has it."""
+        positions = torch.arange(self.before + self.cos.shape[2], device=self.lengths.device)
+        real = (positions < self.before + self.lengths[:, None]).repeat(samples, 1)
         return layer_mask(real[:, None, None], self.cos)

@@ -1,6 +1,6 @@
 """What a forward is given, brought to the device in one go, so that the host never waits for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
@@ -99,6 +99,19 @@ class StagedPrompts:
         self.lengths.copy_(others.lengths)
         self.known.copy_(others.known)
         self.cue_ids.copy_(others.cue_ids)
+
+    def pieces(self, tokens: int) -> Iterator[Self]:
+        """Prompts of one length cut into this many tokens each; what is left comes last."""
+        for start in range(0, self.longest, tokens):
+            ids = self.ids[:, start : start + tokens]
+            count = ids.shape[1]
+            yield replace(
+                self,
+                ids=ids,
+                lengths=torch.full_like(self.lengths, count),
+                known=self.known + start,
+                longest=count,
+            )
 
     def padded(self, batch: int, tokens: int, longest: int) -> Self:
         """With empty prompts up to B = `batch`, and padding.

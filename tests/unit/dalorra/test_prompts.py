@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tokenizers import AddedToken
 
 from dalorra.errors import AdapterError, InputError
 from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer
@@ -281,6 +282,19 @@ def test_a_template_s_own_markup_is_tokenised_as_ever():
     assert PromptTokenizer(TOKENIZER, MARKED_UP).encode(fields).prompt_ids == ids(
         MARKED_UP.render(fields)
     )
+
+
+@given(claim=PIECES, text=PIECES)
+def test_a_control_token_that_takes_white_space_of_the_text_is_the_templates_own(claim, text):
+    """Some tokenizers' markup swallows the spaces and lines beside it."""
+    greedy = tiny_tokenizer()
+    markup = [AddedToken(text, rstrip=True) for text in ("<s>", "</s>")]
+    greedy.backend_tokenizer.add_special_tokens(markup)
+    beside = MARKED_UP.model_copy(update={"template": "<s>{claim}</s>{text}<s>"})
+    fields = {"claim": f" {claim}", "text": f"\n{text}a"}
+    prompt = PromptTokenizer(greedy, beside).encode(fields)
+    own = [TOKENIZER.bos_token_id, TOKENIZER.eos_token_id, TOKENIZER.bos_token_id]
+    assert [i for i in prompt.prompt_ids if i in CONTROL] == own
 
 
 def test_a_control_token_that_input_and_template_make_together_is_text():
