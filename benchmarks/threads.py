@@ -7,8 +7,7 @@ Each contender is a process of its own, for OpenMP reads its variables once: wit
 waiting (`active`), with passive waiting, and as `dalorra.threads.settle` bounds it; `--spins` adds
 other bounds. They take turns, and the others are asleep meanwhile. The neighbour is a process that
 computes all the time, in one thread. A prediction is one sentence by the bundled adapter, a
-training
-step one of `all_tokens` on a mini-batch of short texts.
+training step one of `all_tokens` on a mini-batch of short texts.
 
 The goals: idle, the bounded prediction takes at most 1.05 of the active one; busy, at most 1.05 of
 the passive one; a training step at most 1.2 of the passive one, idle or busy.
