@@ -3,7 +3,7 @@
     python -m benchmarks.sampling --data FOLDER --json OUT
 
 For validation sentences of the bundled adapter's task, over many banks of each kind and size: the
-root-mean-square error of the probability and of the variance against M = 1,000; the standard
+root-mean-square error of the probability and of the variance against a large bank; the standard
 deviation of the variance in units of its mean, which is luck; the share of sentences that the
 adapter's thresholds accept under one bank and not under another; and the standard error that an
 answer would state in units of the true one. Kinds: independent samples, a stratified bank, one with
@@ -40,7 +40,7 @@ BANKS = {
 }
 COLOURS = ("#666666", "#0072B2", "#D55E00", "#009E73")
 ROW_BUDGET = 512
-REFERENCE = {"samples": 1000, "seed": 10_000, "sampler": "stratified", "head": "integrated"}
+REFERENCE = {"seed": 10_000, "sampler": "stratified", "head": "integrated"}
 COLUMNS = ("bank", "samples", "probability_rmse", "variance_rmse", "luck", "changed", "told")
 
 Draw = Callable[[BankSpec], MaskBank]
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=48)
     parser.add_argument("--samples", type=int, nargs="+", default=[5, 10, 20])
     parser.add_argument("--seeds", type=int, default=24, help="banks of each kind and size")
+    parser.add_argument("--reference", type=int, default=1000, help="samples of the large bank")
     parser.add_argument("--matched-on", type=int, default=EXAMPLES, help="training examples")
     parser.add_argument("--render", action="store_true", help="draw the JSON, measure nothing")
     options = parser.parse_args()
@@ -69,7 +70,8 @@ def main() -> None:
     )
     training = subsample(load_examples("sst2", "train", options.data), options.matched_on, 0)
     draw = drawing(options.adapter, [predictor.encode(dict(e.input)) for e in training])
-    [reference] = moments(predictor, prompts, draw, [BankSpec.model_validate(REFERENCE)])
+    large = BankSpec.model_validate({"samples": options.reference, **REFERENCE})
+    [reference] = moments(predictor, prompts, draw, [large])
     results = []
     for name, kind in BANKS.items():
         for samples in options.samples:
@@ -86,7 +88,7 @@ def main() -> None:
                     "examples": len(prompts),
                     "seeds": options.seeds,
                     "matched_on": options.matched_on,
-                    "reference_samples": REFERENCE["samples"],
+                    "reference_samples": options.reference,
                 }
             )
     print_table("Monte-Carlo error", results, COLUMNS)
