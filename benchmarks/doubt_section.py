@@ -19,6 +19,7 @@ def drawn(studies: Sequence[Study], lines: Sequence[Line]) -> Figure:
     """Of each adapter: what is not accepted of the test half, by novelty and by the samples."""
     threshold = next(line["threshold"] for line in lines if line["measure"] == CHOSEN)
     figure = Figure(figsize=(3.4 * len(studies), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(studies), squeeze=False, sharey=True)[0]
     for axes, study in zip(
         figure.subplots(1, len(studies), squeeze=False)[0], studies, strict=True
     ):
@@ -119,13 +120,16 @@ def _reading(by: Mapping[tuple[str, str], Line], tasks: Sequence[str]) -> str:
     ambiguous_more = sum(line["interval"][0] > CHANCE for line in of_samples)
     unknown_more = sum(line["interval"][1] < CHANCE for line in of_samples)
     worst = min(by[CHOSEN, task]["auroc"] for task in tasks)
+    verdict = (
+        "disagreement is no sign of what the model does not know: what speaks for two labels "
+        "reaches the ranks that the masks switch, what speaks for none passes them by (BayesLoRA, "
+        "Proposition 1)"
+        if ambiguous_more > unknown_more
+        else "disagreement is the sign that BayesLoRA takes it for"
+    )
     return (
-        "By the share of the uncertainty that lies between the samples, and by how far they are "
-        f"apart ({', '.join(OF_SAMPLES)}), the samples disagree more on the ambiguous inputs in "
+        f"With the banks that serve, by {', '.join(OF_SAMPLES)}, the samples disagree more on the ambiguous inputs in "
         f"{ambiguous_more} of {len(of_samples)} comparisons and more on the unknown ones in "
-        f"{unknown_more}, chance excluded. An input that speaks for two labels touches the ranks "
-        "that the masks switch, one that speaks for none passes them by (BayesLoRA, Proposition "
-        "1): disagreement is no sign of what the model does not know. The novelty p-value tells "
-        f"the two apart on each task (AUROC {worst:.2f} at worst), and on one scale for all "
-        "adapters, since it is a rank among usual inputs."
+        f"{unknown_more}, chance excluded; {verdict}. The {CHOSEN} has an AUROC of {worst:.2f} at "
+        "worst, and one scale for all adapters, since it is a rank among usual inputs."
     )
