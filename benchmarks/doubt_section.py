@@ -20,9 +20,7 @@ def drawn(studies: Sequence[Study], lines: Sequence[Line]) -> Figure:
     threshold = next(line["threshold"] for line in lines if line["measure"] == CHOSEN)
     figure = Figure(figsize=(3.4 * len(studies), 3.6), layout="constrained")
     panels = figure.subplots(1, len(studies), squeeze=False, sharey=True)[0]
-    for axes, study in zip(
-        figure.subplots(1, len(studies), squeeze=False)[0], studies, strict=True
-    ):
+    for axes, study in zip(panels, studies, strict=True):
         for group, colour in _COLOURS.items():
             answers = study.refused("test", group)
             x, y = ([MEASURES[name](p) for p in answers] for name in (CHOSEN, "I / entropy"))
@@ -128,8 +126,8 @@ def _reading(by: Mapping[tuple[str, str], Line], tasks: Sequence[str]) -> str:
         else "disagreement is the sign that BayesLoRA takes it for"
     )
     return (
-        f"With the banks that serve, by {', '.join(OF_SAMPLES)}, the samples disagree more on the ambiguous inputs in "
-        f"{ambiguous_more} of {len(of_samples)} comparisons and more on the unknown ones in "
-        f"{unknown_more}, chance excluded; {verdict}. The {CHOSEN} has an AUROC of {worst:.2f} at "
-        "worst, and one scale for all adapters, since it is a rank among usual inputs."
+        f"By {', '.join(OF_SAMPLES)}, with the banks that serve, the samples disagree more on the "
+        f"ambiguous inputs in {ambiguous_more} of {len(of_samples)} comparisons and more on the "
+        f"unknown ones in {unknown_more}, chance excluded; {verdict}. The {CHOSEN} has an "
+        f"AUROC of {worst:.2f} at worst, and one scale for all adapters, since it is a rank among usual inputs."
     )

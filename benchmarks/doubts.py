@@ -26,7 +26,7 @@ from dalorra.decision.novelty import DEFAULT_LEVEL
 from dalorra.predictor import Predictor
 from training.answers import answer
 from training.calibrate import calibrate
-from training.config import TrainingConfig
+from training.config import DataConfig, TrainingConfig
 from training.data import load_data
 from training.promise import Promise
 from training.tasks import Example, load_task
@@ -64,13 +64,13 @@ def main() -> None:
 def unseen_examples(adapter: Path, data: Path) -> list[Example]:
     """Of an adapter's task, those that its run only measured on."""
     training = read_adapter(adapter).manifest.training
-    config = TrainingConfig.model_validate(
-        {
-            **training["config"],
-            "task": training["task"],
-            "output_dir": adapter,
-            "data": {**training["config"]["data"], "source": data, "evaluation_limit": None},
-        }
+    of_run = training["config"]
+    config = TrainingConfig(
+        name=adapter.name,
+        output_dir=adapter,
+        task=training["task"],
+        seed=of_run["seed"],
+        data=DataConfig(**{**of_run["data"], "source": data, "evaluation_limit": None}),
     )
     return load_data(config, load_task(training["task"])).test
 
