@@ -129,5 +129,6 @@ def _reading(by: Mapping[tuple[str, str], Line], tasks: Sequence[str]) -> str:
         f"By {', '.join(OF_SAMPLES)}, with the banks that serve, the samples disagree more on the "
         f"ambiguous inputs in {ambiguous_more} of {len(of_samples)} comparisons and more on the "
         f"unknown ones in {unknown_more}, chance excluded; {verdict}. The {CHOSEN} has an "
-        f"AUROC of {worst:.2f} at worst, and one scale for all adapters, since it is a rank among usual inputs."
+        f"AUROC of {worst:.2f} at worst, and one scale for all adapters, since it is a "
+        "rank among usual inputs."
     )
