@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from dalorra.adapter.layer import StochasticPeftModel, rank_noise, stochastic_layers
+from dalorra.base.families import head_width
 from dalorra.forward.reference import CACHE_ARGUMENT
 from dalorra.posteriors.noise import base_only
 from dalorra.prompts import Prompt
@@ -105,9 +106,10 @@ class PromptCache:
 
 def bytes_per_token(model: StochasticPeftModel) -> int:
     """Memory of one token's keys and values in all layers."""
-    config = cast(Any, model.get_base_model()).config
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return int(numbers * model.get_base_model().dtype.itemsize)
+    base = cast(PreTrainedModel, model.get_base_model())
+    config = cast(Any, base.config)
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(base)
+    return int(numbers * base.dtype.itemsize)
 
 
 def _passes(prompts: Sequence[PromptIds], most: int) -> Iterator[tuple[PromptIds, ...]]:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat
+from dalorra.tables import Unreadable
+from training.tasks.chat import CHAT, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,11 @@ class Task(BaseModel):
     Attributes:
         name: also the folder that holds its local files.
         description: one line.
-        template: prompt with named fields, without its constant tail.
-        answer_cue: that constant tail; an encoder has no use for it, and does not see it.
+        template: prompt with named fields, without its constant tail; or `chat`.
+        messages: of a chat, which the base model's own chat template renders; the last is the
+            user's.
+        answer_cue: that constant tail; in a chat, what follows the template's own beginning of an
+            answer, and may be absent. An encoder has no use for it, and does not see it.
         labels: label name → text of its token, in order; or a list of names.
         columns: field → column of the data, where they differ.
         label_column: column of the true label.
@@ -86,6 +91,7 @@ class Task(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
     template: str
+    messages: tuple[Message, ...] = ()
     answer_cue: str | None = Field(default=None, min_length=1)
     labels: Labels
     columns: TextKeyed = Field(default_factory=dict)
@@ -99,6 +105,10 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.template == CHAT) != bool(self.messages):
+            raise ValueError("a chat has both: `template: chat` and messages")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError("the last of the messages must be the user's")
         fields = self.prompt_format.fields
         if self.members and fields != ("prompt",):
             raise ValueError("a mixture's template has exactly one field, {prompt}")
@@ -112,8 +122,9 @@ class Task(BaseModel):
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
-        """Template, cue and labels, as an adapter stores them."""
-        return PromptFormat(template=self.template, answer_cue=self.answer_cue, labels=self.labels)
+        """Template, cue and labels, as an adapter stores them; of a chat, without its markup."""
+        template = "\n".join(turn.content for turn in self.messages) or self.template
+        return PromptFormat(template=template, answer_cue=self.answer_cue, labels=self.labels)
 
     def example(self, record: Mapping[str, object], where: str) -> Example:
         """Reads one record of the task's data.
@@ -195,9 +206,12 @@ def _texts_and_keys(cell: object) -> tuple[list[str] | None, list[str]]:
 def _cell(record: Mapping[str, object], column: str, where: str) -> object:
     if column not in record:
         raise ConfigError(f"{where}: no column {column!r}; it has {_listed(record)}")
-    if record[column] is None:
+    value = record[column]
+    if value is None:
         raise ConfigError(f"{where}: column {column!r} is empty, expected a value")
-    return record[column]
+    if isinstance(value, Unreadable):
+        raise ConfigError(f"{where}: column {column!r} {value.problem}")
+    return value
 
 
 def _text(record: Mapping[str, object], column: str, where: str) -> str:

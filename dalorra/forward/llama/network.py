@@ -26,7 +26,7 @@ from torch import Tensor
 from dalorra.adapter.layer import HEAD, Updates
 from dalorra.forward.batches import sample_groups
 from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
-from dalorra.forward.llama.base import ArrangedLlama, Layer
+from dalorra.forward.llama.base import AdaptedLayer, ArrangedLlama
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
 from dalorra.forward.llama.head import LabelHead
 from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
@@ -35,8 +35,6 @@ from dalorra.forward.llama.staging import StagedPrompts
 from dalorra.forward.network import Answers
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
-
-_Layer = Layer[FusedProjection]
 
 
 class PackedLlama:
@@ -251,7 +249,7 @@ class PackedLlama:
 
     def _packed_layer(
         self,
-        layer: _Layer,
+        layer: AdaptedLayer,
         x: Tensor,
         layout: CueLayout,
         noise: Noise,
@@ -262,7 +260,7 @@ class PackedLlama:
         start = layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
         qkv = layout.spread(layer.attention[0](h, noise[0], layout.cues))
-        query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
+        query, key, value = self._base.query_key_value(layer, qkv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = [masked_attention(query[:, :, start:], key, value, layout.visible)]
@@ -292,9 +290,10 @@ class PackedLlama:
         layer, start = self._layers[-1], layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
         ends = h.flatten(0, 1)[layout.cue_ends]
-        query = self._base.query(layer.attention[0](ends, noise[0]), *layout.last_rotary)
+        query = layer.attention[0](ends, noise[0])
+        query = self._base.query(layer, query, *layout.last_rotary)
         kv = layout.spread(layer.attention[1](h, noise[1], layout.cues))
-        key, value = self._base.key_value(kv, layout.cos, layout.sin)
+        key, value = self._base.key_value(layer, kv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.last_visible)
@@ -336,7 +335,7 @@ class PackedLlama:
                 x = x.repeat(samples, 1, 1)
             else:
                 out = layer.attention[0](h, each[0])
-            query, key, value = self._base.query_key_value(layout.spread(out), cos, sin)
+            query, key, value = self._base.query_key_value(layer, layout.spread(out), cos, sin)
             key, value = _added(next(so_far), known, key, value)
             attended = layout.collect(by_row(causal_attention(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
@@ -348,13 +347,14 @@ class PackedLlama:
         layer, noises = self._layers[-1], noise.layers[-1]
         h = self._base.norm(x, layer.input_norm)
         query = layer.attention[0](h[:, layout.ends], noises[0])  # [M, B, heads · head_dim]
-        query = self._base.query(query.flatten(0, 1)[:, None], *layout.last_rotary(samples))
+        query = self._base.query(layer, query.flatten(0, 1)[:, None], *layout.last_rotary(samples))
         kv = layout.spread(layer.attention[1](h, noises[1]))
-        key, value = self._base.key_value(kv, cos, sin)
+        key, value = self._base.key_value(layer, kv, cos, sin)
         key, value = _added(next(so_far), known, key, value)
         attended = by_row(masked_attention(query, key, value, layout.last_visible(samples)))
         ends = x[:, layout.ends]
-        out = self._base.after_attention(layer, ends, attended.view_as(ends), noises[2:])
+        attended = attended.view(*ends.shape[:2], -1)  # [M, B, heads · head_dim]
+        out = self._base.after_attention(layer, ends, attended, noises[2:])
         return out.transpose(0, 1), thirds
 
 
