@@ -114,7 +114,7 @@ def test_the_keys_and_values_of_a_prompt_are_everyones(folders: Path) -> None:
 
 
 def test_between_the_service_s_limit_and_the_adapter_s_an_input_is_refused(folders: Path) -> None:
-    short, long, cut = "good", "x" * 30, "x" * 80  # the adapter takes 64 tokens
+    short, long, cut = "good", "x" * 45, "x" * 80  # the adapter takes 64 tokens
     shared = SharedBase(tiny_base(layers=3), max_tokens=40)
     limited = shared.bind(shared.read(folders / "plain"))
     assert limited.max_tokens == 40
