@@ -22,12 +22,12 @@ from benchmarks.doubtful import Kinds, Labelled, ambiguous, unknown
 from benchmarks.languages import REVIEWS
 from benchmarks.report import arguments, print_table, save_figure, write_json
 from dalorra.adapter.directory import read_adapter
-from dalorra.decision.novelty import DEFAULT_LEVEL
 from dalorra.predictor import Predictor
 from training.answers import answer
 from training.calibrate import calibrate
 from training.config import DataConfig, TrainingConfig
 from training.data import load_data
+from training.novelty import novelty_limit
 from training.promise import Promise
 from training.tasks import Example, load_task
 
@@ -99,7 +99,7 @@ def ask(adapter: Path, task: str, unseen: Mapping[Path, Sequence[Example]], seed
             examples[adapter][len(HALVES) * SOURCES :],
             PROMISE,
             source="a benchmark's own",
-            min_novelty_p=DEFAULT_LEVEL if predictor.novelty else None,
+            min_novelty_p=novelty_limit(predictor.novelty, None, PROMISE.confidence)[0],
         )
     asked: list[tuple[Half, Group, str, str]] = []
     for n, half in enumerate(HALVES):
