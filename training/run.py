@@ -9,7 +9,13 @@ from rich.console import Console
 
 from dalorra.adapter.directory import round_adapter, save_adapter
 from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
-from dalorra.adapter.manifest import BaseReference, Card, Manifest, library_versions
+from dalorra.adapter.manifest import (
+    BaseReference,
+    Card,
+    Manifest,
+    label_tokens,
+    library_versions,
+)
 from dalorra.base.families import head_modules
 from dalorra.decision.novelty import DEFAULT_LEVEL
 from dalorra.decision.policy import Policy
@@ -103,7 +109,7 @@ class Run:
         self.model = self._attached()
         self.model.objective = Objective(
             config.method,
-            torch.tensor(self.tokenizer.label_ids, device=self.model.device),
+            self.tokenizer.labels_on(self.model.device),
             config.adapter.scope,
             len(self.data.train),
             self.frozen.prompt_cache,
@@ -331,7 +337,7 @@ class Run:
             ),
             prompt=self.prompt_format,
             cue_tokens=list(self.tokenizer.cue_ids),
-            label_tokens=dict(zip(self.task.labels, self.tokenizer.label_ids, strict=True)),
+            label_tokens=label_tokens(self.tokenizer),
             modules=list(stochastic_layers(self.model)),
             max_tokens=self.config.adapter.max_tokens,
             bank=self.bank,

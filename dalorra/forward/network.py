@@ -21,7 +21,8 @@ class Answers:
         probabilities: over the labels, `[B, M, S, K]` float32: M samples, each under S weighted
             masks of the head; S is 1 where the head is sampled with the rest, or has no mask.
         weights: `[S]`, sums to 1.
-        features: what the labels are read off, `[B, M, d]` float32.
+        features: the hidden state at the end of the cue, or at the start of an encoder's text,
+            `[B, M, d]` float32.
     """
 
     probabilities: Tensor
@@ -56,5 +57,8 @@ class Network(Protocol):
         ...
 
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
-        """Logits of the labels, every module under one sample, `[B, M, K]` float32."""
+        """Logits of the labels, every module under one sample, `[B, M, K]` float32.
+
+        A trie's are the log-probabilities of the labels' tokens, not normalised over the labels.
+        """
         ...

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dalorra.errors import ConfigError
+from dalorra.labels import LabelsBy
 from dalorra.prompts import PromptFormat
 
 
@@ -25,7 +26,7 @@ class Example:
 
 
 def _text_keys(value: Any) -> Any:
-    """Keys as text: YAML reads `0:` and `True:` as a number and a boolean."""
+    """Keys as text: YAML reads `0:` and `true:` as a number and a boolean."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -66,7 +67,8 @@ class Task(BaseModel):
         description: one line.
         template: prompt with named fields, without its constant tail.
         answer_cue: that constant tail; an encoder has no use for it, and does not see it.
-        labels: label name → text of its token, in order; or a list of names.
+        labels: label name → the text that answers so, in order; or a list of names.
+        labels_by: see `dalorra.labels`.
         columns: field → column of the data, where they differ.
         label_column: column of the true label.
         label_values: value in that column, as text → label name. Empty: the column holds names.
@@ -88,6 +90,7 @@ class Task(BaseModel):
     template: str
     answer_cue: str | None = Field(default=None, min_length=1)
     labels: Labels
+    labels_by: LabelsBy = Field(default="auto", exclude_if=lambda value: value == "auto")
     columns: TextKeyed = Field(default_factory=dict)
     label_column: str = "label"
     label_values: TextKeyed = Field(default_factory=dict)
@@ -113,7 +116,12 @@ class Task(BaseModel):
     @cached_property
     def prompt_format(self) -> PromptFormat:
         """Template, cue and labels, as an adapter stores them."""
-        return PromptFormat(template=self.template, answer_cue=self.answer_cue, labels=self.labels)
+        return PromptFormat(
+            template=self.template,
+            answer_cue=self.answer_cue,
+            labels=self.labels,
+            labels_by=self.labels_by,
+        )
 
     def example(self, record: Mapping[str, object], where: str) -> Example:
         """Reads one record of the task's data.

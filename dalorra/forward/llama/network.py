@@ -5,10 +5,11 @@
 - projections that read the same input are one product, and so are their down-projections A;
 - A·x and B act on the rows that carry a sample, never on the frozen prompt;
 - prompts of several lengths are joined without padding, but for attention (`Slots`); there
-  they are padded on the right, so prompt rows attend causally without a mask; cue rows attend to
-  the prompt and to their own cue so far;
+  they are padded on the right, so prompt rows attend causally without a mask; the rows of a cue,
+  and of a trie behind it, attend to the prompt and to their own ancestors;
 - under `all_tokens`, everything below the first stochastic product runs once for all samples;
-- in the last layer only the row that ends a cue has a query, an output and an MLP.
+- in the last layer only the rows that labels are read off, at the end of a cue and in a trie, have
+  a query, an output and an MLP.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,12 @@ from dalorra.adapter.layer import HEAD, Updates
 from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
 from dalorra.forward.llama.base import ArrangedLlama, Layer
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
-from dalorra.forward.llama.head import LabelHead
 from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
 from dalorra.forward.llama.projection import FusedProjection
 from dalorra.forward.llama.staging import StagedPrompts
+from dalorra.forward.llama.trie_head import head_of
 from dalorra.forward.network import Answers
+from dalorra.labels import Labels
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
 
@@ -39,7 +41,7 @@ class PackedLlama:
     Args:
         base: shared with other adapters.
         updates: the adapter's, copied in the base's precision.
-        label_ids: `[K]` token ids of the labels.
+        labels: where they are read off; token ids are on the base's device.
         bank: what it runs under.
         scope: which rows the adapter acts on.
 
@@ -53,12 +55,12 @@ class PackedLlama:
         self,
         base: ArrangedLlama,
         updates: Updates,
-        label_ids: Tensor,
+        labels: Labels,
         bank: NoiseBank,
         scope: Scope,
     ) -> None:
         self._base = base
-        self.head = LabelHead(base.head_weight, updates.get(HEAD), label_ids)
+        self.head = head_of(base.head_weight, updates.get(HEAD), labels)
         self._layers = [
             layer.map(lambda projection: FusedProjection(projection, updates))
             for layer in base.layers
@@ -94,12 +96,15 @@ class PackedLlama:
 
     @torch.inference_mode()
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
-        """Logits of the label tokens, `[B, M, K]` float32, every module under one sample."""
+        """See `Network`."""
         return self.head.logits(self.hidden_states(prompts, samples), samples, self.bank)
 
     @torch.inference_mode()
     def hidden_states(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
-        """What the label head reads, at the end of the cue after the final norm, `[B, M, d]`."""
+        """What the label head reads, after the final norm, `[B, M, A, d]`.
+
+        The first of the A rows ends the cue, the others are those of the trie.
+        """
         noise = self._noise(prompts, samples)
         cache = self._base.prefix_cache
         if self.scope == "all_tokens":
@@ -122,7 +127,7 @@ class PackedLlama:
         return self._answers(self._normed(run(prompts, noise)), noise)
 
     def _noise(self, prompts: Sequence[Prompt], samples: range) -> ForwardNoise:
-        return self.noise.of(samples, len(prompts[0].cue_ids))
+        return self.noise.of(samples, prompts[0].tail_rows)
 
     def _staged(
         self, prompts: Sequence[Prompt], known: Sequence[int] | None = None
@@ -134,7 +139,7 @@ class PackedLlama:
 
     def _answers(self, states: Tensor, noise: ForwardNoise) -> Answers:
         probabilities = self.head.probabilities(states, noise.head)
-        return Answers(probabilities, noise.head.weights, states.float())
+        return Answers(probabilities, noise.head.weights, states[:, :, 0].float())
 
     def _normed(self, states: Tensor) -> Tensor:
         return self._base.final_norm(states)
@@ -146,11 +151,11 @@ class PackedLlama:
         past: Tensor | None = None,
         fresh: list[Tensor] | None = None,
     ) -> Tensor:
-        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → `[B, M, d]`.
+        """`[prompt | tail under z_1 | … | tail under z_M]` per prompt → `[B, M, A, d]`.
 
         Args:
             prompts: on the device.
-            noise: of the cue rows.
+            noise: of the tails.
             past: keys and values of known prefixes, `[layers, 2, B, kv_heads, C, head_dim]`.
             fresh: gets those of the prompt rows, layer by layer.
         """
@@ -158,16 +163,17 @@ class PackedLlama:
         known = [None] * len(self._layers) if past is None else past.unbind()
         prefix = 0 if past is None else past.shape[-2]
         layout = at = lay_out_cues(prompts, samples, prefix, self._base.rotary)
-        if first:  # below the first stochastic product the cue is the same under every sample
+        if first:  # below the first stochastic product the tail is the same under every sample
             at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
-        x = self._base.embed(at.input_ids)  # [B, P + k, d]
+        x = self._base.embed(at.input_ids)  # [B, P + t, d]
         for i, layer in enumerate(self._layers):
             if i == first and i:
                 x, at = at.branch(x, samples), layout
             if i < last:
                 x = self._packed_layer(layer, x, at, noise.layers[i], known[i], fresh)
         x = self._packed_end(x, at, noise.layers[-1], known[-1], fresh)
-        return x.expand(-1, samples, -1)
+        each: Tensor = x.unflatten(1, (-1, 1 + prompts.tail.nodes))
+        return each.expand(-1, samples, -1, -1)
 
     def _packed_layer(
         self,
@@ -178,10 +184,10 @@ class PackedLlama:
         past: Tensor | None,
         fresh: list[Tensor] | None,
     ) -> Tensor:
-        """One layer for prompt rows and cue rows; `past` is `[2, B, kv_heads, C, head_dim]`."""
+        """One layer for prompt rows and tails; `past` is `[2, B, kv_heads, C, head_dim]`."""
         start = layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
-        qkv = layout.spread(layer.attention[0](h, noise[0], layout.cues))
+        qkv = layout.spread(layer.attention[0](h, noise[0], layout.tails))
         query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
@@ -198,7 +204,7 @@ class PackedLlama:
             )
             attended.insert(0, prompt)
         collected = layout.collect(attended)
-        return self._base.after_attention(layer, x, collected, noise[1:], layout.cues)
+        return self._base.after_attention(layer, x, collected, noise[1:], layout.tails)
 
     def _packed_end(
         self,
@@ -208,28 +214,27 @@ class PackedLlama:
         past: Tensor | None,
         fresh: list[Tensor] | None,
     ) -> Tensor:
-        """The last layer, for the rows that end a cue alone: `[B, M, d]`."""
+        """The last layer, for the rows that are read off alone: `[B, M·A, d]`."""
         layer, start = self._layers[-1], layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
-        ends = h.flatten(0, 1)[layout.cue_ends]
+        ends = h.flatten(0, 1)[layout.ends]
         query = self._base.query(layer.attention[0](ends, noise[0]), *layout.last_rotary)
-        kv = layout.spread(layer.attention[1](h, noise[1], layout.cues))
+        kv = layout.spread(layer.attention[1](h, noise[1], layout.tails))
         key, value = self._base.key_value(kv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.last_visible)
-        x = x.flatten(0, 1)[layout.cue_ends]
+        x = x.flatten(0, 1)[layout.ends]
         return self._base.after_attention(layer, x, by_row(attended), noise[2:])
 
     def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> Tensor:
         """All rows once for each sample above the first stochastic product, once below.
 
         Returns:
-            `[B, M, d]`.
+            `[B, M, A, d]`.
         """
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
         layout = SequenceLayout.of(prompts, self._base.rotary)
-        cos, sin = layout.cos, layout.sin
         x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
         for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
             h = self._base.norm(x, layer.input_norm)
@@ -241,22 +246,26 @@ class PackedLlama:
                 x = x.repeat(samples, 1, 1)
             else:
                 out = layer.attention[0](h, each[0])
+            cos, sin = layout.rotary(len(out))
             query, key, value = self._base.query_key_value(layout.spread(out), cos, sin)
-            attended = layout.collect(by_row(causal_attention(query, key, value)))
+            attended = layout.collect(by_row(layout.attend(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
         if first >= last:
             x = x.repeat(samples, 1, 1)
 
         layer, noises = self._layers[-1], noise.layers[-1]
         h = self._base.norm(x, layer.input_norm)
-        query = layer.attention[0](h[:, layout.ends], noises[0])  # [M, B, heads · head_dim]
-        query = self._base.query(query.flatten(0, 1)[:, None], *layout.last_rotary(samples))
+        answers = layout.ends.shape[1]
+        query = layer.attention[0](h[:, layout.end_rows], noises[0])  # [M, B·A, heads · head_dim]
+        query = query.unflatten(1, (-1, answers)).flatten(0, 1)
+        query = self._base.query(query, *layout.last_rotary(samples))
         kv = layout.spread(layer.attention[1](h, noises[1]))
-        key, value = self._base.key_value(kv, cos, sin)
+        key, value = self._base.key_value(kv, *layout.rotary(samples))
         attended = by_row(masked_attention(query, key, value, layout.last_visible(samples)))
-        ends = x[:, layout.ends]
+        ends = x[:, layout.end_rows]
         out = self._base.after_attention(layer, ends, attended.view_as(ends), noises[2:])
-        return out.transpose(0, 1)
+        answered: Tensor = out.unflatten(1, (-1, answers))
+        return answered.transpose(0, 1)
 
 
 def _keep(fresh: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
