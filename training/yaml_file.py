@@ -10,7 +10,7 @@ from dalorra.errors import ConfigError
 
 
 class _Words(yaml.SafeLoader):
-    """`no`, `yes`, `on` and `off` are words, as YAML 1.2 has it; `true` and `false` are booleans."""
+    """`no`, `yes`, `on`, `off` are words, as YAML 1.2 has it; `true` and `false` are booleans."""
 
 
 _Words.yaml_implicit_resolvers = {

@@ -153,9 +153,10 @@ def check_tokens(manifest: Manifest, tokenizer: PromptTokenizer) -> None:
             f"the answer cue is {list(tokenizer.cue_ids)} in this tokenizer, but the adapter was "
             f"trained with {manifest.cue_tokens}: use the tokenizer of {manifest.base_model.name}"
         )
-    for label, found in label_tokens(tokenizer).items():
+    for label, path in zip(manifest.prompt.labels, tokenizer.label_paths, strict=True):
+        found = path[0] if len(path) == 1 else list(path)
         expected = manifest.label_tokens.get(label)
-        if expected != found:
+        if expected not in (found, [found]):
             raise AdapterError(
                 f"label {label!r} is token {found} in this tokenizer, but the adapter was trained "
                 f"with {expected}: use the tokenizer of {manifest.base_model.name}"

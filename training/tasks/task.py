@@ -18,7 +18,7 @@ class Example:
 
     Attributes:
         input: the template's fields.
-        label: name of the true label.
+        label: name of the true label, or a value of `Task.out_of_scope`.
     """
 
     input: Mapping[str, str]
@@ -72,6 +72,8 @@ class Task(BaseModel):
         columns: field → column of the data, where they differ.
         label_column: column of the true label.
         label_values: value in that column, as text → label name. Empty: the column holds names.
+        out_of_scope: values in that column that no label answers. `load_examples` leaves their
+            records out, unless it is asked for them.
         choices_column: column of a multiple-choice question's choices, rendered into the field
             `choices` as `A. first. B. second.` with the labels as letters. It is a list of
             texts, and the label column then holds an index from 0 or a letter; or an object
@@ -94,6 +96,7 @@ class Task(BaseModel):
     columns: TextKeyed = Field(default_factory=dict)
     label_column: str = "label"
     label_values: TextKeyed = Field(default_factory=dict)
+    out_of_scope: tuple[str, ...] = Field(default=(), exclude_if=lambda values: not values)
     choices_column: str | None = None
     hub: HubData | None = None
     files: TextKeyed = Field(default_factory=dict)
@@ -111,6 +114,8 @@ class Task(BaseModel):
             raise ValueError(f"columns names {min(stray)!r}, which the template does not have")
         if stray := set(self.label_values.values()) - set(self.labels):
             raise ValueError(f"label_values names {min(stray)!r}, which labels does not have")
+        if stray := set(self.out_of_scope) & {*self.labels, *self.label_values}:
+            raise ValueError(f"out_of_scope names {min(stray)!r}, which a label answers")
         return self
 
     @cached_property
@@ -150,6 +155,8 @@ class Task(BaseModel):
     def _label(self, record: Mapping[str, object], where: str) -> str:
         known = self.label_values or {name: name for name in self.labels}
         value = _canonical(_cell(record, self.label_column, where))
+        if value in self.out_of_scope:
+            return value
         if value not in known:
             raise ConfigError(
                 f"{where}: column {self.label_column!r} holds {value!r}, "
