@@ -144,7 +144,7 @@ class Reader:
             }
             parts.append(
                 {
-                    "answer": answers.features.mean(dim=1).cpu(),
+                    "thirds": answers.features.mean(dim=1).cpu(),
                     "prompt": self.prompt_ends(batch).float().cpu(),
                     "ranks": bank.activations,
                     "label": torch.tensor([predictor.labels.index(one.label) for one in found]),

@@ -1,6 +1,7 @@
 """Scores of how unlike the training data an input is, and what tells one score from another."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from dalorra.decision.intervals import percentile_interval, resampled_means
 from dalorra.decision.metrics import auroc
-from dalorra.decision.novelty import COMPONENTS, DEFAULT_LEVEL, Novelty
+from dalorra.decision.novelty import COMPONENTS, DEFAULT_SHARE, Novelty
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import Prediction
 
@@ -19,10 +20,18 @@ Part = dict[str, Tensor]
 Score = Callable[[Part], Tensor]
 """The score of each input of a part, `[n]`; higher: more doubtful."""
 
-FEATURES: Final = ("answer", "prompt", "ranks")
-"""Hidden state at the end of the cue and of the prompt; all rank activations at the cue's end."""
+FEATURES: Final[dict[str, Score]] = {
+    "one third": lambda part: part["thirds"][:, 0],
+    "two thirds": lambda part: part["thirds"][:, 1],
+    "answer": lambda part: part["thirds"][:, -1],
+    "prompt": lambda part: part["prompt"],
+    "ranks": lambda part: part["ranks"],
+}
+"""Hidden state at the end of the cue after a third of the layers, two thirds and all, and at the
+end of the prompt; all rank activations at the cue's end. Of n inputs `[n, d]`."""
 
 DOUBTS: Final = ("variance", "entropy", "mutual_information", "max_probability")
+_THIRDS: Final = ("one third", "two thirds", "answer")
 _SIZES: Final = (32, 64, 128)
 _NEIGHBOURS: Final = 5
 
@@ -33,18 +42,30 @@ def candidates(train: Part) -> dict[str, Score]:
     for feature in FEATURES:
         for q in _SIZES:
             scores |= _fitted(train, feature, q)
+    for q in _SIZES:
+        parts = [scores[_mahalanobis(feature, q)] for feature in _THIRDS]
+        scores[_mahalanobis("thirds", q)] = partial(_sum, parts)
     return scores
+
+
+def _mahalanobis(feature: str, q: int) -> str:
+    return f"{feature}, Mahalanobis, {q}"
+
+
+def _sum(scores: Sequence[Score], part: Part) -> Tensor:
+    return torch.stack([score(part) for score in scores]).sum(dim=0)
 
 
 def _fitted(train: Part, feature: str, q: int) -> dict[str, Score]:
     """Three scores in the whitened first q principal components of a feature."""
-    x = train[feature].double()
+    read = FEATURES[feature]
+    x = read(train).double()
     mean, labels = x.mean(dim=0), train["label"]
     _, spread, directions = torch.linalg.svd(x - mean, full_matrices=False)
     whitening = directions[:q].T / spread[:q] * (len(x) - 1) ** 0.5
 
     def white(part: Part) -> Tensor:
-        centred: Tensor = part[feature].double() - mean
+        centred: Tensor = read(part).double() - mean
         return centred @ whitening
 
     near = white(train)
@@ -60,7 +81,7 @@ def _fitted(train: Part, feature: str, q: int) -> dict[str, Score]:
         return torch.cdist(white(part), near).kthvalue(_NEIGHBOURS, dim=1).values
 
     return {
-        f"{feature}, Mahalanobis, {q}": mahalanobis,
+        _mahalanobis(feature, q): mahalanobis,
         f"{feature}, relative Mahalanobis, {q}": relative,
         f"{feature}, {_NEIGHBOURS} nearest neighbours, {q}": neighbours,
     }
@@ -94,12 +115,12 @@ def spelling_cost(parts: dict[str, Part], level: float = 0.05) -> list[dict[str,
     """Share of usual inputs below a level, as written and as sentences, by what was fitted on."""
     results = []
     for name, train in (("none", "train"), ("orthography", "reference")):
-        fitted = Novelty.fit(parts[train]["answer"], parts["held_out"]["answer"], adapter_digest="")
+        fitted = Novelty.fit(parts[train]["thirds"], parts["held_out"]["thirds"], adapter_digest="")
         for shift in ("usual", "respelt"):
-            p = torch.tensor(fitted.p_values(parts[shift]["answer"]))
+            p = torch.tensor(fitted.p_values(parts[shift]["thirds"]))
             results.append(
                 {
-                    "score": f"answer, Mahalanobis, {COMPONENTS}; augment: {name}",
+                    "score": f"{_mahalanobis('thirds', COMPONENTS)}; augment: {name}",
                     "shift": shift,
                     "level": level,
                     "escalated": float((p < level).double().mean()),
@@ -148,7 +169,7 @@ def _doubts(novelty: Novelty, policy: Policy) -> dict[str, Score]:
         return lambda part: part[name].double()
 
     def novel(part: Part) -> Tensor:
-        return -torch.tensor(novelty.p_values(part["answer"])).double()
+        return -torch.tensor(novelty.p_values(part["thirds"])).double()
 
     def combined(part: Part) -> Tensor:
         return leniency_needed(part, novelty, policy)
@@ -161,7 +182,7 @@ def leniency_needed(part: Part, novelty: Novelty, policy: Policy) -> Tensor:
     """How lenient the policy has to become until it accepts each input, `[n]`; above 2: never.
 
     Calibration moves a policy along p ≥ τ, v ≤ κ τ (1 − τ) with a fixed κ, and leaves the novelty
-    level where it is (`training.risk_control.declare_path`). An input of probability p and variance
+    level where it is (`training.risk_control.Strictness`). An input of probability p and variance
     v is accepted up to the τ where τ = p or τ (1 − τ) = v / κ, whichever comes first; its doubt is
     1 − τ. One whose novelty p-value is below the level no τ accepts.
     """
@@ -170,8 +191,8 @@ def leniency_needed(part: Part, novelty: Novelty, policy: Policy) -> Tensor:
     probability, variance = 1.0 - part["max_probability"].double(), part["variance"].double()
     room = 0.25 - variance / kappa  # negative: more variance than any τ allows for
     by_variance = 0.5 + torch.where(room >= 0.0, room.clamp(min=0.0).sqrt(), room / (1.0 - room))
-    p_value = torch.tensor(novelty.p_values(part["answer"])).double()
-    refused = p_value < (policy.min_novelty_p or DEFAULT_LEVEL)
+    p_value = torch.tensor(novelty.p_values(part["thirds"])).double()
+    refused = p_value < (policy.min_novelty_p or DEFAULT_SHARE)
     return torch.where(refused, 3.0 - p_value, 1.0 - torch.minimum(probability, by_variance))
 
 
@@ -210,13 +231,13 @@ def _policies(usual: Part, novelty: Novelty, policy: Policy) -> dict[str, Score]
         own = policy.model_copy(update={"min_novelty_p": level})
 
         def accepts(part: Part) -> Tensor:
-            p_values = novelty.p_values(part["answer"])
+            p_values = novelty.p_values(part["thirds"])
             verdicts = [own.decide(one) for one in predictions(part, p_values)]
             return torch.tensor([float(v.decision == "accept") for v in verdicts])
 
         return accepts
 
-    combined = by(policy.min_novelty_p or DEFAULT_LEVEL)
+    combined = by(policy.min_novelty_p or DEFAULT_SHARE)
     share = float(combined(usual).mean())
     limit = usual["variance"].double().quantile(share)
     return {

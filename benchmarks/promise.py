@@ -25,7 +25,7 @@ from scipy import stats
 
 from benchmarks.report import arguments, print_table, write_json
 from dalorra.adapter.directory import bundled_adapter
-from dalorra.decision.novelty import DEFAULT_LEVEL
+from dalorra.decision.novelty import DEFAULT_SHARE
 from dalorra.decision.policy import Decision, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--predictions", type=Path)
     options = parser.parse_args()
-    answered = _answered(options.adapter, options.data, options.predictions)
+    answered = answered_by(options.adapter, "sst2", "validation", options.data, options.predictions)
     levels = {0.0}
     if all(p.novelty is not None for p in answered.predictions):
-        levels.add(DEFAULT_LEVEL)
+        levels.add(DEFAULT_SHARE)
     results = [
         summary(halves(answered, promise, level, options.splits), promise, level)
         for promise in (Promise(target, options.confidence) for target in options.target_error)
@@ -68,9 +68,11 @@ def main() -> None:
     write_json(options.json, results)
 
 
-def _answered(adapter: Path, data: Path | None, kept: Path | None) -> AnsweredExamples:
-    """The adapter's answers to the validation split, whatever its policy."""
-    examples = load_examples("sst2", "validation", data)
+def answered_by(
+    adapter: Path, task: str, split: str, data: Path | None, kept: Path | None
+) -> AnsweredExamples:
+    """The adapter's answers to a split, whatever its policy, or those that a file keeps."""
+    examples = load_examples(task, split, data)
     if kept and kept.exists():
         return AnsweredExamples(
             [Prediction(**one) for one in json.loads(kept.read_text())], examples
@@ -79,6 +81,7 @@ def _answered(adapter: Path, data: Path | None, kept: Path | None) -> AnsweredEx
     predictor.policy = Policy.never()
     predictions = answer(predictor, examples, mean_mask=False).sampled
     if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps([asdict(one) for one in predictions]))
     return AnsweredExamples(predictions, examples)
 
@@ -93,9 +96,11 @@ def _one(answered: AnsweredExamples, promise: Promise, level: float, seed: int) 
     middle = len(order) // 2
     calibration, rest = _part(answered, order[:middle]), _part(answered, order[middle:])
     never = Policy.never().model_copy(update={"min_novelty_p": level or None})
-    # As `calibrate` splits it; equal sentences are taken for one.
+    # As `calibrate` splits it.
     at = {id(example): i for i, example in enumerate(calibration.examples)}
-    tested, pilot = split_off(calibration.examples, PILOT_FRACTION, SPLIT_SEED)
+    tested, pilot = split_off(
+        calibration.examples, PILOT_FRACTION, SPLIT_SEED, repeats_together=False
+    )
     points = points_of(
         never,
         _part(calibration, [at[id(example)] for example in pilot]),

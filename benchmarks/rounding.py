@@ -2,25 +2,38 @@
 
     python -m benchmarks.rounding --data FOLDER --json OUT
 
-sst2 validation sentences, each alone and in batches, with the bundled
-adapter; and the batches in bfloat16 against float32.
+sst2 validation sentences, each alone and in batches, in float32 and in bfloat16, with the bundled
+adapter and its policy: differences of probability and variance, other labels, other decisions, and
+answers that are accepted in one way and have another label in the other.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from benchmarks.report import arguments, print_table, write_json
-from dalorra.adapter.directory import bundled_adapter
+from dalorra.adapter.directory import bundled_adapter, read_adapter
+from dalorra.decision.policy import Decision, Policy
+from dalorra.decision.predictive import Prediction
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.tasks import load_examples, subsample
 
-COLUMNS = ("dtype", "compared", "p_median", "p_95", "p_most", "variance_most", "other_label")
+COLUMNS = (
+    "one",
+    "other",
+    "p_median",
+    "p_95",
+    "p_most",
+    "variance_most",
+    "other_label",
+    "other_decision",
+    "accepted_other_label",
+)
 UNBOUNDED = 10**9  # rows: no batch is split
 
 
@@ -29,45 +42,61 @@ def main() -> None:
     parser = arguments(__doc__, "rounding")
     parser.add_argument("--adapter", type=Path, default=bundled_adapter())
     parser.add_argument("--data", type=Path, help="folder with sst2/validation.jsonl; the hub")
-    parser.add_argument("--examples", type=int, default=96)
+    parser.add_argument("--examples", type=int, default=872)
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     examples = subsample(load_examples("sst2", "validation", options.data), options.examples, 0)
-    results, batched = [], {}
+    policy = read_adapter(options.adapter).policy or Policy.never()
+    answers: dict[str, list[Prediction]] = {}
     for dtype in ("float32", "bfloat16"):
         predictor = Predictor.load(options.adapter, dtype=dtype)
         prompts = [predictor.encode(example.input) for example in examples]
-        alone = in_batches(predictor, prompts, 1)
-        batched[dtype] = in_batches(predictor, prompts, options.batch)
-        sizes = {"examples": len(examples), "batch": options.batch, "samples": predictor.samples}
-        results.append(
-            {"dtype": dtype, "compared": "alone, batch", **differences(alone, batched[dtype])}
-            | sizes
-        )
-    between = differences(batched["bfloat16"], batched["float32"])
-    results.append({"dtype": "bfloat16", "compared": "batch, float32", **between} | sizes)
+        for size in (1, options.batch):
+            way = f"{dtype}, {'alone' if size == 1 else f'batches of {size}'}"
+            answers[way] = in_batches(predictor, prompts, size)
+    results = [
+        {
+            "one": one,
+            "other": other,
+            **differences(answers[one], answers[other], policy),
+            "examples": len(examples),
+            "samples": predictor.samples,
+        }
+        for one, other in combinations(answers, 2)
+    ]
     print_table("Differences by rounding", results, COLUMNS)
     write_json(options.json, results)
 
 
-def in_batches(predictor: Predictor, prompts: Sequence[Prompt], size: int) -> Tensor:
-    """`[n, M, K]` probabilities, `size` prompts to a forward."""
+def in_batches(predictor: Predictor, prompts: Sequence[Prompt], size: int) -> list[Prediction]:
+    """Answers of `size` prompts to a forward."""
     predictor.batching = replace(predictor.batching, budget=UNBOUNDED, price=UNBOUNDED)
     parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    return torch.cat([predictor.posterior_samples(part).by_sample for part in parts])
+    return [answer for part in parts for answer in predictor.predict(part)]
 
 
-def differences(found: Tensor, expected: Tensor) -> dict[str, Any]:
-    """Of mean probability and of variance over M, over n examples, and how many labels differ."""
-    p = (found.mean(dim=1) - expected.mean(dim=1)).abs().amax(dim=-1)
-    variance = (found.var(dim=1, correction=0) - expected.var(dim=1, correction=0)).abs().max()
-    other = found.mean(dim=1).argmax(dim=-1) != expected.mean(dim=1).argmax(dim=-1)
+def differences(
+    found: Sequence[Prediction], expected: Sequence[Prediction], policy: Policy
+) -> dict[str, Any]:
+    """Of probability and variance over n answers, and how many labels and decisions differ."""
+    pairs = list(zip(found, expected, strict=True))
+    p = [
+        max(abs(a.probabilities[k] - b.probabilities[k]) for k in a.probabilities) for a, b in pairs
+    ]
+    accepted = [
+        Decision.ACCEPT in (policy.decide(a).decision, policy.decide(b).decision) for a, b in pairs
+    ]
+    other_label = [a.label != b.label for a, b in pairs]
     return {
-        "p_median": float(p.median()),
-        "p_95": float(p.quantile(0.95)),
-        "p_most": float(p.max()),
-        "variance_most": float(variance),
-        "other_label": int(other.sum()),
+        "p_median": float(np.median(p)),
+        "p_95": float(np.quantile(p, 0.95)),
+        "p_most": max(p),
+        "variance_most": max(abs(a.variance - b.variance) for a, b in pairs),
+        "other_label": sum(other_label),
+        "other_decision": sum(
+            policy.decide(a).decision != policy.decide(b).decision for a, b in pairs
+        ),
+        "accepted_other_label": sum(x and y for x, y in zip(accepted, other_label, strict=True)),
     }
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks.uncertainty [--results FOLDER] [--out FILE]
     dalorra report benchmarks/results/experiments
 
-Reads what `benchmarks.novelty` and `benchmarks.promise` wrote, and measures nothing itself.
+Reads what `benchmarks.novelty`, `benchmarks.promise` and `benchmarks.power` wrote, and measures
+nothing itself.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks import far_inputs
 from benchmarks.report import Line, markdown_table
 from benchmarks.shifts import FAR, NEAR
 
@@ -51,10 +53,16 @@ def section(results: Path) -> str:
     """Markdown without a title of its own, headings from the second level.
 
     Args:
-        results: folder with `novelty.json`, `novelty_choice.json` and `promise.json`; a part whose
-            file is missing is left out.
+        results: folder with `novelty.json`, `far_inputs.json`, `novelty_choice.json`,
+            `promise.json` and `power.json`; a part whose file is missing is left out.
     """
-    parts = {"novelty": _far_away, "novelty_choice": _choice, "promise": _promise}
+    parts = {
+        "novelty": _far_away,
+        "far_inputs": far_inputs.section,
+        "novelty_choice": _choice,
+        "promise": _promise,
+        "power": _power,
+    }
     written = []
     for name, part in parts.items():
         path = results / f"{name}.json"
@@ -206,9 +214,11 @@ def _choice(lines: Sequence[Line]) -> str:
     return f"""## Which score
 
 Chosen on inputs that serve for nothing else ({shifts}): mean over them, fitted on
-{scored[0]["n"]["train"]} training examples in two spellings each. *Answer* and *prompt* are the
-hidden states at the end of the answer cue and of the prompt, *ranks* the rank activations A·x of
-all adapted layers at the end of the cue; the first and the last as their mean over the samples.
+{scored[0]["n"]["train"]} training examples in two spellings each. *One third*, *two thirds* and
+*answer* are the hidden states at the end of the answer cue after so many of the layers and after
+all of them, *thirds* the sum of the scores of these three; *prompt* is that at the end of the
+prompt, *ranks* the rank activations A·x of all adapted layers at the end of the cue. All but
+*prompt* are means over the samples.
 
 {table}
 
@@ -260,6 +270,41 @@ promise allows for, which is about the true error. *Beyond chance* are the split
 target cannot explain (exact binomial test at 5 %). P(≥ as many) is that of so many violations if
 each split had a chance of 5 %; the splits share their sentences, so it is a yardstick. Against a
 known truth the promise is tested in `tests/unit/training/test_risk_control.py`.
+"""
+
+
+def _power(lines: Sequence[Line]) -> str:
+    names = list(dict.fromkeys(line["procedure"] for line in lines))
+    by = {(x["task"], x["target_error"], x["n"], x["procedure"]): x for x in lines}
+    settings = list(dict.fromkeys(key[:3] for key in by))
+    table = markdown_table(
+        ("task", "target", "n", *names, *(f"violations: {name}" for name in names)),
+        (
+            (
+                task,
+                f"{target:g}",
+                str(n),
+                *(f"{by[task, target, n, name]['accepted']:.1%}" for name in names),
+                *(f"{by[task, target, n, name]['violations']:.1%}" for name in names),
+            )
+            for task, target, n in settings
+        ),
+    )
+    worlds = {line["task"]: line for line in lines}
+    described = "; ".join(
+        f"{task} {line['split']}, {line['world']} inputs, {line['world_error']:.1%} wrong"
+        for task, line in worlds.items()
+    )
+    return f"""## Few labelled examples
+
+`python -m benchmarks.power`: {lines[0]["draws"]} draws of n labelled examples, with replacement,
+from the bundled adapter's answers ({described}). What a procedure accepts is judged on all of these
+answers, so the true error is known. MAPIE controls the precision of a threshold on the probability,
+over its own 100 thresholds; its fixed sequence starts at the highest. Mean share accepted (nothing
+accepted counts as 0), and the share of draws whose true error is above target, at
+{lines[0]["confidence"]:.0%} confidence:
+
+{table}
 """
 
 

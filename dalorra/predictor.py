@@ -142,8 +142,8 @@ class Predictor:
             row_budget=row_budget,
             arranged=arranged,
         )
-        if adapter.policy is not None:
-            predictor.policy = adapter.policy.served_in(predictor.precision)
+        policy = adapter.policy or predictor.policy
+        predictor.policy = policy.served_in(predictor.precision)
         return predictor
 
     @property
@@ -213,10 +213,11 @@ class Predictor:
         return self._network.label_logits(prompts, range(self.samples))
 
     def novelty_features(self, prompts: Sequence[Prompt]) -> Tensor:
-        """What `Novelty` is fitted on and asked about, `[B, d]` float32 on the CPU.
+        """What `Novelty` is fitted on and asked about, `[B, D, d]` float32 on the CPU.
 
-        The hidden state at the end of the cue after the final norm, or an encoder's last one at the
-        start of the text, averaged over the samples.
+        The hidden states at the end of the cue after each third of the layers, the last one after
+        the final norm, or an encoder's last one at the start of the text; averaged over the
+        samples.
         """
         return self._run(self._network, prompts)[1]
 
@@ -238,7 +239,7 @@ class Predictor:
         every = range(network.bank.samples)
         if not prompts:
             nothing = torch.empty(0, len(every), 1, len(self.labels))
-            return PosteriorSamples(nothing, torch.ones(1)), torch.empty(0, self._hidden_size)
+            return PosteriorSamples(nothing, torch.ones(1)), torch.empty(0, 1, self._hidden_size)
         error_ratio = self._error_ratio if network is self._network else 1.0
         parts, features, weights = [], [], torch.ones(1)
         order: list[int] = []

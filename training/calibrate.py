@@ -3,7 +3,7 @@
 `training.risk_control` has the mathematics; here are the data, the costs and the policy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -12,12 +12,18 @@ from dalorra.errors import ConfigError
 from training.answers import Evaluable, answer
 from training.evaluate import check_labels
 from training.promise import Promise, cost_matrix, scored_examples
-from training.risk_control import ScoredExamples, choose_steps, declare_path, upper_limit
+from training.risk_control import (
+    LevelRange,
+    ScoredExamples,
+    declare_strictness,
+    kept_levels,
+    upper_limit,
+)
 from training.tasks import Example, data_digest, split_off
 from training.temperature import TemperatureChoice, temperature_on
 
 PILOT_FRACTION = 0.1
-"""Share of the examples that declares the path. Few show its shape; the tests need many."""
+"""Share of the examples that declares the levels. Few show what they need; the tests need many."""
 
 STRICTER = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 """Stricter targets to calibrate too, as fractions of the one that is asked for."""
@@ -43,14 +49,16 @@ def calibrate(
     temperature: TemperatureChoice = "auto",
     min_novelty_p: float | None = None,
     novelty_digest: str | None = None,
+    others: Iterable[Evaluable] = (),
     quiet: bool = True,
 ) -> Policy:
     """Chooses the thresholds that accept the most and keep a promise, by Learn then Test.
 
-    A fixed share of the examples, by a hash of their inputs, fits the temperature and declares
-    which pairs are tested in which order; the others test them. The promise is over the draw of
-    these examples, for inputs that come from where they came from. They must not have been used
-    to train or to select the adapter.
+    A fixed share of the examples, by a hash of their inputs, fits the temperature and declares the
+    order in which pairs are tested; the others test them. Equal inputs are draws like any others,
+    and may come on both sides. The promise is over the draw of these examples, for inputs that
+    come from where they came from, and for the precisions of the predictors. The examples must not
+    have been used to train or to select the adapter.
 
     Examples that are cut to fit are never accepted, nor, with a novelty level, which is declared
     and not chosen, the novel ones: they are left out of the pilot and of the tests, and count among
@@ -69,6 +77,8 @@ def calibrate(
         min_novelty_p: ε of the policy; None or 0 for none. An adapter without novelty features
             has nothing to compare with it.
         novelty_digest: of those features, for the policy.
+        others: the same adapter in other precisions, in which the promise must hold as well; each
+            is asked for when the one before is done with.
         quiet: whether to leave out the progress bar.
 
     Returns:
@@ -82,7 +92,7 @@ def calibrate(
     """
     check_labels(predictor.labels, examples)
     promise.check_labels(predictor.labels)
-    tested, pilot = split_off(examples, PILOT_FRACTION, SPLIT_SEED)
+    tested, pilot = split_off(examples, PILOT_FRACTION, SPLIT_SEED, repeats_together=False)
     predictor.policy = Policy.never(predictor.card.digest)
     fitted = temperature_on(predictor, pilot, temperature)
     predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
@@ -99,7 +109,16 @@ def calibrate(
         AnsweredExamples(answer(predictor, part, mean_mask=False, quiet=quiet).sampled, part)
         for part in (pilot, tested)
     )
-    predictor.policy = calibrated(frame, declaring, deciding, promise, predictor.labels)
+    elsewhere, precisions = [], [predictor.precision]
+    for other in others:
+        other.policy = predictor.policy
+        answers = answer(other, tested, mean_mask=False, quiet=quiet).sampled
+        elsewhere.append(AnsweredExamples(answers, tested))
+        precisions.append(other.precision)
+    frame = frame.model_copy(update={"precisions": tuple(dict.fromkeys(precisions))})
+    predictor.policy = calibrated(
+        frame, declaring, deciding, promise, predictor.labels, elsewhere=elsewhere
+    )
     return predictor.policy
 
 
@@ -109,6 +128,8 @@ def calibrated(
     tested: AnsweredExamples,
     promise: Promise,
     labels: Sequence[str],
+    *,
+    elsewhere: Sequence[AnsweredExamples] = (),
 ) -> Policy:
     """The policy that accepts the most of the answers and keeps the promise.
 
@@ -118,11 +139,12 @@ def calibrated(
         tested: tests it.
         promise: what must hold.
         labels: of the adapter.
+        elsewhere: the answers to what is tested in other precisions.
 
     Raises:
         ConfigError: the frame has a novelty level, and the answers no novelty.
     """
-    points = points_of(frame, pilot, tested, promise, labels)
+    points = points_of(frame, pilot, tested, promise, labels, elsewhere=elsewhere)
     source = (
         f"{frame.source}: {len(pilot.examples)} examples to declare the thresholds, "
         f"{len(tested.examples)} to test"
@@ -178,38 +200,58 @@ def points_of(
     tested: AnsweredExamples,
     promise: Promise,
     labels: Sequence[str],
+    *,
+    elsewhere: Sequence[AnsweredExamples] = (),
 ) -> list[CalibratedPoint]:
     """Thresholds for the promise and for the stricter targets that are reached too, strictest last.
 
     Empty when the promise itself cannot be kept. What `policy` excludes is left out of the pilot
     and of the tests, and counts among those not accepted.
 
+    In each precision all levels between its first step and its last rejected one keep the target
+    together (`training.risk_control`), so the strictest of the precisions' levels keeps it in each,
+    if it is as loose as the first step of every one; the confidence is for each by itself.
+
     Raises:
         ConfigError: the policy has a novelty level, and the predictions no novelty.
     """
-    declaring, deciding = (familiar(policy, part, promise, labels) for part in (pilot, tested))
-    if declaring is None or deciding is None:
+    declaring, deciding, *others = (
+        familiar(policy, part, promise, labels) for part in (pilot, tested, *elsewhere)
+    )
+    if declaring is None or deciding is None or any(other is None for other in others):
         return []
     scale = float(cost_matrix(labels, promise.costs).max())  # what a loss of 1 costs
     targets = targets_of(promise)
-    path = declare_path(declaring)
+    strictness = declare_strictness(declaring)
     in_losses = [target / scale for target in targets]
-    steps = choose_steps(path, declaring, deciding, in_losses, promise.confidence)
-    counts, losses = path.totals(deciding, deciding.risks[0])
+    everywhere = [deciding, *(other for other in others if other is not None)]
+    found = [
+        kept_levels(strictness, declaring, part, in_losses, promise.confidence)
+        for part in everywhere
+    ]
+    of_examples = strictness.levels(deciding.probability, deciding.variance)
+    risk = deciding.risks[0]
 
-    def point(step: int, target: float) -> CalibratedPoint:
-        count, loss = int(counts[step]), float(losses[step])
-        limit = upper_limit(loss, count, promise.confidence, binary=deciding.risks[0].binary)
+    def point(levels: Sequence[LevelRange | None], target: float) -> CalibratedPoint | None:
+        reached = [level for level in levels if level is not None]
+        strictest = max((level.loosest for level in reached), default=1.0)
+        if len(reached) < len(levels) or any(strictest > level.first for level in reached):
+            return None
+        accepted = risk.counted & (of_examples >= strictest)
+        count, loss = int(accepted.sum()), float(risk.loss[accepted].sum())
+        limit = upper_limit(loss, count, promise.confidence, binary=risk.binary)
+        tau_p, tau_v = strictness.thresholds(strictest)
         return CalibratedPoint(
             target_error=target,
-            min_probability=float(path.min_probability[step]),
-            max_variance=float(path.max_variance[step]),
+            min_probability=tau_p,
+            max_variance=tau_v,
             accepted=count / len(tested.examples),
             error=scale * loss / count,
             upper_bound=min(scale * limit, target),  # rounding must not make it exceed the target
         )
 
-    return [point(s, target) for s, target in zip(steps, targets, strict=True) if s is not None]
+    points = [point(levels, target) for *levels, target in zip(*found, targets, strict=True)]
+    return [one for one in points if one is not None]
 
 
 def targets_of(promise: Promise) -> list[float]:

@@ -39,6 +39,8 @@ class JudgedAnswer(Answer, Protocol):
     def request_id(self) -> str: ...
     @property
     def true_label(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
 
 
 def calibrate_from_feedback(
@@ -59,7 +61,8 @@ def calibrate_from_feedback(
 
     Args:
         adapter: the one that answered, under the temperature of its present policy.
-        answers: all that were judged, each of the whole bank, in the order of their judgements.
+        answers: all that were judged, each of the whole bank and in one precision, in the order of
+            their judgements.
         promise: what must hold.
         min_novelty_p: see `calibrate`.
 
@@ -86,6 +89,7 @@ def calibrate_from_feedback(
             "novelty_digest": novelty.digest if novelty and min_novelty_p else None,
             "bank": adapter.manifest.bank.identity,
             "data_digest": _digest(answers),
+            "precisions": (answers[-1].precision,) if answers[-1].precision else (),
         }
     )
     declaring, deciding = (

@@ -114,16 +114,18 @@ def uncalibrated(promise: Promise) -> str:
     return (
         "its thresholds are not calibrated: give `dalorra calibrate` labelled examples that it was "
         f"neither trained nor selected on, for an error of {promise.target_error:g} at least "
-        f"{least_examples(promise.target_error, promise.confidence)} that are answered rightly"
+        f"{least_examples(promise.target_error, promise.confidence)} that are answered rightly, "
+        "besides the tenth of them that only declares what is tested"
     )
 
 
 def least_examples(target_error: float, confidence: float) -> int:
     """Accepted examples without a mistake that show an error rate to be within a target.
 
-    The least n with (1 − target)ⁿ ≤ 1 − confidence; fewer show nothing, whatever the thresholds.
+    The least n with (1 − target)ⁿ ≤ 1 − confidence, and one more, which the thresholds lie below
+    (`training.risk_control`). Fewer show nothing, whatever the thresholds.
     """
-    return math.ceil(math.log(1.0 - confidence) / math.log1p(-target_error))
+    return math.ceil(math.log(1.0 - confidence) / math.log1p(-target_error)) + 1
 
 
 def promise_in_words(policy: Policy) -> str:
@@ -133,7 +135,7 @@ def promise_in_words(policy: Policy) -> str:
     if policy.never_accepts:
         least = (
             f" That takes {least_examples(policy.target_error, policy.confidence):,} accepted ones "
-            "without a mistake, and more with any."
+            f"without a mistake{_least_of_classes(policy)}, and more with any."
             if policy.target_error and policy.confidence and not policy.costs
             else ""
         )
@@ -160,6 +162,13 @@ def promise_in_words(policy: Policy) -> str:
         for point in policy.path
     ]
     return "\n".join(lines)
+
+
+def _least_of_classes(policy: Policy) -> str:
+    return "".join(
+        f", {least_examples(target, policy.confidence or 0.0):,} where the answer is {name}"
+        for name, target in policy.class_targets.items()
+    )
 
 
 def _no_label(name: str, labels: Sequence[str]) -> str:

@@ -197,8 +197,8 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
     ]
     return [
         f"Accept when the probability is at least {policy['min_probability']:.4g} and the variance",
-        f"at most {policy['max_variance']:.4g}; escalate when the variance is higher; otherwise",
-        "clarify." + _novelty_level(policy),
+        f"at most {policy['max_variance']:.4g}; otherwise clarify when the input is more familiar",
+        "than half of the usual ones, and escalate when it is not." + _novelty_level(policy),
         f"Picked on {policy['source']}{promise}. On the examples above:",
         "",
         *markdown_table(("decision", "share", "error"), rows),
@@ -210,8 +210,8 @@ def _novelty_level(policy: Mapping[str, Any]) -> str:
     if not level:
         return ""
     return (
-        f" An input whose novelty p-value is below {level:g} is escalated before: of inputs like\n"
-        f"the training data that is a share of at most {_share(level)}."
+        f" An input whose novelty p-value is below {level:.3g} is escalated before, whatever the\n"
+        "probability and the variance say of it."
     )
 
 

@@ -1,6 +1,6 @@
 """One training run, from a configuration to an adapter with a model card."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from dalorra.adapter.manifest import (
     library_versions,
 )
 from dalorra.base.families import head_modules
-from dalorra.decision.novelty import DEFAULT_LEVEL
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from dalorra.posteriors import Posterior
@@ -33,10 +32,12 @@ from training.environment import hardware
 from training.evaluate import evaluate, score
 from training.figures import training_figure
 from training.frozen import FrozenBase
+from training.looks import look_at, take_look
 from training.matched_bank import EXAMPLES, MEASURED, error_ratio, matched_spec
 from training.methods.trained import Inference, TrainedAdapter
-from training.novelty import fit_novelty
+from training.novelty import fit_novelty, novelty_limit
 from training.objective import Objective
+from training.off_domain import accepted_by_kind, off_domain_in_words
 from training.orthography import VARIANTS, one_spelling, spellings
 from training.output import (
     CHECKPOINT_FOLDER,
@@ -104,6 +105,7 @@ class Run:
         self.tokenizer = PromptTokenizer(
             self.base.tokenizer, self.prompt_format, config.adapter.max_tokens
         )
+        _check_labels(config, self.tokenizer)
         self.inference = Inference(config.method.posterior())
         self.bank = config.bank
         self.model = self._attached()
@@ -270,7 +272,7 @@ class Run:
         )
         write_model_card(folder, manifest.model_dump(), metrics)
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-        console.print(self._in_words(predictor.policy))
+        console.print(self._in_words(predictor))
         if metrics["used"]:
             console.print(
                 f"of {metrics['n']:,} evaluation examples {used_in_words(metrics)}: its scores on "
@@ -283,22 +285,47 @@ class Run:
         promise = Promise(self.config.evaluation.target_error)
         if not self.data.calibration:
             return Policy.never(predictor.card.digest, uncalibrated(promise))
-        novelty = predictor.novelty
+        folder, novelty = self.config.output_dir / ADAPTER_FOLDER, predictor.novelty
+        examples = self._spelt(self.data.calibration)
         spelt = f", each in one of {VARIANTS} spellings" if self._augmented else ""
-        return calibrate(
-            predictor,
-            self._spelt(self.data.calibration),
-            promise,
-            source=f"{self.task.name} train, examples that chose nothing else{spelt}",
-            bank=self.bank.identity,
-            min_novelty_p=DEFAULT_LEVEL if novelty else None,
-            novelty_digest=novelty.digest if novelty else None,
+        source = f"{self.task.name} train, examples that chose nothing else{spelt}"
+        level, _ = novelty_limit(novelty, None, promise.confidence)
+
+        def tested() -> Policy:
+            return calibrate(
+                predictor,
+                examples,
+                promise,
+                source=source,
+                bank=self.bank.identity,
+                min_novelty_p=level,
+                novelty_digest=novelty.digest if novelty else None,
+                others=self._in_another_precision(predictor),
+            )
+
+        settings = {"novelty_level": level, "in": "training"}
+        look = look_at(examples, predictor.card.digest, promise, settings, source)
+        return take_look(folder, look, tested, again=False)
+
+    def _in_another_precision(self, predictor: Evaluable) -> Iterator[Predictor]:
+        """The adapter as the other kind of processor serves it, where processors serve it."""
+        if not isinstance(predictor, Predictor) or self.base.device.type != "cpu":
+            return
+        other = "float32" if predictor.dtype == torch.bfloat16 else "bfloat16"
+        yield Predictor.load(
+            self.config.output_dir / ADAPTER_FOLDER,
+            self.config.base_model,
+            device="cpu",
+            dtype=other,
         )
 
-    def _in_words(self, policy: Policy) -> str:
+    def _in_words(self, predictor: Evaluable) -> str:
         """What the policy promises, or why it promises nothing and what would change that."""
+        policy = predictor.policy
         if self.data.calibration:
-            return promise_in_words(policy)
+            level = novelty_limit(predictor.novelty, None, policy.confidence or 0.95)
+            foreign = off_domain_in_words(accepted_by_kind(predictor))
+            return "\n".join(filter(None, [promise_in_words(policy), level[1], foreign]))
         why = f"nothing is accepted yet, because {policy.source}"
         if self.config.data.calibration == "auto":
             least = least_to_calibrate(self.config.evaluation.target_error)
@@ -368,3 +395,18 @@ class Run:
             "versions": library_versions(),
             "hardware": hardware(),
         }
+
+
+def _check_labels(config: TrainingConfig, tokenizer: PromptTokenizer) -> None:
+    """Refuses what labels of several tokens do not go with."""
+    if tokenizer.trie is None:
+        return
+    if config.method.name == "laplace":
+        raise ConfigError(
+            "method.name: laplace is not for labels of several tokens, because its curvature is "
+            "that of label tokens"
+        )
+    if config.bank.head == "integrated":
+        raise ConfigError(
+            "bank.head: the head cannot be integrated over labels of several tokens: say sampled"
+        )

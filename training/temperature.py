@@ -56,12 +56,11 @@ def choose_temperature(
 def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
     """The temperature of all label logits that makes the true labels most likely.
 
-    Minimises the cross-entropy of the mean over the samples, each softened or sharpened before it
-    is averaged, which is how it is served (Guo et al., 2017, with a posterior). The targets are
+    Minimises the cross-entropy of the mean over the samples, which are softened or sharpened before
+    it is taken, as `PosteriorSamples.tempered` serves them. The targets are
     Platt's (1999, "Probabilistic outputs for support vector machines", sec. 2.2): the true label
     has (n + 1) / (n + 2), as if one more example were right and one wrong; the other labels share
-    the rest. Without these two, few examples can ask for a temperature near 0: where every one has
-    a sample that is right, ten votes look better than ten probabilities, until all ten are wrong.
+    the rest. Without these two, few examples that are all right ask for a temperature near 0.
 
     Args:
         samples: of n inputs.
@@ -106,7 +105,7 @@ def _evidence(samples: PosteriorSamples, targets: Sequence[int]) -> float:
 
 def _log_mean(samples: PosteriorSamples, temperature: float) -> Tensor:
     """Log of the mean distribution, `[n, K]` in float64."""
-    mean = samples.tempered(temperature).by_sample.double().mean(dim=1)
+    mean = samples.tempered(temperature).mean.double()
     return mean.clamp_min(torch.finfo(torch.float64).tiny).log()
 
 

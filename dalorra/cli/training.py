@@ -1,6 +1,7 @@
 """Making an adapter, and finding out how good it is."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from dalorra.cli.options import (
 from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dalorra.decision.policy import Policy
     from training.tasks import Example
 
 
@@ -148,8 +150,8 @@ def calibrate(
     novelty_level: Annotated[
         float | None,
         typer.Option(
-            help="Escalate inputs whose novelty p-value is lower; 0: none.",
-            show_default="0.01 where the adapter has novelty features",
+            help="Largest share of usual inputs to escalate for novelty; 0: no limit on novelty.",
+            show_default="picked on texts of other kinds",
         ),
     ] = None,
     look_again: Annotated[
@@ -164,7 +166,13 @@ def calibrate(
     ] = None,
     base_model: BaseModelOption = None,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto, float32 or bfloat16; repeat it for a promise that holds in each.",
+            show_default="auto",
+        ),
+    ] = None,
 ) -> None:
     """Choose thresholds whose error among accepted answers stays within a target.
 
@@ -173,12 +181,13 @@ def calibrate(
     no thresholds keep the target.
     """
     from dalorra.adapter.directory import read_adapter
-    from dalorra.decision.novelty import DEFAULT_LEVEL
     from dalorra.predictor import Predictor
     from service.feedback.export import read_labelled
     from training.calibrate import calibrate as run_calibration
     from training.from_feedback import calibrate_from_feedback
     from training.looks import look_at, look_at_feedback, take_look
+    from training.novelty import novelty_limit
+    from training.off_domain import accepted_by_kind, off_domain_in_words
     from training.promise import Promise, promise_in_words
 
     promise = Promise(
@@ -189,11 +198,10 @@ def calibrate(
     )
     read = read_adapter(adapter)
     manifest, novelty = read.manifest, read.novelty
-    if novelty_level is None:
-        novelty_level = DEFAULT_LEVEL if novelty else 0.0
+    level, *said = novelty_limit(novelty, novelty_level, confidence)
     settings: dict[str, Any] = {
-        "novelty_level": novelty_level,
-        "novelty_digest": novelty.digest if novelty and novelty_level else None,
+        "novelty_level": level,
+        "novelty_digest": novelty.digest if novelty and level else None,
     }
     if from_feedback is not None:
         if data or task or split or temperature is not Temperature.AUTO:
@@ -212,7 +220,7 @@ def calibrate(
         policy = take_look(
             adapter,
             look_at_feedback(answers, read.digest, promise, settings | {"temperature": served_at}),
-            lambda: calibrate_from_feedback(read, answers, promise, min_novelty_p=novelty_level),
+            lambda: calibrate_from_feedback(read, answers, promise, min_novelty_p=level),
             again=look_again,
         )
     else:
@@ -221,29 +229,35 @@ def calibrate(
             raise ConfigError(
                 "the adapter was trained on that split: name another one with --split"
             )
-        settings["temperature"] = temperature.value
+        first, *others = dtype or ["auto"]
+        settings |= {"temperature": temperature.value, "dtype": [first, *others]}
         source = f"{name} {split}"
-        policy = take_look(
-            adapter,
-            look_at(examples, read.digest, promise, settings, source),
-            lambda: run_calibration(
-                Predictor.load(adapter, base_model, device=device, dtype=dtype),
+        load = partial(Predictor.load, adapter, base_model, device=device)
+
+        def tested() -> "Policy":
+            predictor = load(dtype=first)
+            policy = run_calibration(
+                predictor,
                 examples,
                 promise,
                 source=source,
                 bank=manifest.bank.identity,
                 temperature=temperature.value,
-                min_novelty_p=novelty_level,
+                min_novelty_p=level,
                 novelty_digest=novelty.digest if novelty else None,
+                others=(load(dtype=other) for other in others),
                 quiet=False,
-            ),
-            again=look_again,
-        )
+            )
+            said.append(off_domain_in_words(accepted_by_kind(predictor)))
+            return policy
+
+        look = look_at(examples, read.digest, promise, settings, source)
+        policy = take_look(adapter, look, tested, again=look_again)
     policy.save(out or adapter)
     if policy.never_accepts:
         refuse(promise_in_words(policy))
         raise typer.Exit(EXIT_NOTHING_QUALIFIES)
-    typer.echo(promise_in_words(policy))
+    typer.echo("\n".join(filter(None, [promise_in_words(policy), *said])))
 
 
 def _labelled(

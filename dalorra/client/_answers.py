@@ -9,7 +9,7 @@ Input = str | Mapping[str, str]
 """Text, for a template with one field; else the template's fields by name."""
 
 Decision = Literal["accept", "escalate", "clarify"]
-"""accept: believe it. escalate: the model does not know. clarify: the input is ambiguous."""
+"""accept: believe it. escalate: the model does not know. clarify: the input leaves it open."""
 
 
 class _ResponseBody(BaseModel):

@@ -13,7 +13,8 @@ _ADVICE = {
     "accept": "This is reliable enough to act on.",
     "escalate": "The model does not know: do not act on this, hand the case to a human or to a "
     "stronger model.",
-    "clarify": "The input is ambiguous: get more information, add it to the input and ask again.",
+    "clarify": "The input leaves the answer open: get more information, add it to the input and "
+    "ask again.",
 }
 
 
@@ -57,7 +58,7 @@ def tool_description(adapter: str, labels: Sequence[str]) -> str:
         f"Decides which label fits the input ({', '.join(labels)}; adapter {adapter!r}), and says "
         "how far to trust that: a calibrated probability, the variance of that probability, and a "
         "decision. accept: act on the label. escalate: the model does not know, involve a human. "
-        "clarify: the input is ambiguous, ask for more information."
+        "clarify: the input leaves the answer open, ask for more information."
     )
 
 

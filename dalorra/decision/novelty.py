@@ -2,17 +2,23 @@
 
 An input in the null space of A has no variance whatever the answer is worth (BayesLoRA,
 Proposition 1), so doubt has to come from elsewhere: from where the input's hidden state lies among
-those of the training examples. The hidden state is the one at the end of the cue, averaged
-over the samples; the score is its squared Mahalanobis distance from the mean of the training data,
-in their first principal components (Lee et al., 2018, without classes). `benchmarks/novelty.py`
-compares it with other scores and with the hidden state at the end of the prompt.
+those of the training examples. It is looked at at the end of the cue after each third of the
+layers, averaged over the samples: the last layers may keep little but what tells the labels apart,
+and an input of another kind then looks like one of the labels. The score is the sum of its squared
+Mahalanobis distances from the mean of the training data, in their first principal components at
+each of the depths (Lee et al., 2018, without classes and weights). `benchmarks/novelty.py` compares
+it with other scores and with single depths.
 
 The score s becomes a conformal p-value against calibration examples that nothing was fitted on:
 
     p = (1 + #{calibration scores ≥ s}) / (n + 1)
 
 If an input is exchangeable with the calibration examples, P(p < ε) ≤ ε for every ε, whatever the
-features and the score are (Vovk et al., 2005; Bates et al., 2023).
+features and the score are (Vovk et al., 2005; Bates et al., 2023). That is a mean over draws of the
+calibration examples, and with a few hundred of them a draw can be off by twice ε. So a policy is
+given a level below which usual inputs are at most the share that is promised in nearly every draw
+(`Novelty.level`). A larger share finds more inputs of other kinds; texts of many kinds tell how
+many, and pick it (`Novelty.pick`). No promise rests on them.
 
 What is not to count as novel, such as spelling, is covered by variants: the training data are spelt
 in all of them, and a calibration example scores as the variant of it that is farthest away. The
@@ -21,6 +27,8 @@ of the variants, whichever of them the corpus was typed in.
 """
 
 import hashlib
+import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -31,18 +39,26 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dalorra.decision.atomic_file import write_atomically
-from dalorra.errors import AdapterError
+from dalorra.decision.intervals import beta_cdf
+from dalorra.errors import AdapterError, ConfigError
 
 NOVELTY_FILE: Final = "novelty.safetensors"
 """Name of the features inside an adapter directory."""
 
-DEFAULT_LEVEL: Final = 0.01
-"""ε that calibration uses unless told otherwise: of usual inputs at most 1 % are escalated."""
+DEFAULT_SHARE: Final = 0.01
+"""The smallest of `SHARES`: of usual inputs at most 1 % are escalated for novelty."""
+
+SHARES: Final = (DEFAULT_SHARE, 0.02, 0.05, 0.1)
+"""Shares of usual inputs that are tried where none is asked for."""
+
+USUAL_TO_FOREIGN: Final = 5
+"""Usual inputs for each of another kind in the traffic that a share is picked for: one usual input
+more that is escalated weighs as much as five of other kinds that pass, since these are rare."""
 
 COMPONENTS: Final = 128
-"""Principal components that are kept."""
+"""Principal components that are kept at each depth."""
 
-_DIMENSIONS: Final = {"mean": 1, "whitening": 2, "calibration": 1}
+_DIMENSIONS: Final = {"mean": 2, "whitening": 3, "calibration": 1, "foreign": 2}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,15 +66,17 @@ class Novelty:
     """Training features and calibration scores of one adapter.
 
     Attributes:
-        mean: of the features, `[d]` float32.
-        whitening: principal components over their standard deviations, `[d, q]`.
+        mean: of the features at D depths, `[D, d]` float32.
+        whitening: principal components over their standard deviations, `[D, d, q]`.
         calibration: scores of examples that were not trained on, `[c]` float32, ascending.
+        foreign: scores of texts of other kinds, `[kinds, texts]`; may be empty.
         adapter_digest: the adapter that computed the features.
     """
 
     mean: Tensor
     whitening: Tensor
     calibration: Tensor
+    foreign: Tensor
     adapter_digest: str
 
     @classmethod
@@ -66,6 +84,7 @@ class Novelty:
         cls,
         training: Tensor,
         calibration: Tensor,
+        foreign: Tensor | None = None,
         *,
         adapter_digest: str,
         components: int = COMPONENTS,
@@ -73,31 +92,39 @@ class Novelty:
         """Learns where the training data lie.
 
         Args:
-            training: features of examples that the adapter was trained on, `[n, d]`.
-            calibration: of others from the same source, `[c, d]`; or `[c, v, d]`, each in v
+            training: features of examples that the adapter was trained on, `[n, D, d]`.
+            calibration: of others from the same source, `[c, D, d]`; or `[c, v, D, d]`, each in v
                 variants, of which the one farthest away counts.
+            foreign: of texts of other kinds, `[kinds, texts, D, d]`.
             adapter_digest: the adapter that computed them.
-            components: q; fewer where n or d do not carry as many.
+            components: q; fewer where n or d do not carry as many. Directions without spread are
+                left out.
 
         Raises:
             ValueError: fewer than two training examples, or no calibration examples.
         """
         if len(training) < 2 or not len(calibration):
             raise ValueError("novelty needs two training examples and a calibration example")
-        x = training.double()
-        mean = x.mean(dim=0)
-        _, spread, directions = torch.linalg.svd(x - mean, full_matrices=False)
-        kept = min(components, int((spread > 1e-6 * spread[0]).sum()), len(x) - 1)
-        deviation = spread[:kept] / (len(x) - 1) ** 0.5
-        whitening = directions[:kept].T / deviation
-        fitted = cls(mean.float(), whitening.float(), torch.empty(0), adapter_digest)
-        scores = fitted.scores(calibration.flatten(0, -2)).view(len(calibration), -1)
-        return replace(fitted, calibration=scores.amax(dim=1).sort().values)
+        x = training.double().transpose(0, 1)  # [D, n, d]
+        mean = x.mean(dim=1)
+        _, spread, directions = torch.linalg.svd(x - mean[:, None], full_matrices=False)
+        q = min(components, len(training) - 1)
+        spread, directions = spread[:, :q], directions[:, :q]
+        inverse = torch.where(spread > 1e-6 * spread[:, :1], 1.0 / spread, 0.0)
+        whitening = directions.mT * inverse[:, None] * (len(training) - 1) ** 0.5
+        unscored = torch.empty(0), torch.empty(0, 0)
+        fitted = cls(mean.float(), whitening.float(), *unscored, adapter_digest)
+        scores = fitted.scores(calibration.flatten(0, -3)).view(len(calibration), -1)
+        fitted = replace(fitted, calibration=scores.amax(dim=1).sort().values)
+        if foreign is None:
+            return fitted
+        by_kind = fitted.scores(foreign.flatten(0, 1)).view(foreign.shape[:2])
+        return replace(fitted, foreign=by_kind)
 
     @property
     def width(self) -> int:
-        """D."""
-        return len(self.mean)
+        """Of the hidden states, d."""
+        return self.mean.shape[1]
 
     @property
     def digest(self) -> str:
@@ -105,16 +132,81 @@ class Novelty:
         return hashlib.sha256(self._content()).hexdigest()
 
     def scores(self, features: Tensor) -> Tensor:
-        """Squared Mahalanobis distances, `[B, d]` → `[B]` float32 on the CPU."""
-        whitened = (features.to("cpu", torch.float32) - self.mean) @ self.whitening  # [B, q]
-        return whitened.square().sum(dim=1)
+        """Squared Mahalanobis distances, `[B, D, d]` → `[B]` float32 on the CPU."""
+        centred = features.to("cpu", torch.float32) - self.mean
+        return torch.einsum("bod,odq->boq", centred, self.whitening).square().sum(dim=(1, 2))
 
     def p_values(self, features: Tensor) -> list[float]:
-        """Conformal p-values, `[B, d]` → B of them; a score that is not finite gets the least."""
-        scores = self.scores(features).nan_to_num(nan=torch.inf)
+        """Conformal p-values, `[B, D, d]` → B of them; a score that is no number gets the least."""
+        found: list[float] = self._p_values(self.scores(features)).tolist()
+        return found
+
+    def _p_values(self, scores: Tensor) -> Tensor:
         n = len(self.calibration)
-        at_least = n - torch.searchsorted(self.calibration, scores)
-        return ((1.0 + at_least.double()) / (n + 1.0)).tolist()
+        at_least = n - torch.searchsorted(self.calibration, scores.nan_to_num(nan=torch.inf))
+        return (1.0 + at_least.double()) / (n + 1.0)
+
+    def pick(self, confidence: float) -> tuple[float, float]:
+        """The one of `SHARES` that suits texts of other kinds best, and its level.
+
+        Best is the least share of wrong verdicts where there are `USUAL_TO_FOREIGN` usual inputs
+        for each of another kind: usual ones are counted by the share that is promised, and the
+        others by the median kind. An adapter's own kind may be among the texts; the median stands
+        for the foreign ones as long as these are most. The confidence is divided among the shares,
+        so the promise holds for whichever is picked. Too few calibration examples for any of the
+        shares: the least that they can promise.
+
+        Args:
+            confidence: see `level`.
+        """
+        each = 1.0 - (1.0 - confidence) / len(SHARES)
+        least = self.least_share(each)
+        levels = {share: self.level(share, each) for share in SHARES if share >= least}
+        levels = levels or {least: self.level(least, each)}
+        p_values = self._p_values(self.foreign)
+
+        def wrong(share: float) -> float:
+            missed = (p_values >= levels[share]).double().mean(dim=1)  # of each kind
+            return USUAL_TO_FOREIGN * share + (float(missed.quantile(0.5)) if len(missed) else 0.0)
+
+        share = min(levels, key=wrong)
+        return share, levels[share]
+
+    def level(self, share: float, confidence: float) -> float:
+        """The highest level below which at most `share` of usual inputs fall, with a confidence.
+
+        Inputs beyond the k-th largest of n calibration scores are a share of all that is
+        Beta(k, n + 1 − k) distributed over the draw of the calibration examples, and smaller where
+        scores can be equal (order statistics; Bates et al., 2023, section 2). So k is the largest
+        for which that share is within `share` with the confidence, and the level lies between the
+        p-values k / (n + 1), which are below it, and (k + 1) / (n + 1).
+
+        Args:
+            share: of usual inputs, in (0, 1).
+            confidence: over the draw of the calibration examples, in (0, 1).
+
+        Raises:
+            ConfigError: there are too few calibration examples to promise that.
+        """
+        n = len(self.calibration)
+        k = bisect_left(
+            range(1, n + 1), True, key=lambda k: beta_cdf(share, k, n + 1 - k) < confidence
+        )
+        if not k:
+            needed = math.ceil(math.log(1.0 - confidence) / math.log1p(-share))
+            raise ConfigError(
+                f"to escalate at most {100 * share:.3g} % of usual inputs for novelty, with "
+                f"{100 * confidence:.6g} % confidence, takes {needed:,} held-out examples, and the "
+                f"novelty features have {n:,}: the least that can be promised is "
+                f"{100 * self.least_share(confidence):.3g} %"
+            )
+        return (k + 0.5) / (n + 1.0)
+
+    def least_share(self, confidence: float) -> float:
+        """The least share of usual inputs that `level` can promise, rounded up to three digits."""
+        share: float = 1.0 - (1.0 - confidence) ** (1.0 / len(self.calibration))
+        unit: float = 10.0 ** (math.floor(math.log10(share)) - 2)
+        return math.ceil(share / unit) * unit
 
     def _content(self) -> bytes:
         tensors = {name: getattr(self, name).contiguous() for name in _DIMENSIONS}
@@ -165,11 +257,12 @@ def _problem(tensors: dict[str, Tensor]) -> str | None:
         return f"it holds {', '.join(sorted(tensors))} instead of {', '.join(sorted(_DIMENSIONS))}"
     for name, dimensions in _DIMENSIONS.items():
         tensor = tensors[name]
-        if tensor.ndim != dimensions or not tensor.numel() or not tensor.is_floating_point():
+        empty = not tensor.numel() and name != "foreign"
+        if tensor.ndim != dimensions or empty or not tensor.is_floating_point():
             return f"{name} has shape {list(tensor.shape)} and type {tensor.dtype}"
         if not torch.isfinite(tensor).all():
             return f"{name} holds a non-finite value"
-    if len(tensors["mean"]) != len(tensors["whitening"]):
+    if tensors["mean"].shape != tensors["whitening"].shape[:2]:
         return "its mean and whitening do not fit each other"
     if (tensors["calibration"].diff() < 0).any():
         return "its calibration scores are not in order"

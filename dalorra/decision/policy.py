@@ -1,17 +1,22 @@
 """When to believe an answer: thresholds on its probability, its variance and its novelty.
 
-The rule of BayesLoRA (section 4), for an answer with mean probability p and variance v:
+An answer with mean probability p and variance v, by the rule of BayesLoRA (section 4):
 
     accept    when p ≥ τ_p and v ≤ τ_v
-    escalate  when v > τ_v: the model does not know
-    clarify   otherwise: the model is steady, the input is ambiguous
 
-Nothing is said of what was not read: an input that was cut to fit is escalated. So is every input
-under a policy that accepts nothing, which knows no answer that is good enough.
+What is not accepted is told apart by why. BayesLoRA asks the variance: above τ_v the model does not
+know, below it the input is ambiguous. Measured, it is the other way round: samples disagree *more*
+where an input holds reasons for two labels than where the adapter hardly feels it (Proposition 1;
+`benchmarks.doubts`). Familiarity does tell: no clear answer to an input like those that it was
+trained for is the input's doing, to any other one the model's (the reading of Mukhoti et al., 2023,
+"Deep deterministic uncertainty"). With the novelty p-value (`dalorra.decision.novelty`) that is
 
-An input that the adapter cannot feel has no variance (Proposition 1). So where the adapter has
-novelty features and the policy a level ε, an input whose novelty p-value is below ε is escalated
-before anything else; of inputs like those it was trained for that is a share of at most ε.
+    clarify   when the input is more familiar than half of the usual ones: it leaves the answer open
+    escalate  otherwise: the model does not know
+
+An adapter without novelty features cannot tell, and escalates. So is, before anything else, what
+promises nothing: an input that was cut to fit, of which something was not read; every input under a
+policy that accepts nothing; and one whose novelty p-value is below the policy's level ε.
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ POLICY_FILE = "policy.json"
 NEVER = 2.0
 """The τ_p of a policy that never accepts: no probability reaches it."""
 
+FAMILIAR = 0.5
+"""Novelty p-value from which on an input that is not accepted is taken to leave its answer open."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -200,15 +207,14 @@ class Policy(BaseModel):
         Args:
             precision: of the predictor, such as `bfloat16 on cpu`.
         """
-        if precision in self.precisions:
-            return self.model_copy(update={"precisions": (precision,)})
-        if self.confidence is None:  # nothing is promised
-            return self
-        tested = " and ".join(self.precisions) or "a precision that it does not name"
-        return self.never(
-            self.adapter_digest,
-            f"its policy was tested in {tested}, and this is {precision}: calibrate it here",
-        )
+        served = self
+        if self.confidence is not None and precision not in self.precisions:
+            tested = " and ".join(self.precisions) or "a precision that it does not name"
+            served = self.never(
+                self.adapter_digest,
+                f"its policy was tested in {tested}, and this is {precision}: calibrate it here",
+            )
+        return served.model_copy(update={"precisions": (precision,)})
 
     def at(self, target_error: float) -> Self:
         """The policy for a stricter target error, from the calibrated path.
@@ -290,22 +296,35 @@ class Policy(BaseModel):
         """Applies the rule to one answer. A number that is not finite is never accepted."""
         if (reason := self._objection(answer)) is not None:
             return Verdict(Decision.ESCALATE, reason)
-        v, limit = told_apart(answer.variance, self.max_variance)
-        if answer.variance > self.max_variance:
-            return Verdict(
-                Decision.ESCALATE,
-                f"variance {v} is above {limit}: the adapter disagrees with itself",
-            )
         p, floor = told_apart(answer.probability, self.min_probability)
-        if answer.probability >= self.min_probability:
+        v, limit = told_apart(answer.variance, self.max_variance)
+        if answer.probability >= self.min_probability and answer.variance <= self.max_variance:
             return Verdict(
                 Decision.ACCEPT,
                 f"probability {p} is at least {floor} and variance {v} is at most {limit}",
             )
+        doubt = (
+            f"probability {p} is below {floor}"
+            if answer.probability < self.min_probability
+            else f"variance {v} is above {limit}"
+        )
+        if answer.novelty is None or not math.isfinite(answer.novelty):
+            return Verdict(
+                Decision.ESCALATE,
+                f"{doubt}, and without novelty features nothing tells an open input from an "
+                "unknown one",
+            )
+        novelty, half = told_apart(answer.novelty, FAMILIAR)
+        if answer.novelty >= FAMILIAR:
+            return Verdict(
+                Decision.CLARIFY,
+                f"{doubt}, and the input is familiar (novelty p-value {novelty} is at least "
+                f"{half}): it leaves the answer open",
+            )
         return Verdict(
-            Decision.CLARIFY,
-            f"probability {p} is below {floor} while variance {v} is at most {limit}: "
-            "the adapter is steady, the input is ambiguous",
+            Decision.ESCALATE,
+            f"{doubt}, and most of the usual inputs are more familiar (novelty p-value {novelty} "
+            f"is below {half}): the adapter does not know",
         )
 
     def _objection(self, answer: Answer) -> str | None:

@@ -35,12 +35,30 @@ class PosteriorSamples:
         """`[B, M, K]`, mean over the head's masks."""
         return torch.einsum("bmsk,s->bmk", self.probabilities, self.weights)
 
+    @property
+    def mean(self) -> Tensor:
+        """`[B, K]`, mean over everything."""
+        return self.by_sample.mean(dim=1)
+
     def tempered(self, temperature: float) -> "PosteriorSamples":
-        """Every distribution with its logits divided by `temperature`, p ∝ p^(1 / temperature)."""
+        """Softer distributions where T is above 1, sharper ones below, at any T summing to 1.
+
+        Above 1 each is softened by itself, p ∝ p^(1/T): samples that are too sure. Below 1 what
+        they agree on is sharpened, p ∝ p · p̄^(1/T − 1): averaging samples that disagree makes p̄
+        flatter than any of them, which sharpening each by itself hardly mends, as it sharpens the
+        disagreement, too. Where there is one sample the two are the same (Guo et al., 2017).
+        """
         if temperature == 1.0:
             return self
         # log p is the logits up to a constant that the softmax takes out again.
-        return replace(self, probabilities=(self.probabilities.log() / temperature).softmax(dim=-1))
+        logits = self.probabilities.log()
+        if temperature > 1.0:
+            return replace(self, probabilities=(logits / temperature).softmax(dim=-1))
+        tiny = torch.finfo(self.probabilities.dtype).tiny
+        agreed = self.mean.clamp_min(tiny).log()[:, None, None]
+        return replace(
+            self, probabilities=(logits + (1.0 / temperature - 1.0) * agreed).softmax(dim=-1)
+        )
 
 
 @dataclass(frozen=True, slots=True)

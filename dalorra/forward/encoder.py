@@ -66,9 +66,10 @@ class EncoderNetwork:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
-        """See `Network`; the features are the last hidden states of the text's first row."""
+        """See `Network`; the features are the last hidden states of the text's first row: D = 1."""
         logits, states = self._run(prompts, samples)
-        return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), states.float())
+        features = states.float()[:, :, None]
+        return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), features)
 
     @torch.inference_mode()
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:

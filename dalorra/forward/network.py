@@ -21,8 +21,7 @@ class Answers:
         probabilities: over the labels, `[B, M, S, K]` float32: M samples, each under S weighted
             masks of the head; S is 1 where the head is sampled with the rest, or has no mask.
         weights: `[S]`, sums to 1.
-        features: the hidden state at the end of the cue, or at the start of an encoder's text,
-            `[B, M, d]` float32.
+        features: hidden states at the end of the cue, at D depths, `[B, M, D, d]` float32.
     """
 
     probabilities: Tensor

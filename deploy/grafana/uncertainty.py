@@ -57,7 +57,7 @@ def _add_overview(dashboard: board.Dashboard) -> None:
     for title, description, matcher in (
         ("Accepted", "Share of answers that the policy accepts, over the last hour.", ACCEPT),
         ("Escalated", "Share whose variance is above the policy's, over the last hour.", ESCALATE),
-        ("To clarify", "Share that is steady but not probable enough, last hour.", CLARIFY),
+        ("To clarify", "Share of familiar inputs that leave the answer open, last hour.", CLARIFY),
     ):
         dashboard.with_panel(
             number(title, description, "percentunit", _of_decisions(matcher, "1h"))

@@ -98,7 +98,7 @@ class PredictResponse(ResponseBody):
     variance: float = Field(ge=0, description="Variance of its probability over the samples.")
     decision: Decision = Field(
         description="accept: believe it. escalate: the model does not know. "
-        "clarify: the input is ambiguous."
+        "clarify: the input leaves the answer open."
     )
     reason: str = Field(description="The decision, explained in one sentence.")
     probabilities: dict[str, float] = Field(description="Mean probability of each label.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
@@ -28,7 +29,8 @@ def read_labelled(
 ) -> list[LabelledAnswer]:
     """Answers with feedback that were made as those to come will be, in the order of the feedback.
 
-    Those that were averaged over fewer than `samples` samples are left out.
+    Those that were averaged over fewer than `samples` samples are left out, and those that were
+    computed in another precision than the last one.
 
     Args:
         path: the store.
@@ -48,19 +50,23 @@ def read_labelled(
                     "which brings it up to date"
                 )
             sources = [(number, Source(*rest)) for number, *rest in database.execute(_SOURCES)]
+            served = {number: Policy.model_validate_json(s.policy) for number, s in sources}
             alike = [
                 number
                 for number, source in sources
                 if source.adapter_digest == adapter_digest
-                and Policy.model_validate_json(source.policy).temperature == temperature
+                and served[number].temperature == temperature
                 and novelty_digest in (None, source.novelty_digest)
             ]
-            records = [
-                record
-                for number in alike
-                for record in database.execute(_JUDGED, (number, samples))
-            ]
-            found = [LabelledAnswer(*rest) for _, *rest in sorted(records, key=_arrival)]
+            records = sorted(
+                (
+                    (*record, " and ".join(served[number].precisions))
+                    for number in alike
+                    for record in database.execute(_JUDGED, (number, samples))
+                ),
+                key=_arrival,
+            )
+            found = [LabelledAnswer(*rest) for _, *rest in records if rest[-1] == records[-1][-1]]
     except sqlite3.Error as error:
         raise ConfigError(f"the feedback store {path} cannot be read: {error}") from error
     if not found:
@@ -73,6 +79,6 @@ def read_labelled(
     return found
 
 
-def _arrival(record: tuple[float, str]) -> tuple[float, str]:
+def _arrival(record: tuple[Any, ...]) -> tuple[Any, ...]:
     """When the truth about an answer came."""
     return record[:2]

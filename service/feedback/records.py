@@ -89,6 +89,7 @@ class LabelledAnswer:
         request_id: names the answer.
         label, probability, variance, novelty, cut_at: of the answer.
         true_label: the truth.
+        precision: what computed the answer, see `Predictor.precision`; empty where it is not known.
     """
 
     request_id: str
@@ -98,3 +99,4 @@ class LabelledAnswer:
     novelty: float | None
     cut_at: int | None
     true_label: str
+    precision: str

@@ -16,8 +16,8 @@ INPUTS: Final = "inputs"
 def plane(predictor: Predictor, answered: Mapping[str, LabelledAnswers]) -> list[dict[str, Any]]:
     """The first two principal components of the inputs' hidden states, and each one's variance.
 
-    The hidden state is that of `Predictor.novelty_features`, from which the label logits are made,
-    averaged over the samples. The components are those of all inputs together.
+    The hidden state is the last of `Predictor.novelty_features`, from which the label logits are
+    made, averaged over the samples. The components are those of all inputs together.
 
     Args:
         predictor: the adapter.
@@ -28,7 +28,7 @@ def plane(predictor: Predictor, answered: Mapping[str, LabelledAnswers]) -> list
         for examples, _ in answered.values()
         for number, example in enumerate(examples, 1)
     ]
-    x = predictor.novelty_features(prompts).double()
+    x = predictor.novelty_features(prompts)[:, -1].double()
     x = x - x.mean(dim=0)
     directions = torch.linalg.svd(x, full_matrices=False).Vh[:2]
     directions *= directions.sum(dim=1, keepdim=True).sign()  # an SVD leaves the sign open

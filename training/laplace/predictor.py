@@ -104,6 +104,11 @@ class LaplacePredictor:
         self.mode.novelty = novelty
 
     @property
+    def precision(self) -> str:
+        """What its answers are computed in."""
+        return self.mode.precision
+
+    @property
     def scope(self) -> Scope:
         """Rows that the adapter acts on."""
         return self.mode.scope
@@ -141,7 +146,7 @@ class LaplacePredictor:
         return self.mode.predict_mean(prompts)
 
     def novelty_features(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Those of the trained adapter, `[B, d]`; order kept."""
+        """Those of the trained adapter, `[B, D, d]`; order kept."""
         return self.mode.novelty_features(prompts)
 
     def posterior_samples(self, prompts: Sequence[Prompt]) -> PosteriorSamples:

@@ -74,18 +74,22 @@ def split_off(
     size: int | float,
     seed: int,
     key: Callable[[Example], Example] | None = None,
+    *,
+    repeats_together: bool = True,
 ) -> tuple[list[Example], list[Example]]:
-    """Holds out part of a training set, for model selection.
+    """Holds out part of the examples.
 
     Which examples are held out depends on their inputs and the seed only, not on their order.
     Equal inputs stay on one side, so nothing held out has been trained on; when that makes the
     exact size impossible, the held-out part is as little smaller as it can be.
 
     Args:
-        examples: the training set.
+        examples: e.g. a training set.
         size: how many, or which fraction (0 to 1, exclusive) to hold out.
         seed: another seed holds out others.
         key: examples that it makes equal count as equal inputs; None: those that are.
+        repeats_together: without it equal inputs are split like different ones, and both parts are
+            like draws from where the examples came from.
 
     Returns:
         what remains and what is held out, each in the original order.
@@ -98,8 +102,13 @@ def split_off(
     if not 0 < count < n:
         raise ConfigError(f"cannot hold out {size} of {n} examples: both sides need one at least")
     groups: dict[bytes, list[int]] = defaultdict(list)
+    seen: Counter[bytes] = Counter()
     for index, example in enumerate(examples):
-        groups[_rank(key(example) if key else example, "split_off", seed)].append(index)
+        rank = _rank(key(example) if key else example, "split_off", seed)
+        seen[rank] += 1
+        if not repeats_together and seen[rank] > 1:
+            rank = hashlib.sha256(rank + str(seen[rank]).encode()).digest()
+        groups[rank].append(index)
     held: set[int] = set()
     for _, members in sorted(groups.items()):
         if len(held) + len(members) <= count:

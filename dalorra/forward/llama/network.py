@@ -65,6 +65,8 @@ class PackedLlama:
             layer.map(lambda projection: FusedProjection(projection, updates))
             for layer in base.layers
         ]
+        layers = len(self._layers)
+        self._thirds = {-(-layers // 3), -(-2 * layers // 3)}  # layers before a state is kept
         self.scope = scope
         self.noise = self._bound(bank)
 
@@ -91,8 +93,10 @@ class PackedLlama:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
-        """See `Network`; the features are the hidden states at the end of the cue."""
-        return self._answers(self.hidden_states(prompts, samples), self._noise(prompts, samples))
+        """See `Network`; the features are the hidden states at the end of the cue after each third
+        of the layers, the last one after the final norm.
+        """
+        return self._answers(*self._states(prompts, samples), self._noise(prompts, samples))
 
     @torch.inference_mode()
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
@@ -105,26 +109,32 @@ class PackedLlama:
 
         The first of the A rows ends the cue, the others are those of the trie.
         """
+        return self._normed(self._states(prompts, samples)[0])
+
+    def _states(self, prompts: Sequence[Prompt], samples: range) -> tuple[Tensor, list[Tensor]]:
+        """What is read off after all layers, `[B, M, A, d]`, and the states at the end of the cue
+        after each third of them before that, `[B, M, d]` each.
+        """
         noise = self._noise(prompts, samples)
         cache = self._base.prefix_cache
         if self.scope == "all_tokens":
-            return self._normed(self._all_tokens(self._staged(prompts), noise))
+            return self._all_tokens(self._staged(prompts), noise)
         prompt_ids = [prompt.prompt_ids for prompt in prompts]
         prefix = cache.find(prompt_ids) if cache else None
         known = prefix.lengths if prefix else [0] * len(prompts)
         staged = self._staged(prompts, known)
         past = prefix.keys_values if prefix else None
         fresh: list[Tensor] = []  # keys and values of the prompt rows
-        states = self._answer_tokens(staged, noise, past, fresh if cache else None)
+        found = self._answer_tokens(staged, noise, past, fresh if cache else None)
         if cache:
             cache.add(prompt_ids, known, torch.stack(fresh))
-        return self._normed(states)
+        return found
 
     @torch.inference_mode()
     def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
         """`answers` to prompts on the device, in a form that can be recorded: no prefix cache."""
         run = self._answer_tokens if self.scope == "answer_tokens" else self._all_tokens
-        return self._answers(self._normed(run(prompts, noise)), noise)
+        return self._answers(*run(prompts, noise), noise)
 
     def _noise(self, prompts: Sequence[Prompt], samples: range) -> ForwardNoise:
         return self.noise.of(samples, prompts[0].tail_rows)
@@ -137,9 +147,11 @@ class PackedLlama:
         staged = StagedPrompts.of(prompts, self.scope, known, joined=len(lengths) > 1)
         return staged.to(self._base.device)
 
-    def _answers(self, states: Tensor, noise: ForwardNoise) -> Answers:
+    def _answers(self, states: Tensor, thirds: list[Tensor], noise: ForwardNoise) -> Answers:
+        states = self._normed(states)
         probabilities = self.head.probabilities(states, noise.head)
-        return Answers(probabilities, noise.head.weights, states[:, :, 0].float())
+        features = torch.stack([*thirds, states[:, :, 0]], dim=2).float()
+        return Answers(probabilities, noise.head.weights, features)
 
     def _normed(self, states: Tensor) -> Tensor:
         return self._base.final_norm(states)
@@ -150,8 +162,8 @@ class PackedLlama:
         noise: ForwardNoise,
         past: Tensor | None = None,
         fresh: list[Tensor] | None = None,
-    ) -> Tensor:
-        """`[prompt | tail under z_1 | … | tail under z_M]` per prompt → `[B, M, A, d]`.
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`[prompt | tail under z_1 | … | tail under z_M]` per prompt → as `_states` returns them.
 
         Args:
             prompts: on the device.
@@ -162,18 +174,23 @@ class PackedLlama:
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
         known = [None] * len(self._layers) if past is None else past.unbind()
         prefix = 0 if past is None else past.shape[-2]
+        answers = 1 + prompts.tail.nodes  # A
         layout = at = lay_out_cues(prompts, samples, prefix, self._base.rotary)
         if first:  # below the first stochastic product the tail is the same under every sample
             at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
         x = self._base.embed(at.input_ids)  # [B, P + t, d]
+        thirds: list[Tensor] = []
         for i, layer in enumerate(self._layers):
             if i == first and i:
                 x, at = at.branch(x, samples), layout
             if i < last:
                 x = self._packed_layer(layer, x, at, noise.layers[i], known[i], fresh)
+                if i + 1 in self._thirds:
+                    cue_ends = at.ends[:, ::answers]
+                    thirds.append(x.flatten(0, 1)[cue_ends].expand(-1, samples, -1))
         x = self._packed_end(x, at, noise.layers[-1], known[-1], fresh)
-        each: Tensor = x.unflatten(1, (-1, 1 + prompts.tail.nodes))
-        return each.expand(-1, samples, -1, -1)
+        states: Tensor = x.unflatten(1, (-1, answers))
+        return states.expand(-1, samples, -1, -1), thirds
 
     def _packed_layer(
         self,
@@ -227,15 +244,18 @@ class PackedLlama:
         x = x.flatten(0, 1)[layout.ends]
         return self._base.after_attention(layer, x, by_row(attended), noise[2:])
 
-    def _all_tokens(self, prompts: StagedPrompts, noise: ForwardNoise) -> Tensor:
+    def _all_tokens(
+        self, prompts: StagedPrompts, noise: ForwardNoise
+    ) -> tuple[Tensor, list[Tensor]]:
         """All rows once for each sample above the first stochastic product, once below.
 
         Returns:
-            `[B, M, A, d]`.
+            As `_states`.
         """
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
-        layout = SequenceLayout.of(prompts, self._base.rotary)
+        layout, answers = SequenceLayout.of(prompts, self._base.rotary), 1 + prompts.tail.nodes
         x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
+        thirds: list[Tensor] = []
         for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
             h = self._base.norm(x, layer.input_norm)
             if i == first:
@@ -250,12 +270,14 @@ class PackedLlama:
             query, key, value = self._base.query_key_value(layout.spread(out), cos, sin)
             attended = layout.collect(by_row(layout.attend(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
+            if i + 1 in self._thirds:
+                cue_ends = layout.end_rows[::answers]
+                thirds.append(x[:, cue_ends].transpose(0, 1).expand(-1, samples, -1))
         if first >= last:
             x = x.repeat(samples, 1, 1)
 
         layer, noises = self._layers[-1], noise.layers[-1]
         h = self._base.norm(x, layer.input_norm)
-        answers = layout.ends.shape[1]
         query = layer.attention[0](h[:, layout.end_rows], noises[0])  # [M, B·A, heads · head_dim]
         query = query.unflatten(1, (-1, answers)).flatten(0, 1)
         query = self._base.query(query, *layout.last_rotary(samples))
@@ -264,8 +286,8 @@ class PackedLlama:
         attended = by_row(masked_attention(query, key, value, layout.last_visible(samples)))
         ends = x[:, layout.end_rows]
         out = self._base.after_attention(layer, ends, attended.view_as(ends), noises[2:])
-        answered: Tensor = out.unflatten(1, (-1, answers))
-        return answered.transpose(0, 1)
+        states: Tensor = out.unflatten(1, (-1, answers))
+        return states.transpose(0, 1), thirds
 
 
 def _keep(fresh: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:

@@ -96,7 +96,8 @@ def part(n: int, seed: int, shift: float = 0.0) -> novelty_scores.Part:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((n, 40), generator=generator) + shift
     doubts = {name: torch.rand(n, generator=generator) / 5 for name in novelty_scores.DOUBTS}
-    features = {"answer": x, "prompt": x.flip(1), "ranks": x[:, 1:]}
+    thirds = torch.stack([x, x.flip(1), x], dim=1)
+    features = {"thirds": thirds, "prompt": x.flip(1), "ranks": x[:, 1:]}
     return {**features, "label": (x[:, 0] > shift).long(), **doubts}
 
 
@@ -106,7 +107,7 @@ def lines():
     parts = usual | {"usual": part(200, 3), "respelt": part(100, 4)}
     parts |= {name: part(60, 5, shift=2.0) for name in (*FAR, *NEAR, *DEVELOPMENT)}
     fitted = Novelty.fit(
-        parts["train"]["answer"], parts["held_out"]["answer"], adapter_digest="", components=32
+        parts["train"]["thirds"], parts["held_out"]["thirds"], adapter_digest="", components=32
     )
     policy = Policy(min_probability=0.85, max_variance=0.15, source="a test", min_novelty_p=0.01)
     choice = [
@@ -131,7 +132,7 @@ def test_a_shift_that_only_the_features_tell(lines):
         assert by[shift, "max_probability"]["accepted"] > 0.3
     usual = by["arc", "combined"]["accepted_in_distribution"]
     assert by["arc", "variance"]["accepted_in_distribution"] == pytest.approx(usual, abs=0.01)
-    mahalanobis = [line for line in choice if line["score"] == "answer, Mahalanobis, 32"]
+    mahalanobis = [line for line in choice if line["score"] == "thirds, Mahalanobis, 32"]
     assert len(mahalanobis) == len(DEVELOPMENT)
     assert all(line["detected_at_2"] > 0.9 for line in mahalanobis)
 
@@ -160,11 +161,11 @@ def test_the_policy_is_compared_with_the_single_score_that_is_best():
 
 def test_the_combined_doubt_is_the_order_in_which_a_loosening_policy_accepts(lines):
     asked = part(400, 6)
-    fitted = Novelty.fit(part(300, 0)["answer"], part(200, 2)["answer"], adapter_digest="")
+    fitted = Novelty.fit(part(300, 0)["thirds"], part(200, 2)["thirds"], adapter_digest="")
     asked["variance"] = asked["variance"] / 10
     policy = Policy(min_probability=0.9, max_variance=0.02, source="a test", min_novelty_p=0.2)
     doubt = novelty_scores.leniency_needed(asked, fitted, policy)
-    p_values = torch.tensor(fitted.p_values(asked["answer"]))
+    p_values = torch.tensor(fitted.p_values(asked["thirds"]))
     checked = 0
     for tau in (0.99, 0.97, 0.9, 0.87, 0.82):
         limit = 0.02 / (0.9 * 0.1) * tau * (1 - tau)
@@ -258,6 +259,6 @@ def test_a_prompt_ends_where_the_last_layer_reads_the_frozen_model(tmp_path):
     part = reader.read(list(SENTENCES))
     torch.testing.assert_close(part["prompt"], found)
     predictor = predictor_on(adapter, tiny_base())
-    torch.testing.assert_close(part["answer"], predictor.novelty_features(prompts))
+    torch.testing.assert_close(part["thirds"], predictor.novelty_features(prompts))
     variances = torch.tensor([one.variance for one in predictor.predict(prompts)])
     torch.testing.assert_close(part["variance"].float(), variances)

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from training.anytime import log_e_value, path_p_values, upper_limit
-from training.risk_control import Risk, ScoredExamples, ThresholdPath, mean_p_value
+from training.risk_control import Risk, ScoredExamples, mean_p_value
+from training.threshold_path import ThresholdPath
 
 
 def e_value(total, count, target):

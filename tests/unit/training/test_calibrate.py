@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from dalorra.errors import ConfigError
 from tests.fakes import prediction
@@ -58,7 +59,6 @@ def test_the_accepted_share_and_error_are_those_of_the_tested_examples(calibrate
     assert len(taken) / len(examples) == pytest.approx(policy.accepted, abs=0.03)
     assert np.mean([p.label != label for p, label in taken]) <= 0.05
     unsteady = np.mean([p.variance > policy.max_variance for p in predictions(fresh, examples)])
-    assert 0.01 < policy.escalated < 1 - policy.accepted
     assert unsteady == pytest.approx(policy.escalated, abs=0.01)
 
 
@@ -287,7 +287,51 @@ def test_inputs_that_were_cut_are_neither_accepted_nor_tested():
 
 
 @pytest.mark.parametrize(("target", "confidence"), [(0.05, 0.95), (0.01, 0.9), (0.2, 0.99)])
-def test_fewer_examples_than_the_least_show_nothing(target, confidence):
+def test_the_least_that_is_named_is_what_it_takes(target, confidence):
     least = least_examples(target, confidence)
-    assert upper_limit(0.0, least, confidence) <= target
-    assert upper_limit(0.0, least - 1, confidence) > target
+    assert (
+        upper_limit(0.0, least - 1, confidence) <= target < upper_limit(0.0, least - 2, confidence)
+    )
+
+    def accepts(tested):
+        pilot = round(tested / 9)
+        predictor, examples = right(tested + pilot)
+        policy = run(predictor, examples, Promise(target, confidence))
+        assert policy.n == tested
+        return not policy.never_accepts
+
+    assert accepts(least)
+    assert not accepts(least - 1)
+
+
+def right(n):
+    """n inputs that are all answered rightly, one a little more surely than the other."""
+    logits = torch.zeros(n, 5, 3)
+    logits[:, :, 0] = torch.linspace(2.0, 4.0, n)[:, None]
+    return LogitPredictor(logits), [Example({"sentence": str(i)}, LABELS[0]) for i in range(n)]
+
+
+@pytest.mark.parametrize("target", [0.05, 0.08])
+def test_of_ninety_rows_that_are_all_right_most_are_accepted(target):
+    predictor, examples = right(90)
+    policy = run(predictor, examples, Promise(target))
+    assert policy.accepted == 1.0
+    assert (policy.n, policy.error) == (81, 0.0)
+    assert policy.upper_bound == pytest.approx(0.0363, abs=1e-4)
+    assert len(accepted(predictor, examples)) >= 81
+
+
+def test_the_same_input_may_occur_again_and_again():
+    predictor, _ = right(3)
+    policy = run(predictor, [Example({"sentence": str(i % 3)}, LABELS[0]) for i in range(90)],
+                 Promise(0.05))  # fmt: skip
+    assert (policy.n, policy.accepted) == (81, 1.0)
+
+
+def test_what_class_targets_take_is_named_too():
+    predictor, examples = right(30)
+    policy = run(predictor, examples, Promise(0.05, class_targets={"yes": 0.1}))
+    assert policy.never_accepts
+    assert "That takes 60 accepted ones without a mistake, 30 where the answer is yes, and" in (
+        promise_in_words(policy)
+    )

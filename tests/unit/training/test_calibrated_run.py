@@ -10,7 +10,7 @@ from dalorra.adapter.directory import read_adapter
 from dalorra.errors import ConfigError
 from training.config import read_config
 from training.data import load_data
-from training.novelty import trained_and_held_out
+from training.novelty import novelty_limit, trained_and_held_out
 from training.orthography import VARIANTS, one_spelling, spellings
 from training.run import Run, train
 from training.tasks import data_digest, load_examples
@@ -55,8 +55,8 @@ def test_a_small_task_accepts_nothing_and_is_told_what_would_change_that(
     assert policy.target_error is None
     said = capsys.readouterr().err
     assert "nothing is accepted yet, because its thresholds are not calibrated" in said
-    assert "for an error of 0.05 at least 59 that are answered rightly" in said
-    assert "a training set of 590 or more" in said
+    assert "for an error of 0.05 at least 60 that are answered rightly" in said
+    assert "a training set of 600 or more" in said
 
 
 @pytest.mark.parametrize("augment", ["none", "orthography"])
@@ -81,8 +81,12 @@ def test_a_larger_task_is_calibrated_on_examples_that_chose_nothing_else(
         assert f"each in one of {VARIANTS} spellings" in policy.source
     assert policy.data_digest == data_digest(asked)
     assert policy.adapter_digest == adapter.digest
-    assert policy.held_to(adapter.digest, config.bank.model_dump(), novelty.digest) == policy
-    assert (policy.min_novelty_p, policy.novelty_digest) == (0.01, novelty.digest)
+    assert policy.held_to(adapter.digest, config.bank.identity, novelty.digest) == policy
+    level, _ = novelty_limit(novelty, None, 0.95)
+    assert (policy.min_novelty_p, policy.novelty_digest) == (level, novelty.digest)
+    assert sorted(policy.precisions) == ["bfloat16 on cpu", "float32 on cpu"]
+    looks = json.loads((adapter.path / "looks.json").read_text())
+    assert len(looks["looks"]) == 1
     assert "error among accepted answers ≤ 0.1 with 95 % confidence" in capsys.readouterr().err
 
     manifest = json.loads((adapter.path / "dalorra.json").read_text())["training"]

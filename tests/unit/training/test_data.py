@@ -18,8 +18,8 @@ def numbered(n: int) -> list[Example]:
     ("calibration", "n", "expected"),
     [
         ("auto", 40, 0),
-        ("auto", 589, 0),
-        ("auto", 590, 118),
+        ("auto", 599, 0),
+        ("auto", 600, 120),
         ("auto", 6920, 1384),
         ("auto", 10**6, 2000),
         (0, 700, 0),

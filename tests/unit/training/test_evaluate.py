@@ -23,15 +23,18 @@ ANSWERS = {
     "sure and wrong, which is a long text": (0.90, 0.040, 0.97),
     "torn": (0.40, 0.003, 0.55),
 }
+FAMILIAR = {"torn": 0.8}
+"""Novelty p-values; others are 0.1."""
 TRUTH = ("yes", "no", "no", "yes")
 EXAMPLES = [Example({"text": text}, label) for text, label in zip(ANSWERS, TRUTH, strict=True)]
 
 
-def prediction(yes, variance=0.0, samples=1):
+def prediction(yes, variance=0.0, samples=1, novelty=0.1):
     label = LABELS[yes > 0.5]
     return Prediction(
-        label, max(yes, 1 - yes), variance, {"no": 1 - yes, "yes": yes}, 0, 0, samples
-    )
+        label, max(yes, 1 - yes), variance, {"no": 1 - yes, "yes": yes}, 0, 0, samples,
+        novelty=novelty,
+    )  # fmt: skip
 
 
 POLICY = Policy(min_probability=0.9, max_variance=0.01, source="a test")
@@ -47,14 +50,22 @@ class TablePredictor(FakePredictor):
 
     def predict(self, prompts):
         self.batches.append(prompts)
-        return [prediction(yes, variance, 10) for yes, variance, _ in map(answer_to, prompts)]
+        return [
+            prediction(yes, variance, 10, FAMILIAR.get(text_of(prompt), 0.1))
+            for prompt in prompts
+            for yes, variance, _ in [answer_to(prompt)]
+        ]
 
     def predict_mean(self, prompts):
         return [prediction(mean) for _, _, mean in map(answer_to, prompts)]
 
 
 def answer_to(prompt):
-    return ANSWERS["".join(map(chr, prompt.prompt_ids))]
+    return ANSWERS[text_of(prompt)]
+
+
+def text_of(prompt):
+    return "".join(map(chr, prompt.prompt_ids))
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def test_a_run_leaves_everything_that_tells_what_it_was(configure, tmp_path, fil
     assert loaded.policy is not None
     assert loaded.policy.adapter_digest == loaded.digest == metrics["adapter_digest"]
     assert loaded.policy.never_accepts
-    assert "for an error of 0.05 at least 59 that are answered rightly" in loaded.policy.source
+    assert "for an error of 0.05 at least 60 that are answered rightly" in loaded.policy.source
     assert "tiny" in (adapter / "README.md").read_text()
 
 

@@ -89,12 +89,13 @@ def test_the_other_labels_share_what_the_true_one_leaves():
 
 
 def test_few_examples_cannot_turn_samples_into_votes():
-    # 60 of 64 examples are right in every sample, four in one of ten, which wins one hard vote: as
-    # votes all labels are likelier, and the label of a next one, wrong in all ten, is impossible.
+    # 60 of 64 examples are right in every sample, four in one of ten. Were each sample sharpened by
+    # itself, the four would win a vote each and all labels were likelier; a next one, wrong in all
+    # ten, would be impossible.
     agreed, contested = [1.0] * 10, [0.5] + [-3.0] * 9
     margins = torch.tensor([agreed] * 60 + [contested] * 4)
     logits = torch.stack([margins, -margins], dim=-1)[:, :, None]
     samples = PosteriorSamples(logits.softmax(-1), torch.ones(1))
-    nll = [-samples.tempered(t).by_sample.mean(1)[:, 0].log().mean() for t in (0.05, 0.5, 1.0)]
-    assert nll == sorted(nll)
+    nll = [-samples.tempered(t).mean[:, 0].log().mean() for t in (0.05, 0.5)]
+    assert nll[0] > nll[1]
     assert fit_temperature(samples, [0] * 64) > 0.4

@@ -21,7 +21,7 @@ def adapter(monkeypatch, tmp_path) -> Path:
     """The folder of a fake adapter that was trained on sst2, and whose base must not be loaded."""
     manifest = types.SimpleNamespace(
         training={"task": "sst2"},
-        bank=types.SimpleNamespace(model_dump=lambda: BANK, samples=5),
+        bank=types.SimpleNamespace(identity=BANK, samples=5),
         prompt=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
     )
     read = types.SimpleNamespace(manifest=manifest, novelty=None, policy=None, digest="d" * 64)
@@ -72,6 +72,8 @@ def test_the_command_writes_the_policy_and_prints_the_promise(on_examples, adapt
     assert result.stdout.startswith(
         "error among accepted answers ≤ 0.05 with 95 % confidence over the draw of 2,700 test"
     )
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("of texts of 16 kinds, most of them not its own, "), last
 
 
 def test_the_command_exits_with_3_when_nothing_qualifies(on_examples, adapter, tmp_path):
@@ -123,7 +125,7 @@ def test_a_second_look_at_the_same_data_is_refused_or_paid_for(on_examples, adap
         ("--confidence", "0.9"),
         ("--class-target", "yes=0.3"),
         ("--cost", "yes=2"),
-        ("--novelty-level", "0.02"),
+        ("--dtype", "float32"),
     ],
 )
 def test_whatever_changes_the_outcome_makes_it_another_look(on_examples, option):

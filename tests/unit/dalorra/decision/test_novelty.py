@@ -1,16 +1,20 @@
 """Novelty: a valid p-value, a file that is checked, and the input that the variance cannot see."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from scipy.stats import beta as beta_distribution
 
 from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import module_tensors
-from dalorra.decision.novelty import NOVELTY_FILE, Novelty
+from dalorra.decision.novelty import NOVELTY_FILE, SHARES, Novelty
 from dalorra.decision.policy import Decision, Policy
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, ConfigError
 from dalorra.shared_base import SharedBase
 from tests.tiny import (
     SENTENCES,
@@ -29,10 +33,10 @@ POLICY = Policy(min_probability=0.5, max_variance=0.25, source="a test", min_nov
 
 
 def draw(n: int, seed: int, shift: float = 0.0) -> torch.Tensor:
-    """Heavy-tailed features, `[n, 12]`."""
+    """Heavy-tailed features at two depths, `[n, 2, 12]`."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((n, 12), generator=generator) * torch.linspace(0.1, 3.0, 12)
-    return x / torch.rand((n, 1), generator=generator).clamp_min(0.05) + shift
+    x = torch.randn((n, 2, 12), generator=generator) * torch.linspace(0.1, 3.0, 12)
+    return x / torch.rand((n, 1, 1), generator=generator).clamp_min(0.05) + shift
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +50,8 @@ def fitted() -> Novelty:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(-4, 4))
 def test_the_p_value_is_one_plus_those_at_least_as_far_over_n_plus_one(scores, score):
-    # In one dimension with unit spread, the score of x is x².
-    calibration = torch.tensor([float(s) ** 2 for s in scores]).sort().values
-    novelty = Novelty(torch.zeros(1), torch.ones(1, 1), calibration, DIGEST)
-    (p,) = novelty.p_values(torch.tensor([[float(score)]]))
+    novelty = at_distances(torch.tensor(scores, dtype=torch.float32))
+    (p,) = novelty.p_values(torch.tensor([[[float(score)]]]))
     at_least = sum(s**2 >= score**2 for s in scores)
     assert p == pytest.approx((1 + at_least) / (len(scores) + 1))
 
@@ -73,8 +75,101 @@ def test_at_most_the_level_of_usual_inputs_is_escalated_for_novelty(level):
     assert share >= level - 0.01 - margin, "the level is used, not only kept"
 
 
+# --- the level: a promise in nearly every draw of the calibration examples ---
+
+
+def at_distances(distances: torch.Tensor) -> Novelty:
+    """Calibrated on inputs at these distances, in one dimension with unit spread."""
+    scores = distances.square().sort().values
+    return Novelty(torch.zeros(1, 1), torch.ones(1, 1, 1), scores, torch.empty(0, 0), DIGEST)
+
+
+@pytest.mark.parametrize(("n", "share"), [(59, 0.05), (300, 0.01), (300, 0.05), (1000, 0.01)])
+@pytest.mark.parametrize("values", [1000, 10])
+def test_a_share_is_promised_with_its_confidence_over_the_calibration_draw(n, share, values):
+    """Distances are 0 to `values` − 1, alike probable: the share that is escalated is counted."""
+    generator = torch.Generator().manual_seed(n)
+    usual = torch.arange(values, dtype=torch.float32)[:, None, None]
+    confidence, draws, above, above_by_mean = 0.95, 400, 0, 0
+    for _ in range(draws):
+        novelty = at_distances(torch.randint(values, (n,), generator=generator).float())
+        p_values, level = novelty.p_values(usual), novelty.level(share, confidence)
+        above += sum(p < level for p in p_values) > share * values
+        above_by_mean += sum(p < share for p in p_values) > share * values
+    margin = 4 * ((1 - confidence) * confidence / draws) ** 0.5
+    assert above / draws <= 1 - confidence + margin
+    if values > 100:
+        assert above_by_mean / draws > 1 - confidence + margin, "ε itself keeps it on average only"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 600), st.floats(0.001, 0.5), st.floats(0.5, 0.999))
+def test_the_level_is_the_highest_that_the_beta_distribution_allows(n, share, confidence):
+    novelty, k = at_distances(torch.arange(float(n))), np.arange(1, n + 1)
+    least = novelty.least_share(confidence)
+    promised = [beta_distribution.cdf(part * least, 1, n) >= confidence for part in (0.98, 1.0)]
+    assert promised == [False, True]
+    if share < least:
+        with pytest.raises(ConfigError, match=f"the least .* promised is {100 * least:.3g} %"):
+            novelty.level(0.98 * share, confidence)
+        share = least
+    level = novelty.level(share, confidence)
+    below = sum(p < level for p in novelty.p_values(torch.arange(n + 1.0)[:, None, None]))
+    allowed = beta_distribution.cdf(share, k, n + 1 - k)
+    # Where it equals the confidence, either is right.
+    assert (allowed > confidence + 1e-9).sum() <= below <= (allowed > confidence - 1e-9).sum()
+
+
+def test_too_few_calibration_examples_are_told_what_they_can_promise():
+    novelty = at_distances(torch.arange(120.0))
+    with pytest.raises(
+        ConfigError,
+        match=r"at most 1 % of usual inputs for novelty, with 95 % confidence, takes 299 held-out "
+        r"examples, and the novelty features have 120: the least that can be promised is 2.47 %",
+    ):
+        novelty.level(0.01, 0.95)
+
+
+# --- the share that is picked where none is asked for ---
+
+
+def with_foreign(kinds: list[float], n: int = 1000) -> Novelty:
+    """Calibrated on distances 0 to n − 1, beside texts of kinds at these distances."""
+    novelty = at_distances(torch.arange(float(n)))
+    return replace(novelty, foreign=torch.tensor(kinds)[:, None].square().expand(-1, 4))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "picked"),
+    [
+        ([999.5] * 5, 0.01),  # the smallest finds them
+        ([970.0] * 3 + [10.0] * 2, 0.05),  # by the median: two are the adapter's own kind
+        ([970.0] * 2 + [10.0] * 3, 0.01),  # nothing finds most of them, so nothing is paid
+        ([], 0.01),
+    ],
+)
+def test_the_share_that_is_picked_finds_most_kinds_at_the_least_cost(kinds, picked):
+    novelty = with_foreign(kinds)
+    share, level = novelty.pick(0.95)
+    assert share == picked
+    assert level == novelty.level(share, 1 - 0.05 / len(SHARES))
+    assert level < novelty.level(share, 0.95), "the confidence is divided among what was tried"
+
+
+@given(st.integers(1, 300), st.floats(0.5, 0.999))
+@settings(max_examples=50, deadline=None)
+def test_few_calibration_examples_pick_what_they_can_promise(n, confidence):
+    share, level = with_foreign([n + 1.0], n).pick(confidence)
+    assert share in SHARES or n < 2000
+    assert beta_distribution.cdf(share, 1, n) >= confidence
+    assert 1 / (n + 1) < level, "what is farther than all of them is novel"
+
+
+# --- variants, extremes ---
+
+
 def test_of_several_variants_the_farthest_counts(fitted):
-    variants = torch.stack([draw(99, 1), draw(99, 2), draw(99, 3)], dim=1)  # [99, 3, 12]
+    variants = torch.stack([draw(99, 1), draw(99, 2), draw(99, 3)], dim=1)  # [99, 3, 2, 12]
     novelty = Novelty.fit(draw(200, 0), variants, adapter_digest=DIGEST, components=8)
     scores = torch.stack([fitted.scores(variants[:, v]) for v in range(3)])
     torch.testing.assert_close(novelty.calibration, scores.amax(dim=0).sort().values)
@@ -83,11 +178,11 @@ def test_of_several_variants_the_farthest_counts(fitted):
 
 
 def spelt(n: int, seed: int) -> torch.Tensor:
-    """`[n, 3, 12]`: what an example says, and three ways to spell it that each move it."""
+    """`[n, 3, 1, 12]`: what an example says, and three ways to spell it that each move it."""
     generator = torch.Generator().manual_seed(seed)
     said = torch.randn((n, 1, 12), generator=generator)
     ways = torch.linspace(-1.0, 1.0, 3)[:, None] * torch.randn((n, 3, 12), generator=generator)
-    return said + ways
+    return (said + ways)[:, :, None]
 
 
 def escalated_by_way(variants: slice, level: float) -> torch.Tensor:
@@ -117,25 +212,29 @@ def test_the_level_holds_for_every_variant_even_for_each_inputs_farthest():
 
 
 def test_far_inputs_and_broken_ones_get_the_least_p_value(fitted):
-    features = torch.cat([draw(5, 7, shift=1e4), torch.full((1, 12), torch.nan)])
+    features = torch.cat([draw(5, 7, shift=1e4), torch.full((1, 2, 12), torch.nan)])
     assert fitted.p_values(features) == [pytest.approx(0.01)] * 6
-    assert fitted.p_values(torch.empty(0, 12)) == []
+    assert fitted.p_values(torch.empty(0, 1, 12)) == []
 
 
-def test_it_is_a_mahalanobis_distance():
+def test_it_is_a_sum_of_mahalanobis_distances():
     x = draw(500, 0)
     novelty = Novelty.fit(x, draw(9, 1), adapter_digest=DIGEST)
     y = draw(20, 2)
-    deviation = (y - x.mean(0)).double()
-    expected = (deviation @ torch.linalg.inv(torch.cov(x.T.double())) * deviation).sum(1)
+    expected = torch.zeros(20, dtype=torch.float64)
+    for depth in range(2):
+        deviation = (y - x.mean(0))[:, depth].double()
+        inverse = torch.linalg.inv(torch.cov(x[:, depth].T.double()))
+        expected += (deviation @ inverse * deviation).sum(1)
     torch.testing.assert_close(novelty.scores(y).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_directions_without_spread_are_left_out():
     x = draw(50, 0)
-    novelty = Novelty.fit(torch.cat([x, torch.ones(50, 3)], 1), x.new_zeros(2, 15),
-                          adapter_digest=DIGEST)  # fmt: skip
-    assert novelty.whitening.shape == (15, 12)
+    flat = torch.cat([x, torch.ones(50, 2, 3)], dim=-1)
+    novelty, wider = (Novelty.fit(y, y[:2], adapter_digest=DIGEST) for y in (x, flat))
+    elsewhere = torch.cat([draw(9, 1), torch.full((9, 2, 3), 7.0)], dim=-1)
+    torch.testing.assert_close(wider.scores(elsewhere), novelty.scores(draw(9, 1)))
 
 
 @pytest.mark.parametrize(("training", "calibration"), [(1, 5), (5, 0)])
@@ -164,12 +263,13 @@ def changed(name: str, value: torch.Tensor):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed("mean", torch.full((12,), torch.nan)), "mean holds a non-finite value"),
-        (changed("mean", torch.zeros(11)), "mean and whitening do not fit"),
-        (changed("mean", torch.zeros(12, 1)), r"mean has shape \[12, 1\]"),
+        (changed("mean", torch.full((2, 12), torch.nan)), "mean holds a non-finite value"),
+        (changed("mean", torch.zeros(2, 11)), "mean and whitening do not fit"),
+        (changed("mean", torch.zeros(12)), r"mean has shape \[12\]"),
         (changed("calibration", torch.empty(0)), r"calibration has shape \[0\]"),
         (changed("calibration", torch.tensor([2.0, 1.0])), "not in order"),
-        (changed("more", torch.zeros(1)), "it holds calibration, mean, more, whitening instead"),
+        (lambda tensors: {k: v for k, v in tensors.items() if k != "foreign"}, "it holds cal"),
+        (changed("more", torch.zeros(1)), "it holds calibration, foreign, mean, more, whitening"),
         (lambda tensors: {"mean": tensors["mean"]}, "it holds mean instead of"),
     ],
 )
@@ -269,9 +369,9 @@ def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
     assert variance(far.expand(1, 6, -1)).item() > 1e-3, "as far away, but felt"
     assert variance(usual).mean() > 1e-3
 
-    features = usual.mean(dim=1)
+    features = usual.mean(dim=1)[:, None]
     novelty = Novelty.fit(features[::2], features[1::2], adapter_digest=DIGEST, components=4)
-    (p,) = novelty.p_values(blind.mean(dim=1))
+    (p,) = novelty.p_values(blind.mean(dim=1)[:, None])
     assert p == pytest.approx(1 / 11)
     policy = POLICY.model_copy(update={"min_novelty_p": 0.1})
     verdict = policy.decide(answer(0.99, 0.0, p))

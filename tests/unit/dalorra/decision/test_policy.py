@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dalorra.decision.policy import CalibratedPoint, Decision, Policy, Verdict
+from dalorra.decision.policy import FAMILIAR, CalibratedPoint, Decision, Policy, Verdict
 from dalorra.errors import AdapterError, InputError
 from tests.fakes import prediction
 
@@ -17,47 +17,85 @@ POLICY = Policy(min_probability=0.9, max_variance=0.012, source="a test")
 
 
 @pytest.mark.parametrize(
-    ("probability", "variance", "decision"),
+    ("probability", "variance", "accepted"),
     [
-        (0.95, 0.001, Decision.ACCEPT),
-        (0.9, 0.012, Decision.ACCEPT),  # both thresholds are included
-        (np.nextafter(0.9, 0), 0.012, Decision.CLARIFY),
-        (0.9, np.nextafter(0.012, 1), Decision.ESCALATE),
-        (0.5, 0.0, Decision.CLARIFY),
-        (0.5, 0.2, Decision.ESCALATE),  # the variance is asked first
-        (1.0, 0.0, Decision.ACCEPT),
-        (math.nan, 0.0, Decision.ESCALATE),
-        (0.99, math.nan, Decision.ESCALATE),
-        (math.inf, 0.0, Decision.ESCALATE),
-        (0.99, -math.inf, Decision.ESCALATE),
-        (math.nan, math.nan, Decision.ESCALATE),
+        (0.95, 0.001, True),
+        (0.9, 0.012, True),  # both thresholds are included
+        (np.nextafter(0.9, 0), 0.012, False),
+        (0.9, np.nextafter(0.012, 1), False),
+        (0.5, 0.0, False),
+        (0.5, 0.2, False),
+        (1.0, 0.0, True),
     ],
 )
-def test_the_rule(probability, variance, decision):
-    assert POLICY.decide(prediction(probability, variance)).decision is decision
+def test_the_rule(probability, variance, accepted):
+    refused = {None: Decision.ESCALATE, 0.1: Decision.ESCALATE, 0.9: Decision.CLARIFY}
+    for novelty, decision in refused.items():
+        answer = replace(prediction(probability, variance), novelty=novelty)
+        expected = Decision.ACCEPT if accepted else decision
+        assert POLICY.decide(answer).decision is expected
+
+
+@pytest.mark.parametrize(
+    ("probability", "variance"),
+    [
+        (math.nan, 0.0),
+        (0.99, math.nan),
+        (math.inf, 0.0),
+        (0.99, -math.inf),
+        (math.nan, math.nan),
+    ],
+)
+def test_what_is_no_number_is_escalated_however_familiar_the_input_is(probability, variance):
+    answer = replace(prediction(probability, variance), novelty=1.0)
+    assert POLICY.decide(answer).decision is Decision.ESCALATE
+
+
+@pytest.mark.parametrize(
+    ("novelty", "decision"),
+    [
+        (np.nextafter(FAMILIAR, 0), Decision.ESCALATE),
+        (FAMILIAR, Decision.CLARIFY),
+        (1.0, Decision.CLARIFY),
+        (math.nan, Decision.ESCALATE),
+        (None, Decision.ESCALATE),
+    ],
+)
+def test_an_input_leaves_its_answer_open_where_it_is_familiar(novelty, decision):
+    for doubtful in (prediction(0.7, 0.001), prediction(0.95, 0.1)):
+        assert POLICY.decide(replace(doubtful, novelty=novelty)).decision is decision
+    sure = replace(prediction(0.95, 0.001), novelty=novelty)
+    assert POLICY.decide(sure).decision is Decision.ACCEPT, "without a level novelty forbids none"
+    assert Policy.never().decide(sure).decision is Decision.ESCALATE
 
 
 def test_reasons_are_one_sentence_with_the_numbers():
-    assert POLICY.decide(prediction(0.7, 0.031)).reason == (
-        "variance 0.031 is above 0.012: the adapter disagrees with itself"
+    def reason(probability, variance, novelty=None):
+        return POLICY.decide(replace(prediction(probability, variance), novelty=novelty)).reason
+
+    assert reason(0.95, 0.031, 0.2) == (
+        "variance 0.031 is above 0.012, and most of the usual inputs are more familiar (novelty "
+        "p-value 0.2 is below 0.5): the adapter does not know"
     )
-    assert POLICY.decide(prediction(0.7, 0.001)).reason == (
-        "probability 0.7 is below 0.9 while variance 0.001 is at most 0.012: "
-        "the adapter is steady, the input is ambiguous"
+    assert reason(0.7, 0.031, 0.6) == (
+        "probability 0.7 is below 0.9, and the input is familiar (novelty p-value 0.6 is at least "
+        "0.5): it leaves the answer open"
     )
-    assert POLICY.decide(prediction(0.98765, 0.0)).reason == (
+    assert reason(0.7, 0.001) == (
+        "probability 0.7 is below 0.9, and without novelty features nothing tells an open input "
+        "from an unknown one"
+    )
+    assert reason(0.98765, 0.0) == (
         "probability 0.988 is at least 0.9 and variance 0 is at most 0.012"
     )
-    assert POLICY.decide(prediction(math.nan, 0.0)).reason == (
-        "probability is not a finite number: the model failed"
-    )
-    assert "variance is not a finite" in POLICY.decide(prediction(0.5, math.nan)).reason
+    assert reason(math.nan, 0.0) == "probability is not a finite number: the model failed"
+    assert "variance is not a finite" in reason(0.5, math.nan)
 
 
 @pytest.mark.parametrize("variance", [0.0120001, np.nextafter(0.012, 1)])
 def test_a_reason_never_says_that_a_number_is_above_itself(variance):
     reason = POLICY.decide(prediction(0.95, variance)).reason
-    shown = [float(word.strip(":")) for word in reason.split() if word[0].isdigit()]
+    shown = [float(word.strip(",:")) for word in reason.split() if word[0].isdigit()]
     assert shown[0] > shown[1]
 
 
@@ -247,6 +285,28 @@ def test_a_policy_is_void_for_another_adapter_or_bank():
         assert void.adapter_digest == digest
         assert void.confidence is None
         assert "was made for another" in void.decide(prediction(1.0, 0.0)).reason
+
+
+def test_a_promise_holds_in_the_precisions_that_it_was_tested_in_and_in_no_other():
+    tested = ("bfloat16 on cpu", "float32 on cpu")
+    calibrated = CALIBRATED.model_copy(update={"precisions": tested})
+    for precision in tested:
+        served = calibrated.served_in(precision)
+        assert served == calibrated.model_copy(update={"precisions": (precision,)})
+        assert served.decide(prediction(0.99, 0.0)).decision is Decision.ACCEPT
+    for policy, named in (
+        (calibrated, "bfloat16 on cpu and float32 on cpu"),
+        (CALIBRATED, "a precision that it does not name"),
+    ):
+        void = policy.served_in("bfloat16 on cuda")
+        assert void.precisions == ("bfloat16 on cuda",)
+        verdict = void.decide(prediction(1.0, 0.0))
+        assert verdict.decision is Decision.ESCALATE
+        assert f"tested in {named}, and this is bfloat16 on cuda: calibrate it here" in (
+            verdict.reason
+        )
+    by_hand = POLICY.served_in("bfloat16 on cuda")
+    assert by_hand.decide(prediction(1.0, 0.0)).decision is Decision.ACCEPT, "it promises nothing"
 
 
 def test_a_calibrated_policy_survives_its_file(tmp_path):

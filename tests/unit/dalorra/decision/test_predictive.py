@@ -120,7 +120,27 @@ def test_tempering_divides_the_logits_of_every_sample():
     samples = PosteriorSamples(logits.softmax(-1), torch.tensor([0.25, 0.75]))
     torch.testing.assert_close(samples.tempered(2.0).probabilities, (logits / 2.0).softmax(-1))
     assert samples.tempered(1.0) is samples
+    alone = PosteriorSamples(logits[:, :, :1].softmax(-1), torch.ones(1))
+    sharp = alone.tempered(0.5).probabilities
+    torch.testing.assert_close(sharp, (logits[:, :, :1] / 0.5).softmax(-1))
 
     policy = Policy(min_probability=0.9, max_variance=0.01, temperature=2.0, source="a test")
     labels = ("a", "b", "c")
     assert policy.summarise(samples, labels) == summarise(samples.tempered(2.0), labels)
+
+
+@given(st.floats(0.05, 0.99), st.integers(0, 10_000))
+def test_below_1_the_mean_is_sharpened_and_not_the_disagreement(temperature, seed):
+    logits = 2.0 * torch.randn(3, 10, 1, 4, generator=torch.Generator().manual_seed(seed))
+    samples = PosteriorSamples(logits.softmax(-1), torch.ones(1))
+    found = samples.tempered(temperature)
+    torch.testing.assert_close(found.probabilities.sum(-1), torch.ones(3, 10, 1))
+    before, after = (s.probabilities.log() for s in (samples, found))
+    for a, b in ((0, 1), (3, 9)):  # two samples differ in their log-odds as before
+        difference = (after[:, a] - after[:, b]) - (before[:, a] - before[:, b])
+        torch.testing.assert_close(
+            difference - difference.mean(-1, keepdim=True),
+            torch.zeros_like(difference),
+            atol=1e-3,
+            rtol=0,
+        )

@@ -92,7 +92,7 @@ def test_neither_padding_nor_the_batch_changes_an_answer(tmp_path, kind, row_bud
         assert alone.probabilities == pytest.approx(answer.probabilities, abs=1e-5)
         assert alone.variance == pytest.approx(answer.variance, abs=1e-6)
     assert predictor.packed_rows(prompts[0]) == 5 * prompts[0].tokens
-    assert predictor.novelty_features(prompts).shape == (4, 16)
+    assert predictor.novelty_features(prompts).shape == (4, 1, 16)
     (mean,) = predictor.predict_mean(prompts[:1])
     assert (mean.variance, mean.samples) == (0.0, 1)
 

@@ -22,7 +22,8 @@ async def test_the_thresholds_are_those_calibrated_for_it(target: float):
 
     at_strict = PROMISE.at(target)
     for loose, answer in zip(usual, strict, strict=True):
-        verdict = at_strict.decide(prediction(answer["probability"], answer["variance"]))
+        found = prediction(answer["probability"], answer["variance"], answer["novelty"])
+        verdict = at_strict.decide(found)
         assert (answer["decision"], answer["reason"]) == (verdict.decision, verdict.reason)
         assert answer["probability"] == loose["probability"]
     accepted = [sum(one["decision"] == "accept" for one in some) for some in (usual, strict)]

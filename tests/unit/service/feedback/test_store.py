@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dalorra.decision.metrics import expected_calibration_error
+from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from service.feedback.export import read_labelled
 from service.feedback.live import measure
@@ -211,8 +212,8 @@ def test_judged_answers_are_read_beside_a_server(store: FeedbackStore, path: Pat
     found = read_labelled(path, "d1", temperature=1.0, samples=10)
 
     assert found == [
-        LabelledAnswer("a", "yes", 0.9, 0.01, None, None, "no"),
-        LabelledAnswer("b", "yes", 0.9, 0.01, 0.4, 300, "no"),
+        LabelledAnswer("a", "yes", 0.9, 0.01, None, None, "no", ""),
+        LabelledAnswer("b", "yes", 0.9, 0.01, 0.4, 300, "no", ""),
     ]
 
 
@@ -224,6 +225,22 @@ def test_they_come_in_the_order_in_which_they_were_judged(store: FeedbackStore, 
         store.judge(name, "no", now=float(now))
     found = read_labelled(path, "d1", temperature=1.0, samples=10)
     assert "".join(one.request_id for one in found) == "cbead"
+
+
+def test_only_those_of_the_last_precision_come(store: FeedbackStore, path: Path):
+    """Where a store was moved to another kind of machine."""
+    for now, (name, precision) in enumerate(
+        zip("abc", ("float32", "bfloat16", "bfloat16"), strict=True)
+    ):
+        policy = Policy.never().served_in(f"{precision} on cpu")
+        source = SOURCE._replace(policy=policy.model_dump_json())
+        store.add(store.source_id(source), [answer(name)])
+        store.judge(name, "no", now=float(now))
+    found = read_labelled(path, "d1", temperature=1.0, samples=10)
+    assert [(one.request_id, one.precision) for one in found] == [
+        ("b", "bfloat16 on cpu"),
+        ("c", "bfloat16 on cpu"),
+    ]
 
 
 @pytest.mark.parametrize(

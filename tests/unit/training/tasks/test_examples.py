@@ -1,5 +1,7 @@
 """Parts of a data set: what is held out, and what is taken of it."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +36,19 @@ def test_split_off_keeps_equal_inputs_on_one_side(seed):
     assert not set(texts(rest)) & set(texts(held))
     assert len(rest) + len(held) == 40
     assert 7 < len(held) <= 10
+
+
+def test_repeats_may_be_split_like_different_inputs_whatever_their_order():
+    examples = [Example({"text": str(i % 4)}, str(i)) for i in range(400)]
+    rest, held = split_off(examples, 0.25, seed=0, repeats_together=False)
+    assert (len(rest), len(held)) == (300, 100)
+    counts = Counter(example.input["text"] for example in held)
+    assert len(counts) == 4
+    assert all(10 <= count <= 40 for count in counts.values())
+    _, again = split_off(examples[::-1], 0.25, seed=0, repeats_together=False)
+    assert Counter(e.input["text"] for e in again) == counts
+    distinct = [Example({"text": str(i)}, "x") for i in range(40)]
+    assert split_off(distinct, 10, 0) == split_off(distinct, 10, 0, repeats_together=False)
 
 
 def test_split_off_depends_on_the_seed_and_the_inputs_alone():

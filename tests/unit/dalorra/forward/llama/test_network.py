@@ -36,6 +36,24 @@ def expected(
         return answer_logits(model, pack(prompts, range(SAMPLES), scope), bank, LABELS)
 
 
+def states(
+    model: StochasticPeftModel, prompts: Sequence[Prompt], bank: MaskBank, scope: Scope
+) -> torch.Tensor:
+    """Hidden states at the end of the cue after each layer and the final norm, `[B, M, L, d]`."""
+    rows, seen = pack(prompts, range(SAMPLES), scope), []
+    trunk = cast(Any, model.get_base_model()).model
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+        for module in (*trunk.layers[:-1], trunk.norm)
+    ]
+    with torch.no_grad():
+        answer_logits(model, rows, bank, LABELS)
+    for hook in hooks:
+        hook.remove()
+    at_ends = [out[:, rows.answer_rows].reshape(len(prompts), SAMPLES, -1) for out in seen]
+    return torch.stack(at_ends, dim=2)
+
+
 def check_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
 
@@ -69,9 +87,12 @@ def test_equals_the_unmodified_model(
     model = tiny_adapter(tiny_base(layers=3), modules=modules, last_layers=last_layers)
     bank, prompts = tiny_bank(model), random_prompts(lengths, k)
     wanted = expected(model, prompts, bank, scope)
+    after_each = states(model, prompts, bank, scope)  # of three layers, which are thirds
     there = MaskBank(bank.masks.to(device))
     network = packed(model.to(device), LABELS.to(device), there, scope)
     check_close(network.label_logits(prompts, range(SAMPLES)).cpu(), wanted)
+    features = network.answers(prompts, range(SAMPLES)).features.cpu()
+    torch.testing.assert_close(features, after_each, rtol=1e-4, atol=1e-4)
     assert wanted.std(dim=1).max() > 2e-3  # the samples do differ
 
 
