@@ -17,7 +17,7 @@ from dalorra.adapter.layer import (
     low_rank_updates,
     mask_logits,
 )
-from dalorra.forward.batches import DEFAULT_ROW_BUDGET, Batching, packed_row_count, sample_groups
+from dalorra.forward.batches import DEFAULT_ROW_BUDGET, Batching, packed_row_count
 from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.recorded import CudaGraphs, RecordedNetwork, capture, row_step
@@ -114,11 +114,10 @@ class Contenders:
 
         def run() -> None:
             for places in self._batching.forwards(rows):
-                group, parts = [prompts[i] for i in places], [samples]
                 if rows[places[0]] > budget:
-                    parts = sample_groups(group[0], samples, scope, budget)
-                for part in parts:
-                    network.label_logits(group, part)
+                    network.in_pieces(prompts[places[0]], samples, budget)
+                else:
+                    network.label_logits([prompts[i] for i in places], samples)
 
         return self.synchronised(run)
 

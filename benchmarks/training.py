@@ -55,13 +55,15 @@ def main() -> None:
         cache = PromptCache(1 << 30)
         cache.plan(ours, prompts, draws=1 << 30)
         contenders = {
-            "PEFT LoRA": _step(plain, partial(_plain_loss, plain, ids, labels)),
-            "all_tokens": _step(ours, _objective(ours, "all_tokens", prompts, labels, None)),
-            "answer_tokens, first epoch": _step(
-                ours, _objective(ours, "answer_tokens", prompts, labels, PromptCache(0))
+            "PEFT LoRA": training_step(plain, partial(_plain_loss, plain, ids, labels)),
+            "all_tokens": training_step(
+                ours, objective_loss(ours, "all_tokens", prompts, labels, None)
             ),
-            "answer_tokens, later epochs": _step(
-                ours, _objective(ours, "answer_tokens", prompts, labels, cache)
+            "answer_tokens, first epoch": training_step(
+                ours, objective_loss(ours, "answer_tokens", prompts, labels, PromptCache(0))
+            ),
+            "answer_tokens, later epochs": training_step(
+                ours, objective_loss(ours, "answer_tokens", prompts, labels, cache)
             ),
         }
         for plan, numbers in interleaved(contenders, options.repeats).items():
@@ -88,16 +90,18 @@ def _plain_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return F.cross_entropy(logits.float(), labels)
 
 
-def _objective(
+def objective_loss(
     model: Any, scope: Scope, prompts: list[Prompt], labels: torch.Tensor, cache: PromptCache | None
 ) -> Callable[[], torch.Tensor]:
+    """Of DALorRA, on one mini-batch."""
     label_ids = torch.tensor(LABELS, device=model.device)
     objective = Objective(Dalorra(), label_ids, scope, 1000, cache)
     generator = torch.Generator().manual_seed(0)
     return lambda: objective(model, prompts, labels, generator).total
 
 
-def _step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
+def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
+    """Forward, backward and update of a model's trainable parameters."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
     def step() -> None:

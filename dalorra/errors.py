@@ -22,3 +22,15 @@ class BaseModelError(DalorraError):
 
 class ConfigError(DalorraError):
     """A setting or a training configuration that cannot be carried out."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work where it can go on later; no fault, so no `DalorraError`.
+
+    Attributes:
+        signum: SIGINT, which is Ctrl-C, or SIGTERM.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum

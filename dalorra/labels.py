@@ -139,8 +139,8 @@ def tail_of(cue_ids: TokenIds, trie: LabelTrie | None) -> Tail:
         visible[row] = visible[place.get(node[:-1], k - 1)]
         visible[row, row] = True
     return Tail(
-        torch.tensor([*cue_ids, *(node[-1] for node in nodes)]),
-        torch.tensor([*range(k), *(k + len(node) - 1 for node in nodes)]),
+        torch.tensor([*cue_ids, *(node[-1] for node in nodes)], dtype=torch.long),
+        torch.tensor([*range(k), *(k + len(node) - 1 for node in nodes)], dtype=torch.long),
         visible,
         len(nodes),
     )

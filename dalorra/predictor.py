@@ -16,7 +16,7 @@ from dalorra.decision.novelty import Novelty
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import PosteriorSamples, Prediction
 from dalorra.forward.arranged import ArrangedBase, arrange, network_on
-from dalorra.forward.batches import DEFAULT_ROW_BUDGET, Batching, packed_row_count, sample_groups
+from dalorra.forward.batches import DEFAULT_ROW_BUDGET, Batching, packed_row_count
 from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.forward.network import Network
 from dalorra.posteriors import Posterior
@@ -37,7 +37,7 @@ class Predictor:
         card: who answers.
         policy: thresholds and temperature; one that never accepts when the adapter has none.
         novelty: where the training data lie; None: answers carry no novelty.
-        row_budget: most packed rows of one forward; a longer prompt is split along M.
+        row_budget: most packed rows of one forward; a longer prompt takes several.
         arranged: the base as arranged for other adapters, too; None: for this one alone.
 
     Attributes:
@@ -108,6 +108,7 @@ class Predictor:
         *,
         name: str | None = None,
         on_overflow: Overflow = "truncate",
+        max_tokens: int | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
         arranged: ArrangedBase | None = None,
     ) -> "Predictor":
@@ -118,7 +119,9 @@ class Predictor:
             base: the base model.
             model: the base with the adapter; what is needed of it is read off.
             name: what answers call the adapter; its own name by default.
-            on_overflow: what happens to an over-long input.
+            on_overflow: what happens to an input that is longer than the adapter's limit.
+            max_tokens: a lower limit; between the two an input is refused, for the adapter's
+                policy was tested on answers to the whole of it.
             row_budget: see the class.
             arranged: likewise.
 
@@ -126,9 +129,10 @@ class Predictor:
             AdapterError: its tokens are others in this base's tokeniser, or it cannot be served.
         """
         manifest = adapter.manifest
-        tokenizer = PromptTokenizer(
-            base.tokenizer, manifest.prompt, manifest.max_tokens, on_overflow
-        )
+        limit = min(manifest.max_tokens, max_tokens or manifest.max_tokens)
+        if limit < manifest.max_tokens:
+            on_overflow = "reject"
+        tokenizer = PromptTokenizer(base.tokenizer, manifest.prompt, limit, on_overflow)
         check_tokens(manifest, tokenizer)
         predictor = cls(
             model,
@@ -246,13 +250,14 @@ class Predictor:
         rows = [packed_row_count(prompt, len(every), self.scope) for prompt in prompts]
         budget = self.batching.budget
         for places in self.batching.forwards(rows):
-            group, split = [prompts[i] for i in places], [every]
+            group = [prompts[i] for i in places]
             if rows[places[0]] > budget:  # it is alone
-                split = sample_groups(group[0], every, self.scope, budget)
-            answers = [network.answers(group, samples) for samples in split]
-            weights = answers[0].weights
-            parts.append(torch.cat([a.probabilities for a in answers], dim=1))
-            features.append(torch.cat([a.features for a in answers], dim=1).mean(dim=1))
+                answers = network.in_pieces(group[0], every, budget)
+            else:
+                answers = network.answers(group, every)
+            weights = answers.weights
+            parts.append(answers.probabilities)
+            features.append(answers.features.mean(dim=1))
             order += places
         back = torch.tensor(order).argsort()  # on the host, and only now a GPU is waited for
         samples = PosteriorSamples(torch.cat(parts).cpu()[back], weights.cpu(), error_ratio)

@@ -10,10 +10,12 @@ An encoder has no cue. It reads the rendered template between its own special to
 are the rows of a head.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from keyword import iskeyword
 from string import Formatter
 from typing import Any, Literal, cast
 
@@ -29,12 +31,15 @@ Overflow = Literal["truncate", "reject"]
 Scope = Literal["answer_tokens", "all_tokens"]
 """The rows that an adapter acts on: the cue's, or every one."""
 
+_NAME_LENGTH = 64  # characters of an argument's name that every tool layer takes
+
 
 class PromptFormat(BaseModel):
     r"""How an input becomes a prompt, and which words answer it.
 
     Attributes:
-        template: text with named fields, e.g. `"Review: {sentence}"`.
+        template: text with named fields, e.g. `"Review: {sentence}"`; each is also an argument
+            of the tool that asks the adapter.
         answer_cue: constant tail after the template, e.g. `"\nSentiment:"`; None for an encoder.
         labels: label name → the text that stands for it after the cue, e.g. `" positive"`. An
             encoder has a class for each label instead, and does not look at the text.
@@ -52,11 +57,23 @@ class PromptFormat(BaseModel):
     @classmethod
     def _has_named_fields(cls, template: str) -> str:
         try:
-            names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+            parts = [(text, name) for text, name, _, _ in Formatter().parse(template)]
         except ValueError as error:
             raise ValueError(f"template {template!r} cannot be parsed: {error}") from error
-        if not names or not all(name.isidentifier() for name in names):
+        names = [name for _, name in parts if name is not None]
+        if not names or not all(names):
             raise ValueError(f"template {template!r} needs named fields such as {{text}}")
+        for name in names:
+            _check_name(name)
+        literal = "".join(
+            text.replace("{", "{{").replace("}", "}}") + ("" if name is None else f"{{{name}}}")
+            for text, name in parts
+        )
+        if literal != template:  # the words of `{note: urgent}` would be in no prompt
+            raise ValueError(
+                f"template {template!r} has more than a name inside braces: write only the name "
+                "there, and {{ or }} for a brace that is text"
+            )
         return template
 
     @cached_property
@@ -87,7 +104,7 @@ class PromptFormat(BaseModel):
             if name not in value:
                 raise InputError(f"input lacks the field {name!r}: send {', '.join(self.fields)}")
             if not isinstance(value[name], str):
-                raise InputError(f"input field {name!r} must be a string")
+                raise InputError(f"input field {name!r} must be a string: send text")
         if unknown := sorted(set(value) - set(self.fields)):
             raise InputError(
                 f"input has the unknown field {unknown[0]!r}: send {', '.join(self.fields)}"
@@ -95,6 +112,30 @@ class PromptFormat(BaseModel):
         if not any(value[name].strip() for name in self.fields):
             raise InputError("input is empty: send some text")
         return {name: value[name] for name in self.fields}
+
+
+def _check_name(name: str) -> None:
+    """Refuses what cannot be an argument of a tool: LangChain's, MCP's, or of a function schema."""
+    if _is_argument(name):
+        return
+    words = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "text"
+    better = words if _is_argument(words) else f"text_{words}"[:_NAME_LENGTH]
+    raise ValueError(
+        f"template field {{{name}}} has a name that tools cannot take as an argument: write "
+        f"{{{better}}} (letters, digits and _), and where the data call it otherwise, "
+        f"`columns: {{{better}: {name}}}`"
+    )
+
+
+def _is_argument(name: str) -> bool:
+    """Whether a Python function, a JSON schema and a pydantic model can have a field so called."""
+    return (
+        re.fullmatch(rf"[A-Za-z][A-Za-z0-9_]{{0,{_NAME_LENGTH - 1}}}", name) is not None
+        and name != "self"
+        and not iskeyword(name)
+        and not name.startswith(("model_dump", "model_validate"))
+        and not (name.startswith("model_") and hasattr(BaseModel, name))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +284,7 @@ class PromptTokenizer:
         if self._control.keys().isdisjoint(encoding.ids):
             return cast(list[int], encoding.ids)
         controls, literal = self._controls(text, encoding), self._literal_spans(fields)
-        own = [c for c in controls if any(a <= c[1] and c[2] <= b for a, b in literal)]
+        own = [c for c in controls if any(_within(text, c, part) for part in literal)]
         if own == controls:
             return cast(list[int], encoding.ids)
         ids: list[int] = []
@@ -328,3 +369,11 @@ class PromptTokenizer:
                 "a text that is, or say `labels_by: trie`"
             )
         return ids[k:]
+
+
+def _within(text: str, control: tuple[int, int, int], part: tuple[int, int]) -> bool:
+    """Whether a part of the text spells a control token, which may take white space beside it."""
+    _, start, end = control
+    spelt = text[start:end]
+    first = start + len(spelt) - len(spelt.lstrip())
+    return part[0] <= first and first + len(spelt.strip()) <= part[1]

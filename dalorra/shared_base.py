@@ -20,7 +20,7 @@ class SharedBase:
 
     Args:
         base: no adapter may be attached to it.
-        on_overflow, row_budget: see `Predictor`; the same for every adapter.
+        on_overflow, max_tokens, row_budget: see `Predictor.of`; the same for every adapter.
         prefix_cache_bytes: memory for the keys and values of prompt prefixes, which all adapters
             under `answer_tokens` share; 0 turns it off.
         cuda_graphs: whether to record short forwards, see `RecordedNetwork`; None: on a GPU.
@@ -34,6 +34,7 @@ class SharedBase:
         base: BaseModel,
         *,
         on_overflow: Overflow = "truncate",
+        max_tokens: int | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
         cuda_graphs: bool | None = None,
@@ -48,6 +49,7 @@ class SharedBase:
             CudaGraphs() if on_gpu and cuda_graphs is not False else None,
         )
         self._on_overflow: Overflow = on_overflow
+        self._max_tokens = max_tokens
         self._row_budget = row_budget
 
     @classmethod
@@ -59,6 +61,7 @@ class SharedBase:
         device: str = "auto",
         dtype: str = "auto",
         on_overflow: Overflow = "truncate",
+        max_tokens: int | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
         cuda_graphs: bool | None = None,
@@ -74,6 +77,7 @@ class SharedBase:
         return cls(
             load_base_model(name, device=device, dtype=dtype),
             on_overflow=on_overflow,
+            max_tokens=max_tokens,
             row_budget=row_budget,
             prefix_cache_bytes=prefix_cache_bytes,
             cuda_graphs=cuda_graphs,
@@ -114,6 +118,7 @@ class SharedBase:
                 model,
                 name=name,
                 on_overflow=self._on_overflow,
+                max_tokens=self._max_tokens,
                 row_budget=self._row_budget,
                 arranged=self._arranged,
             )

@@ -139,6 +139,7 @@ def load_shared_base(settings: Settings) -> Base:
         device=settings.device,
         dtype=settings.dtype,
         on_overflow=settings.on_overflow,
+        max_tokens=settings.max_tokens,
         row_budget=settings.batch_rows,
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
         cuda_graphs=settings.cuda_graphs,

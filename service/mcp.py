@@ -176,6 +176,9 @@ def _checked(arguments: dict[str, Any] | None) -> dict[str, str]:
     Raises:
         InputError: an argument is not text.
     """
+    for name, value in (arguments or {}).items():
+        if not isinstance(value, str):
+            raise InputError(f"argument {name!r} is no text: send {name} as a string")
     try:
         value = PredictRequest(input=arguments or {}).input
     except ValidationError:

@@ -1,5 +1,6 @@
 """What tests of scored files share."""
 
+import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +29,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         lines: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
         return lines
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            return [line | {"row": int(line["row"])} for line in csv.DictReader(file)]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def left_over(job: Job) -> set[str]:

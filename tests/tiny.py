@@ -86,21 +86,22 @@ def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.25,
+    "attn_implementation": "sdpa",
+}
+"""Of tiny language models; 4 query heads share 2 key heads."""
+
+
 def tiny_llama(*, tied: bool = False, layers: int = 2, seed: int = 0) -> LlamaForCausalLM:
-    """Random float32 weights, frozen; 4 query heads share 2 key heads."""
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        initializer_range=0.25,
-        tie_word_embeddings=tied,
-        attn_implementation="sdpa",
-    )
+    """Random float32 weights, frozen."""
+    config = LlamaConfig(**SHAPE, num_hidden_layers=layers, head_dim=8, tie_word_embeddings=tied)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)

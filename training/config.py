@@ -1,7 +1,10 @@
 """The configuration of a training run: one small YAML file."""
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -178,15 +181,63 @@ def read_config(path: Path, overrides: dict[str, str] | None = None) -> Training
 
 
 def first_problem(error: ValidationError) -> str:
-    """Where a configuration is wrong, and how."""
+    """Where a configuration is wrong, and how; beside an unknown name, the one that is like it."""
     first = sorted(error.errors(), key=lambda found: len(found["loc"]))[-1]
-    loc, message = [str(part) for part in first["loc"]], first["msg"]
-    if loc == ["method"] and first["type"] == "union_tag_invalid":
-        names = ", ".join(method.key() for method in METHODS)
-        loc, message = ["method", "name"], f"{first['ctx']['tag']!r} is none of {names}"
-    elif loc[:1] == ["method"]:
-        del loc[1:2]  # pydantic puts the method's name here
-    return f"{'.'.join(loc)}: {message}"
+    loc, message = first["loc"], _IN_WORDS.get(first["type"], first["msg"])
+    if first["type"] == "extra_forbidden":
+        *above, unknown = loc
+        names, sections = _along(above)
+        names.append(str(unknown))
+        settings = [name for section in sections for name in section.model_fields]
+        close = difflib.get_close_matches(str(unknown), settings, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(settings)}"
+        message = f"there is no such setting; {hint}"
+    elif first["type"] == "union_tag_invalid":
+        names = [*map(str, loc), "name"]
+        known = ", ".join(method.key() for method in METHODS)
+        message = f"{first['ctx']['tag']!r} is none of {known}"
+    else:
+        names, _ = _along(loc)
+    return f"{'.'.join(names)}: {message}"
+
+
+_IN_WORDS: Final = {
+    "model_type": "should be a section: `name: value` lines",
+    "tuple_type": "should be a list",
+}
+"""Where pydantic speaks of its own classes."""
+
+_MEMBERS: Final[dict[object, type[BaseModel]]] = {
+    "Task": Task,
+    **{method.key(): method for method in METHODS},
+}
+"""What pydantic calls those that a section may be, on the way to its settings."""
+
+
+def _along(loc: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The names of the file on the way that pydantic gives, and the sections at its end.
+
+    Between them pydantic says which member of a union it tried: that is no name in the file.
+    """
+    names: list[str] = []
+    annotation: Any = TrainingConfig
+    for part in loc:
+        sections = _sections(annotation)
+        if _MEMBERS.get(part) in sections:
+            annotation = _MEMBERS[part]
+        elif fields := [s.model_fields[part] for s in sections if part in s.model_fields]:
+            names.append(str(part))
+            annotation = fields[0].annotation
+        elif get_origin(annotation) not in (Union, UnionType):  # an index, or a key of a mapping
+            names.append(str(part))
+    return names, _sections(annotation)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Those that a value of this type may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]
 
 
 def _set(content: dict[str, Any], names: list[str], value: Any) -> None:

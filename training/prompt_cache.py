@@ -2,8 +2,8 @@
 
 Under `answer_tokens` no gradient flows through the prompt and no adapter touches it: its keys and
 values are constants of the training set. They are computed under `no_grad`, several prompts in one
-pass, and the cue rows of a step attend to them. A run that comes back to its prompts keeps as many
-as fit into memory.
+pass or one long prompt in several, and the cue rows of a step attend to them. A run that comes back
+to its prompts keeps as many as fit into memory.
 
 The last digits of a prompt's keys and values depend on the prompts it is computed with, and a
 resumed run must repeat an unbroken one bit for bit. So what is kept is computed in groups that
@@ -11,7 +11,7 @@ the training set alone decides, and the rest of a mini-batch together: a resumed
 mini-batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from dalorra.adapter.layer import StochasticPeftModel, rank_noise, stochastic_layers
+from dalorra.base.families import head_width
 from dalorra.forward.reference import CACHE_ARGUMENT
 from dalorra.posteriors.noise import base_only
 from dalorra.prompts import Prompt
@@ -27,6 +28,9 @@ from training.attention import differentiable_attention
 
 GROUP: Final = 8
 """Prompts of similar length that are computed together to be kept."""
+
+ROWS: Final = 4096
+"""Most rows of a pass."""
 
 PromptIds = tuple[int, ...]
 
@@ -57,8 +61,7 @@ class PromptCache:
         distinct = sorted({prompt.prompt_ids for prompt in prompts}, key=lambda p: (len(p), p))
         before, self._groups = self._groups, {}
         room = self.max_bytes // bytes_per_token(model) if draws > len(distinct) else 0
-        for start in range(0, len(distinct), GROUP):
-            group = tuple(distinct[start : start + GROUP])
+        for group in _passes(distinct, GROUP):
             room -= sum(map(len, group))
             if room < 0:
                 break
@@ -77,17 +80,22 @@ class PromptCache:
             if prompt_ids in self._groups and prompt_ids not in self._kept:
                 self._keep(model, self._groups[prompt_ids])
         loose = [prompt_ids for prompt_ids in distinct if prompt_ids not in self._groups]
-        fresh = dict(zip(loose, _compute(model, loose), strict=True))
+        entries = {
+            prompt_ids: self._kept[prompt_ids].to(model.device)
+            for prompt_ids in distinct
+            if prompt_ids in self._kept
+        }
+        for group in _passes(loose, len(loose)):
+            entries.update(zip(group, _compute(model, group), strict=True))
         longest = max(map(len, distinct))
-        padded = {}
-        for prompt_ids in distinct:
-            entry = fresh[prompt_ids] if prompt_ids in fresh else self._kept[prompt_ids]
-            left = longest - len(prompt_ids)
-            padded[prompt_ids] = F.pad(entry.to(model.device), (0, 0, left, 0))
-        stacked = torch.stack([padded[prompt.prompt_ids] for prompt in prompts], dim=2)
         cache = DynamicCache()
-        for index, (keys, values) in enumerate(stacked):  # [2, B, kv_heads, P, head_dim] each
-            cache.update(keys, values, index)
+        for index in range(len(entries[distinct[0]])):  # so that one layer alone is there twice
+            padded = {
+                prompt_ids: F.pad(entry[index], (0, 0, longest - len(prompt_ids), 0))
+                for prompt_ids, entry in entries.items()
+            }
+            stacked = torch.stack([padded[prompt.prompt_ids] for prompt in prompts], dim=1)
+            cache.update(*stacked, index)  # [B, kv_heads, P, head_dim] each
         return cache
 
     def _keep(self, model: StochasticPeftModel, group: Sequence[PromptIds]) -> None:
@@ -98,24 +106,47 @@ class PromptCache:
 
 def bytes_per_token(model: StochasticPeftModel) -> int:
     """Memory of one token's keys and values in all layers."""
-    config = cast(Any, model.get_base_model()).config
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return int(numbers * model.get_base_model().dtype.itemsize)
+    base = cast(PreTrainedModel, model.get_base_model())
+    config = cast(Any, base.config)
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(base)
+    return int(numbers * base.dtype.itemsize)
+
+
+def _passes(prompts: Sequence[PromptIds], most: int) -> Iterator[tuple[PromptIds, ...]]:
+    """Consecutive prompts, at most so many, whose padded rows fit one pass; or one alone."""
+    group: tuple[PromptIds, ...] = ()
+    for prompt in prompts:
+        longest = max(map(len, (*group, prompt)))
+        if group and (len(group) == most or (len(group) + 1) * longest > ROWS):
+            yield group
+            group = ()
+        group = (*group, prompt)
+    if group:
+        yield group
 
 
 @torch.no_grad()
 def _compute(model: StochasticPeftModel, prompts: Sequence[PromptIds]) -> list[Tensor]:
-    """One causal pass of the frozen base over prompts, padded on the right where no row looks."""
-    if not prompts:
-        return []
+    """One causal pass of the frozen base over prompts, padded on the right where no row looks.
+
+    A prompt with more rows than a pass may have is alone, and takes several.
+    """
     layers = list(stochastic_layers(model).values())
     base = cast(PreTrainedModel, model.get_base_model())
     longest = max(map(len, prompts))
     ids = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
     input_ids = torch.tensor(ids, device=model.device)
+    past: Any = DynamicCache()
     with rank_noise(layers, [base_only] * len(layers)), differentiable_attention(base):
-        past: Any = DynamicCache()
-        cast(Any, base).model(input_ids, use_cache=True, **{CACHE_ARGUMENT: past})
-    every = torch.stack([torch.stack([layer.keys, layer.values]) for layer in past.layers])
-    # [layers, 2, B, kv_heads, P, head_dim]; copies, so that the padding's memory can go
-    return [every[:, :, b, :, : len(prompt)].clone() for b, prompt in enumerate(prompts)]
+        for piece in input_ids.split(ROWS, dim=1):
+            cast(Any, base).model(piece, use_cache=True, **{CACHE_ARGUMENT: past})
+    return [_of_prompt(past, b, len(prompt)) for b, prompt in enumerate(prompts)]
+
+
+def _of_prompt(past: Any, b: int, tokens: int) -> Tensor:
+    """A copy, so that the padding's memory can go, `[layers, 2, kv_heads, tokens, head_dim]`."""
+    layers = [
+        torch.stack([kv[b, :, :tokens] for kv in (layer.keys, layer.values)])
+        for layer in past.layers
+    ]
+    return torch.stack(layers)

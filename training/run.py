@@ -18,16 +18,16 @@ from dalorra.adapter.manifest import (
 )
 from dalorra.base.families import head_modules
 from dalorra.decision.policy import Policy
-from dalorra.errors import ConfigError
+from dalorra.errors import ConfigError, Interrupted
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptTokenizer
 from training.answers import Evaluable, answer
+from training.asking import prepare
 from training.calibrate import calibrate
 from training.config import TrainingConfig, read_config
 from training.data import least_to_calibrate, load_data
-from training.encoders import prepare
 from training.environment import hardware
 from training.evaluate import evaluate, score
 from training.figures import training_figure
@@ -40,9 +40,11 @@ from training.objective import Objective
 from training.off_domain import accepted_by_kind, off_domain_in_words
 from training.orthography import VARIANTS, one_spelling, spellings
 from training.output import (
+    ADAPTER_FOLDER,
     CHECKPOINT_FOLDER,
     LOG_FILE,
     RUN_FILE,
+    claimed,
     portable,
     prepare_output,
     write_json,
@@ -53,7 +55,6 @@ from training.report import used_in_words, write_model_card
 from training.tasks import TASKS, Example, subsample
 from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
-ADAPTER_FOLDER = "adapter"
 EVALUATION_FOLDER = "evaluation"
 HOLDOUT_METRICS = ("nll", "accuracy", "ece", "ece_by_chance", "brier")
 
@@ -74,12 +75,18 @@ def train(config_path: Path, *, resume: bool = False, overrides: dict[str, str])
         The adapter's directory.
 
     Raises:
-        ConfigError: impossible configuration, or an `output_dir` that holds another run.
-        KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+        ConfigError: impossible configuration, or an `output_dir` that holds another run, or one
+            that is under way.
+        Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     config = read_config(config_path, overrides)
-    checkpoint = prepare_output(config, resume)
-    return Run(config).execute(checkpoint)
+    with claimed(config.output_dir):
+        checkpoint = prepare_output(config, resume)
+        try:
+            return Run(config).execute(checkpoint)
+        except Interrupted as stopped:
+            sentence = f"{stopped}; {config.output_dir} keeps it: go on with --resume"
+            raise Interrupted(sentence, stopped.signum) from None
 
 
 class Run:
@@ -153,7 +160,7 @@ class Run:
         """Trains, rounds A and B as they will be stored, and fits what the method adds to them.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
+            Interrupted: after Ctrl-C or SIGTERM, once a checkpoint is written.
         """
         config, method = self.config, self.config.method
         examples = self.labelled_prompts(self._in_all_spellings(self.data.train))
@@ -168,8 +175,9 @@ class Run:
         trainer = AdapterTrainer(config, self.model, examples, self.holdout_metrics, checkpoints)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.leave_group()  # what follows, the main process does alone
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        if trainer.stopped_by:
+            step = trainer.state.global_step
+            raise Interrupted(f"training stopped after step {step}", trainer.stopped_by)
         method.finish(module_tensors(self.model))
         round_adapter(self.model, config.adapter.weight_dtype)
         if config.bank.sampler == "matched":

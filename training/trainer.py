@@ -3,12 +3,13 @@
 import json
 import math
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from training.processes import Process
 Evaluate = Callable[[], dict[str, float]]
 LabelledPrompt = tuple[Prompt, int]
 """A prompt and the index of its true label."""
+SAVE_SECONDS: Final = 120.0
+"""A checkpoint is no older than this when a step ends: what a kill costs at most."""
 
 
 class TrainablePeftModel(StochasticPeftModel):
@@ -64,25 +67,25 @@ class AdapterTrainer(Trainer):
         self._score_holdout = evaluate
         self._parts: dict[str, list[float]] = {"nll": [], "penalty": []}
         self._step = self._micro_step = -1
-        self._stop = StopAtInterrupt()
+        self._saves = TimelyCheckpoints()
         super().__init__(
             model=model,
             args=training_arguments(config, checkpoints),
             train_dataset=cast(Any, list(examples)),
             eval_dataset=cast(Any, [None]),  # `evaluate` below knows its own examples
             data_collator=_collate,
-            callbacks=[self._stop],
+            callbacks=[self._saves],
         )
         self.model_accepts_loss_kwargs = False  # our loss is a mean: divide it by accumulation
 
     @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the training."""
-        return self._stop.interrupted
+    def stopped_by(self) -> int:
+        """The signal that ended the training, or 0."""
+        return self._saves.stopped_by
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base class, stopping at Ctrl-C."""
-        with self._stop.listening():
+        """As the base class, stopping at Ctrl-C and SIGTERM."""
+        with self._saves.listening():
             return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -205,37 +208,61 @@ def training_arguments(config: TrainingConfig, checkpoints: Path) -> TrainingArg
     return arguments
 
 
-class StopAtInterrupt(TrainerCallback):
-    """The first Ctrl-C ends training after the current step, with a checkpoint."""
+class TimelyCheckpoints(TrainerCallback):
+    """A checkpoint every `SAVE_SECONDS`, and at the first Ctrl-C or SIGTERM, which ends training.
+
+    Both come after the current step.
+
+    Attributes:
+        stopped_by: that signal, or 0.
+    """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self.stopped_by = 0
+        self._saved = time.monotonic()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes Ctrl-C over inside the block; a second one stops at once."""
-        before = signal.getsignal(signal.SIGINT)
+        """Takes the signals over inside the block; a second one does what it did before."""
+        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
 
-        def interrupt(_signum: int, _frame: FrameType | None) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, before)
+        def restore() -> None:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
-        signal.signal(signal.SIGINT, interrupt)
+        def stop(signum: int, _frame: FrameType | None) -> None:
+            self.stopped_by = signum
+            restore()
+
+        for signum in before:
+            signal.signal(signum, stop)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            restore()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._saved = time.monotonic()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._saved = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if args.world_size > 1:  # the signal reaches the processes at different steps
-            heard = torch.tensor(float(self.interrupted), device=args.device)
-            torch.distributed.all_reduce(heard)
-            self.interrupted = bool(heard)
-        if self.interrupted:
-            control.should_save = True
+        due = time.monotonic() - self._saved >= SAVE_SECONDS
+        if args.world_size > 1:  # neither clocks nor signals reach the processes at the same step
+            heard = torch.tensor([float(self.stopped_by), float(due)], device=args.device)
+            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
+            self.stopped_by, due = int(heard[0]), bool(heard[1])
+        if self.stopped_by:
             control.should_training_stop = True
+        if self.stopped_by or due:
+            control.should_save = True
         return control
 
 

@@ -38,7 +38,7 @@ from dalorra.adapter.layer import (
     stochastic_layers,
 )
 from dalorra.adapter.manifest import MANIFEST_FILE, Manifest, posterior_of, read_manifest
-from dalorra.base.families import head_modules, longest_text, set_head
+from dalorra.base.families import head_modules, set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.decision.novelty import NOVELTY_FILE, Novelty
 from dalorra.decision.policy import POLICY_FILE, Policy
@@ -179,9 +179,12 @@ def load_adapter(adapter: Adapter, base: BaseModel) -> StochasticPeftModel:
     """Attaches a read adapter to its base model; on failure the base stays as it was.
 
     Raises:
-        AdapterError: another base model, a missing or unknown tensor, or a wrong shape.
+        AdapterError: another base model, inputs that are too long for it, a missing or unknown
+            tensor, or a wrong shape.
     """
     check_base(adapter, base)
+    if problem := too_long(base.model, adapter.manifest.max_tokens):
+        raise AdapterError(f"{adapter.path / MANIFEST_FILE}: max_tokens: {base.name} {problem}")
     if base.kind == "encoder":
         _prepare_encoder(adapter, base)
     try:
@@ -201,15 +204,11 @@ def load_adapter(adapter: Adapter, base: BaseModel) -> StochasticPeftModel:
 
 def _prepare_encoder(adapter: Adapter, base: BaseModel) -> None:
     """A head of the adapter's size; what it may not be that `attach` does not see is refused."""
-    head, limit = head_modules(base.model), longest_text(base.model)
+    head = head_modules(base.model)
     if tuple(adapter.config.modules_to_save or ()) != head:
         raise AdapterError(
             f"{adapter.path / CONFIG_FILE}: modules_to_save must be the head of {base.name}, "
             f"{', '.join(head)}"
-        )
-    if adapter.manifest.max_tokens > limit:
-        raise AdapterError(
-            f"{adapter.path / MANIFEST_FILE}: max_tokens: {base.name} reads at most {limit}"
         )
     set_head(base.model, len(adapter.manifest.prompt.labels))
 

@@ -19,7 +19,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model and the tokenizer of a GGUF file to `folder`, weights in bfloat16.
 
     Raises:
-        BaseModelError: the file is no readable GGUF file of a Llama-family model.
+        BaseModelError: the file is no readable GGUF file of a known language model.
     """
     command = [sys.executable, "-m", "dalorra.base.conversion", str(gguf), str(folder)]
     done = subprocess.run(
@@ -32,13 +32,13 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoConfig, AutoTokenizer, GgufConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from dalorra.base.families import require_known
 
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
     require_known(config, gguf.name, encoders=False)
-    model = LlamaForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
         dtype=torch.bfloat16,

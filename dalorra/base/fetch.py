@@ -141,7 +141,7 @@ def from_gguf(gguf: Path, cache_dir: Path | None = None, *, progress: bool = Tru
     """The folder of a GGUF file's model, converted the first time the file is seen.
 
     Raises:
-        BaseModelError: the file is no readable GGUF file of a Llama-family model.
+        BaseModelError: the file is no readable GGUF file of a known language model.
     """
     digest = sha256_of(gguf)
     folder = cache_root(cache_dir) / "base_models" / f"gguf-{digest[:32]}"

@@ -1,6 +1,6 @@
 """The frozen base model: found, loaded, checked, and identified by its weights.
 
-A language model of the Llama family, or an encoder (`dalorra.base.families`).
+A language model or an encoder; `dalorra.base.families` lists what works.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -97,7 +97,7 @@ def load_base_model(
 
     Args:
         reference: name of a pinned model (fetched when missing), a local folder, a `.gguf` file
-            (converted the first time), or a hub id such as `meta-llama/Llama-3.1-8B` or
+            (converted the first time), or a hub id such as `Qwen/Qwen3-8B` or
             `distilbert/distilbert-base-uncased` (`HF_TOKEN` is respected).
         device: `"auto"` (CUDA when there is one), or any torch device.
         dtype: `"auto"`, `"float32"` or `"bfloat16"`; auto is bfloat16 where the hardware
@@ -177,7 +177,7 @@ def _load(
     folder: Path, config: PretrainedConfig, dtype: torch.dtype, reference: str
 ) -> PreTrainedModel:
     encoder = config.model_type in HEADS
-    model_class: Any = AutoModelForSequenceClassification if encoder else LlamaForCausalLM
+    model_class: Any = AutoModelForSequenceClassification if encoder else AutoModelForCausalLM
     found: Any = model_class.from_pretrained(
         folder,
         config=config,

@@ -1,6 +1,7 @@
 """The command line: the one place where the method, the training and the service meet.
 
-Every command imports what it needs when it runs, so that `--help` does not wait for torch.
+Every command imports what it needs when it runs, so that `--help` does not wait for torch, and
+OpenMP is told before torch loads it how many threads there are and how they wait.
 """
 
 import sys
@@ -13,11 +14,12 @@ from typer.core import TyperGroup
 
 from dalorra.cli.adapters import export, fetch, info
 from dalorra.cli.asking import predict
-from dalorra.cli.console import EXIT_REFUSED, refuse
+from dalorra.cli.console import EXIT_REFUSED, EXIT_SIGNALLED, refuse
 from dalorra.cli.experiments import experiment, methods, report
 from dalorra.cli.serving import hash_key, serve
 from dalorra.cli.training import calibrate, evaluate, novelty, train
-from dalorra.errors import DalorraError
+from dalorra.errors import DalorraError, Interrupted
+from dalorra.threads import settle
 
 __all__ = ["app"]
 
@@ -36,6 +38,7 @@ def _make_importable() -> None:
 
 
 _make_importable()
+settle()
 
 
 class _OneSentence(TyperGroup):
@@ -47,6 +50,9 @@ class _OneSentence(TyperGroup):
             return super().invoke(ctx)
         except DalorraError as error:
             refuse(str(error))
+        except Interrupted as stopped:
+            refuse(str(stopped))
+            raise typer.Exit(EXIT_SIGNALLED + stopped.signum) from None
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if missing in ("", "dalorra", "service", "training"):  # a fault of this package

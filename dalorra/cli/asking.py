@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from dalorra.scoring.job import Job
     from dalorra.scoring.run import AnswerWindows
 
-_FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-
 
 class OnError(StrEnum):
     """What `dalorra predict` does about a record that does not fit."""
@@ -41,7 +39,7 @@ def predict(
         list[str] | None, typer.Option("--field", "-f", help="name=value, for templates with more.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Score FILE into this file, .jsonl or .parquet.")
+        Path | None, typer.Option(help="Score FILE into this file, .jsonl, .csv or .parquet.")
     ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="field=column, where their names differ.")
@@ -53,7 +51,10 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a run was interrupted.")
     ] = False,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Packed rows of one forward.")] = 2048,
+    batch_rows: Annotated[
+        int,
+        typer.Option(min=1, help="Packed rows of one forward; a few are answered between saves."),
+    ] = 2048,
     ray: Annotated[bool, typer.Option("--ray", help="Score FILE on a Ray cluster.")] = False,
     workers: Annotated[
         int | None,
@@ -92,6 +93,7 @@ def predict(
         names=assignments(column or (), "--column"),
         on_error=on_error.value,
         keep_columns=columns,
+        batch_rows=batch_rows,
         dtype=dtype,
     )
     if base_model and Path(base_model).exists():  # workers have folders of their own
@@ -107,8 +109,10 @@ def _one_input(text: str | None, field: list[str] | None) -> "InputFields":
         raise ConfigError("give either one text or --field name=value for each of its fields")
     if text is None:
         return assignments(field or (), "--field")
+    from dalorra.tables import SUFFIXES
+
     # A text may end in a file's name; a name alone, or a file that is there, is no text to judge.
-    if text.endswith(_FILE_SUFFIXES) and (len(text.split()) == 1 or os.path.exists(text)):  # noqa: PTH110 - `Path.exists` raises for a long text
+    if text.endswith(SUFFIXES) and (len(text.split()) == 1 or os.path.exists(text)):  # noqa: PTH110 - `Path.exists` raises for a long text
         raise ConfigError(
             f"{text} looks like a file: add --out OUT.jsonl to score its rows, or ask about this "
             "very text with --field name=value"
@@ -145,6 +149,11 @@ def _answer_file(job: "Job", answer_windows: "AnswerWindows", resume: bool) -> N
     except KeyboardInterrupt:
         refuse(f"interrupted; {job.journal} keeps what is answered: go on with --resume")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (OSError, FloatingPointError) as error:  # a full disk, a forward that overflows
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(
+            f"{reason or error}; {job.journal} keeps what is answered: go on with --resume"
+        ) from error
     parts = ", ".join(f"{count} {decision}" for decision, count in counts.most_common())
     note(f"{counts.total()} rows: {parts}")
     typer.echo(job.out)

@@ -8,7 +8,9 @@ from rich.console import Console
 
 EXIT_REFUSED = 2
 EXIT_NOTHING_QUALIFIES = 3
-EXIT_INTERRUPTED = 130
+EXIT_SIGNALLED = 128
+"""Plus the number of the signal, as shells have it."""
+EXIT_INTERRUPTED = EXIT_SIGNALLED + 2
 
 
 def refuse(sentence: str) -> None:

@@ -1,8 +1,8 @@
 """The server as a Ray Serve application: as many replicas as the load needs, one GPU each.
 
-`deploy/ray/serve.yaml` names `build`. Ray's processes find `service` because this module belongs to
-the command line. Every replica is the whole server with its model; what differs from
-`dalorra serve` is that Ray's proxy listens, and that Ray starts and ends replicas.
+`deploy/ray/serve.yaml` names `build`. Ray's processes find `service`, and OpenMP its variables,
+because this module belongs to the command line. Every replica is the whole server with its model.
+What differs from `dalorra serve` is that Ray's proxy listens, and that Ray starts and ends them.
 """
 
 from __future__ import annotations

@@ -13,12 +13,21 @@ Needs the `langchain` extra; no torch, no server code.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from langchain_core.tools import BaseTool, ToolException
 from langchain_core.tools.base import ArgsSchema
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    create_model,
+)
 
 from dalorra.client import (
     AsyncClient,
@@ -62,7 +71,7 @@ class UncertainPredictTool(BaseTool):
     args_schema: ArgsSchema | None = None
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
-    handle_validation_error: Any = True
+    handle_validation_error: Any = None
 
     base_url: str = "http://127.0.0.1:8000"
     api_key: SecretStr | None = Field(default=None, exclude=True)
@@ -88,6 +97,8 @@ class UncertainPredictTool(BaseTool):
         self.description = self.description or tool_description(info.adapter, info.labels)
         if self.args_schema is None:
             self.args_schema = arguments_model(info.fields)
+        if self.handle_validation_error is None:
+            self.handle_validation_error = partial(_argument_advice, info.fields)
 
     def _run(self, **values: str) -> tuple[str, dict[str, Any]]:
         try:
@@ -120,6 +131,15 @@ def arguments_model(fields: tuple[str, ...]) -> type[BaseModel]:
         name: (str, Field(min_length=1, description=field_description(name))) for name in fields
     }
     return create_model("PredictInput", __config__=ConfigDict(extra="forbid"), **arguments)
+
+
+def _argument_advice(fields: tuple[str, ...], error: ValidationError) -> str:
+    """Which arguments are wrong, and which to send."""
+    wrong = "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
+        for fault in error.errors(include_url=False)
+    )
+    return f"The arguments do not fit ({wrong}): send {', '.join(fields)}, each as plain text."
 
 
 def _answer(prediction: Prediction) -> tuple[str, dict[str, Any]]:

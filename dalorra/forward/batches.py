@@ -41,7 +41,7 @@ class Batching:
 
     Attributes:
         budget: most rows of a forward, padding included where there is any. A prompt beyond it
-            goes alone.
+            goes alone, in several forwards (`Network.in_pieces`).
         price: of a forward itself, in rows that could be computed in that time.
         padding: cost of a place of padding, in rows.
         pads: whether the network computes padding in every product, so that n prompts of at most r
@@ -140,9 +140,13 @@ class Batching:
         return count * longest if self.pads else total
 
 
-def sample_groups(prompt: Prompt, samples: range, scope: Scope, budget: int) -> list[range]:
-    """Splits the samples of a prompt that is alone in its forward, and too long for the budget."""
-    shared = packed_row_count(prompt, 0, scope)
-    per_sample = packed_row_count(prompt, 1, scope) - shared
-    step = max((budget - shared) // max(per_sample, 1), 1)
+def sample_groups(samples: range, rows: int, budget: int) -> list[range]:
+    """Splits the samples of a prompt that is alone into those of each forward.
+
+    Args:
+        samples: M of a bank.
+        rows: of the prompt under one sample.
+        budget: most rows of a forward; one sample goes alone beyond it.
+    """
+    step = max(budget // max(rows, 1), 1)
     return [samples[m : m + step] for m in range(0, len(samples), step)]

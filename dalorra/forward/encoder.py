@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dalorra.adapter.layer import StochasticPeftModel
+from dalorra.forward.batches import sample_groups
 from dalorra.forward.network import Answers
 from dalorra.forward.reference import class_logits
 from dalorra.forward.reference_rows import pack_texts
@@ -70,6 +71,11 @@ class EncoderNetwork:
         logits, states = self._run(prompts, samples)
         features = states.float()[:, :, None]
         return Answers(logits.softmax(dim=-1)[:, :, None], logits.new_ones(1), features)
+
+    def in_pieces(self, prompt: Prompt, samples: range, budget: int) -> Answers:
+        """See `Network`; a text is never cut, as its rows see each other in both directions."""
+        groups = sample_groups(samples, prompt.tokens, budget)
+        return Answers.joined([self.answers([prompt], group) for group in groups])
 
     @torch.inference_mode()
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:

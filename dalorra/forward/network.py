@@ -5,8 +5,9 @@ There are two: `PackedLlama` for language models, and `EncoderNetwork`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 from dalorra.posteriors.bank import NoiseBank
@@ -27,6 +28,15 @@ class Answers:
     probabilities: Tensor
     weights: Tensor
     features: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The answers to the same prompts under the samples of all parts."""
+        return cls(
+            torch.cat([part.probabilities for part in parts], dim=1),
+            parts[0].weights,
+            torch.cat([part.features for part in parts], dim=1),
+        )
 
 
 class Network(Protocol):
@@ -52,7 +62,11 @@ class Network(Protocol):
         ...
 
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
-        """Every prompt under every one of these samples of the bank."""
+        """Every prompt under every one of these samples of the bank, in one forward."""
+        ...
+
+    def in_pieces(self, prompt: Prompt, samples: range, budget: int) -> Answers:
+        """`answers` to one prompt, in forwards of at most `budget` rows wherever that can be."""
         ...
 
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:

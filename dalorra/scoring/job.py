@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from dalorra.adapter.directory import Adapter
 from dalorra.scoring.outputs import Output, output_for
-from dalorra.scoring.questions import Columns
+from dalorra.scoring.questions import BATCH_ROWS, Columns
 
 OnError = Literal["stop", "record"]
 
@@ -24,7 +24,7 @@ class Job:
         columns: where the records hold the template's fields.
         on_error: what happens to a record that does not fit: `stop` before anything is answered,
             or `record` in its place what is wrong with it.
-        keep_columns: whether the finished file has the records' own columns, too.
+        batch_rows: packed rows of one forward.
         identity: what the answers depend on besides, by the words for it: a run with another one
             is not resumed.
     """
@@ -34,7 +34,7 @@ class Job:
     output: Output
     columns: Columns
     on_error: OnError = "stop"
-    keep_columns: bool = True
+    batch_rows: int = BATCH_ROWS
     identity: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -47,6 +47,7 @@ class Job:
         names: Mapping[str, str],
         on_error: OnError = "stop",
         keep_columns: bool = True,
+        batch_rows: int = BATCH_ROWS,
         dtype: str = "auto",
     ) -> Self:
         """The job of asking `adapter` about every record.
@@ -57,7 +58,8 @@ class Job:
             out: likewise.
             names: field of the template → column, where they differ.
             on_error: see the class.
-            keep_columns: likewise.
+            keep_columns: whether the finished file has the records' own columns, too.
+            batch_rows: see the class.
             dtype: of the base model.
 
         Raises:
@@ -72,7 +74,7 @@ class Job:
             output_for(out, labels, source if keep_columns else None),
             Columns(prompt_format, names),
             on_error,
-            keep_columns,
+            batch_rows,
             {
                 "adapter": adapter.digest,
                 "policy": hashlib.sha256(policy.encode()).hexdigest(),

@@ -2,19 +2,26 @@
 
 One task beside the driver reads the file, so no other node needs it. Each node needs the adapter's
 folder, and the base model or a way to fetch it.
+
+Nothing here imports torch before an actor has told OpenMP how to wait.
 """
+
+from __future__ import annotations
 
 import logging
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dalorra.errors import ConfigError, DalorraError
-from dalorra.scoring.answers import Line, Scorer, answer
-from dalorra.scoring.questions import Questions
-from dalorra.scoring.run import AnswerWindows
+from dalorra.threads import leave_threads_open, settle
+
+if TYPE_CHECKING:
+    from dalorra.scoring.answers import Line, Scorer
+    from dalorra.scoring.questions import Questions
+    from dalorra.scoring.run import AnswerWindows
 
 Batch = dict[str, list[bytes]]
 """Windows and lines travel pickled, one in each row, so that Arrow need not guess their types."""
@@ -45,17 +52,20 @@ def on_ray(load: Callable[[], Scorer], workers: int | None = None) -> AnswerWind
 
 
 class WindowScorer:
-    """One actor, with the predictor that `load` makes."""
+    """One actor, with the predictor that `load` makes, which arrives pickled."""
 
-    def __init__(self, load: Callable[[], Scorer]) -> None:
+    def __init__(self, load: bytes) -> None:
+        settle()  # before unpickling, which imports torch
         self._refusal: DalorraError | None = None
         try:
-            self._predictor = load()
+            self._predictor: Scorer = pickle.loads(load)()  # noqa: S301 - our own driver wrote it
         except DalorraError as error:  # a value, because of an actor that dies Ray keeps a text
             self._refusal = error
 
     def __call__(self, batch: Batch) -> Batch:
         """Answers the one window of a batch, or says why no model was loaded."""
+        from dalorra.scoring.answers import answer
+
         (window,) = map(pickle.loads, batch["window"])
         result = self._refusal or answer(self._predictor, window)
         return {"lines": [pickle.dumps(result)]}
@@ -81,7 +91,7 @@ def _dataset(questions: Questions, load: Callable[[], Scorer], workers: int | No
         .map_batches(windows, num_cpus=0, resources=here)
         .map_batches(
             WindowScorer,
-            fn_constructor_args=(load,),
+            fn_constructor_args=(ray.cloudpickle.dumps(load),),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             **resources,
@@ -110,6 +120,7 @@ def _cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    leave_threads_open()  # Ray shares the cores out, unless an operator's own variable does
     ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our bar and errors say enough
     try:

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from dalorra.errors import ConfigError, InputError
 from dalorra.prompts import PromptFormat
-from dalorra.tables import Record, read_records
+from dalorra.tables import Record, Unreadable, read_records
 
-WINDOW_RECORDS = 512
-"""Records that are answered and written down together."""
+BATCH_ROWS = 2048
+"""Packed rows of one forward, unless somebody asks for others."""
+
+_ROWS_OF_A_RECORD = 32  # about the fewest
+_CHARACTERS_OF_A_ROW = 4
+_FORWARDS = 4  # about as many in a window of long records
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +69,16 @@ class Columns:
         column = self.names.get(field, field)
         if column not in record.values:
             known = ", ".join(map(repr, record.values)) or "none"
-            raise InputError(f"no column {column!r} for the field {field!r}; it has {known}")
+            likely = (name for name, value in record.values.items() if isinstance(value, str))
+            raise InputError(
+                f"no column {column!r} for the field {field!r}; it has {known}; say which one it "
+                f"is: --column '{field}={next(likely, 'COLUMN')}'"
+            )
         value = record.values[column]
+        if isinstance(value, Unreadable):
+            raise InputError(f"column {column!r} {value.problem}")
         if not isinstance(value, str):
             raise InputError(f"column {column!r} holds {reprlib.repr(value)}, expected text")
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can say what no text can
-            raise InputError(f"column {column!r} holds half of a surrogate pair") from None
         return value
 
 
@@ -80,19 +86,32 @@ class Columns:
 class Questions:
     """The windows of a file, from some record on. Can be iterated again, and pickled.
 
+    A window is answered and written down as a whole. It is a few forwards' work, and ends after so
+    many records or characters that only the file and `batch_rows` decide which.
+
     Attributes:
         path: the file.
         columns: where its records hold the fields.
         skip: records that are left out, from the first.
-        window_records: size of a window.
+        batch_rows: packed rows of one forward.
     """
 
     path: Path
     columns: Columns
     skip: int = 0
-    window_records: int = WINDOW_RECORDS
+    batch_rows: int = BATCH_ROWS
 
     def __iter__(self) -> Iterator[list[Question]]:
-        records = islice(read_records(self.path), self.skip, None)
-        while window := list(map(self.columns.question, islice(records, self.window_records))):
+        most_records = max(self.batch_rows // _ROWS_OF_A_RECORD, 1)
+        most_characters = self.batch_rows * _CHARACTERS_OF_A_ROW * _FORWARDS
+        window: list[Question] = []
+        characters = 0
+        for record in islice(read_records(self.path), self.skip, None):
+            question = self.columns.question(record)
+            window.append(question)
+            characters += sum(map(len, (question.fields or {}).values()))
+            if len(window) >= most_records or characters >= most_characters:
+                yield window
+                window, characters = [], 0
+        if window:
             yield window

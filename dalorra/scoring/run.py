@@ -2,21 +2,19 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from itertools import islice, zip_longest
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dalorra.errors import ConfigError, InputError
 from dalorra.scoring.answers import Line, Scorer, answer
 from dalorra.scoring.job import Job
 from dalorra.scoring.journal import Journal
-from dalorra.scoring.outputs import own_columns
-from dalorra.scoring.questions import WINDOW_RECORDS, Questions
-from dalorra.tables import read_records
+from dalorra.scoring.progress import progress, say
+from dalorra.scoring.questions import Questions
+from dalorra.tables import Record, read_records
+
+_LOOK_RECORDS = 1024  # that are looked at together before anything is answered
 
 AnswerWindows = Callable[[Questions], Iterator[list[Line]]]
 """Answers a file window by window, order kept: see `locally`."""
@@ -35,8 +33,7 @@ def score_file(job: Job, answer_windows: AnswerWindows, *, resume: bool = False)
 
     Raises:
         ConfigError: the finished file is there already, or an unfinished run that is not to be
-            resumed or had another input; the input is damaged or empty; its own columns do not
-            fit into the output.
+            resumed or had another input; the input is damaged or empty.
         InputError: a record does not fit and `on_error` is `stop`, or none fits.
     """
     if job.out.exists():
@@ -49,8 +46,8 @@ def score_file(job: Job, answer_windows: AnswerWindows, *, resume: bool = False)
     }
     with Journal.open(job.journal, identity, resume=resume) as journal:
         if journal.lines < records:
-            with _progress(records, journal.lines) as advance:
-                windows = Questions(job.source, job.columns, journal.lines, WINDOW_RECORDS)
+            with progress(records, journal.lines) as advance:
+                windows = Questions(job.source, job.columns, journal.lines, job.batch_rows)
                 for lines in answer_windows(windows):
                     journal.append(lines)
                     advance(len(lines))
@@ -75,7 +72,7 @@ def _survey(job: Job) -> int:
     count = fitting = 0
     first_problem = ""
     records = read_records(job.source)
-    while window := list(islice(records, WINDOW_RECORDS)):
+    while window := list(islice(records, _LOOK_RECORDS)):
         for record in window:
             problem = job.columns.question(record).problem
             if problem is None:
@@ -87,13 +84,14 @@ def _survey(job: Job) -> int:
                     f"{first_problem}; correct the row, or keep it with what is wrong as its "
                     "answer: --on-error record"
                 )
-        if job.keep_columns:
-            job.output.foresee(window)
+        job.output.foresee(window)
         count += len(window)
     if not count:
         raise ConfigError(f"{job.source} holds no rows, expected at least one")
     if not fitting:
         raise InputError(f"none of the {count} rows fits; {first_problem}")
+    for sentence in job.output.settle():
+        say(sentence)
     return count
 
 
@@ -102,29 +100,18 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _progress(records: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; the context's value advances it."""
-    console = Console(stderr=True)
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("scoring", total=records, completed=done)
-        yield lambda answered: bar.advance(task, answered)
-
-
 def _finish(job: Job, journal: Journal) -> Counter[str]:
     counts: Counter[str] = Counter()
     unfinished = job.out.with_name(f".{job.out.name}.tmp")
     try:
-        job.output.write(unfinished, _lines(job, journal, counts))
+        job.output.write(unfinished, _answered(job, journal, counts))
         unfinished.replace(job.out)
     finally:
         unfinished.unlink(missing_ok=True)
     return counts
 
 
-def _lines(job: Job, journal: Journal, counts: Counter[str]) -> Iterator[Mapping[str, object]]:
+def _answered(job: Job, journal: Journal, counts: Counter[str]) -> Iterator[tuple[Record, Line]]:
     """Records and answers side by side; counts the decisions on the way."""
     for record, line in zip_longest(read_records(job.source), journal):
         if record is None or line is None or record.number != line["row"]:
@@ -132,5 +119,4 @@ def _lines(job: Job, journal: Journal, counts: Counter[str]) -> Iterator[Mapping
                 f"{journal.path} does not answer {job.source} row by row: delete it to start again"
             )
         counts[line["decision"] or "error"] += 1
-        own = own_columns(record) if job.keep_columns else {}
-        yield {"row": record.number, **own, **line}
+        yield record, line

@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     on_overflow: Literal["truncate", "reject"] = Field(
         "truncate", description="What happens to an over-long input: cut, or answered with 422."
     )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Longest input, template and cue included, where the adapter takes longer "
+        "ones: those are answered with 422.",
+    )
 
     max_queue_requests: int = Field(512, ge=1, description="Inputs that may wait.")
     max_queue_rows: int = Field(65_536, ge=1, description="Packed rows that may wait.")

@@ -105,9 +105,19 @@ def test_the_gpu_overlay_asks_for_a_gpu_and_changes_nothing_else_of_the_containe
     (plain,) = resource("deployment")["spec"]["template"]["spec"]["containers"]
 
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert container["env"] == [{"name": "DALORRA_DEVICE", "value": "cuda"}]
+    device = {"name": "DALORRA_DEVICE", "value": "cuda"}
+    assert [one for one in container["env"] if one not in plain["env"]] == [device]
     changed = {key for key in container if container[key] != plain.get(key)}
     assert changed == {"env", "image", "resources"}
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/gpu"])
+def test_a_pod_computes_on_as_many_threads_as_it_asks_for_cores(folder: str):
+    (deployment,) = [one for one in rendered(folder) if one["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (threads,) = [one for one in container["env"] if one["name"] == "OMP_NUM_THREADS"]
+    assert threads["valueFrom"] == {"resourceFieldRef": {"resource": "requests.cpu"}}
+    assert container["resources"]["requests"]["cpu"] == "2"
 
 
 def test_every_resource_of_the_base_is_in_its_kustomization():

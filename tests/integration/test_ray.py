@@ -47,8 +47,7 @@ def cluster(tmp_path_factory) -> Iterator[None]:
             ray.shutdown()
 
 
-def test_ray_data_answers_as_one_process_does(cluster, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("dalorra.scoring.run.WINDOW_RECORDS", 10)
+def test_ray_data_answers_as_one_process_does(cluster, folders, tmp_path):
     adapter, base = folders
     source = tmp_path / "in.jsonl"
     texts = [f"{SENTENCES[n % 4]} {n * n}" for n in range(95)]
@@ -60,7 +59,8 @@ def test_ray_data_answers_as_one_process_does(cluster, folders, tmp_path, monkey
         "on Ray": on_ray(load, workers=2),
     }.items():
         out = tmp_path / f"{name}.jsonl"
-        score_file(Job.for_adapter(read_adapter(adapter), source, out, names={}), answers)
+        job = Job.for_adapter(read_adapter(adapter), source, out, names={}, batch_rows=320)
+        score_file(job, answers)
         scored[name] = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["sentence"] for line in scored["on Ray"]] == texts
     for here, there in zip(scored["locally"], scored["on Ray"], strict=True):

@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from dalorra.errors import ConfigError
 from dalorra.labels import LabelsBy
 from dalorra.prompts import PromptFormat
+from dalorra.tables import Unreadable
+from training.tasks.chat import CHAT, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,11 @@ class Task(BaseModel):
     Attributes:
         name: also the folder that holds its local files.
         description: one line.
-        template: prompt with named fields, without its constant tail.
-        answer_cue: that constant tail; an encoder has no use for it, and does not see it.
+        template: prompt with named fields, without its constant tail; or `chat`.
+        messages: of a chat, which the base model's own chat template renders; the last is the
+            user's.
+        answer_cue: that constant tail; in a chat, what follows the template's own beginning of an
+            answer, and may be absent. An encoder has no use for it, and does not see it.
         labels: label name → the text that answers so, in order; or a list of names.
         labels_by: see `dalorra.labels`.
         columns: field → column of the data, where they differ.
@@ -90,6 +95,7 @@ class Task(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
     template: str
+    messages: tuple[Message, ...] = ()
     answer_cue: str | None = Field(default=None, min_length=1)
     labels: Labels
     labels_by: LabelsBy = Field(default="auto", exclude_if=lambda value: value == "auto")
@@ -105,6 +111,10 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.template == CHAT) != bool(self.messages):
+            raise ValueError("a chat has both: `template: chat` and messages")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError("the last of the messages must be the user's")
         fields = self.prompt_format.fields
         if self.members and fields != ("prompt",):
             raise ValueError("a mixture's template has exactly one field, {prompt}")
@@ -120,9 +130,9 @@ class Task(BaseModel):
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
-        """Template, cue and labels, as an adapter stores them."""
+        """Template, cue and labels, as an adapter stores them; of a chat, without its markup."""
         return PromptFormat(
-            template=self.template,
+            template="\n".join(turn.content for turn in self.messages) or self.template,
             answer_cue=self.answer_cue,
             labels=self.labels,
             labels_by=self.labels_by,
@@ -210,9 +220,12 @@ def _texts_and_keys(cell: object) -> tuple[list[str] | None, list[str]]:
 def _cell(record: Mapping[str, object], column: str, where: str) -> object:
     if column not in record:
         raise ConfigError(f"{where}: no column {column!r}; it has {_listed(record)}")
-    if record[column] is None:
+    value = record[column]
+    if value is None:
         raise ConfigError(f"{where}: column {column!r} is empty, expected a value")
-    return record[column]
+    if isinstance(value, Unreadable):
+        raise ConfigError(f"{where}: column {column!r} {value.problem}")
+    return value
 
 
 def _text(record: Mapping[str, object], column: str, where: str) -> str:

@@ -2,8 +2,9 @@
 
 On a CPU PyTorch's fused kernel is faster than plain products where there is AMX
 (`benchmarks.attention`) and slower in bfloat16 where there is none; its backward is mostly slower
-in bfloat16 on both. Plain products go over blocks of query rows, see no key that they must hide,
-and take all query heads that share a key head as one.
+in bfloat16 on both. Plain products go over blocks of query rows, so that scores take little memory
+however many keys there are, and take all query heads that share a key head as one; causal ones see
+no key that they must hide.
 """
 
 from typing import Final
@@ -15,35 +16,42 @@ from torch import Tensor
 from dalorra.hardware import has_amx
 
 _BLOCK: Final = 64  # query rows whose scores stay in the processor's cache
+_SCORES: Final = 1 << 18
+"""Scores of each head that are computed at once where that is more than a block of rows."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Each row attends to itself and to the rows before it.
+    """The rows are those of the last keys: each attends to its own and to all keys before it.
 
     Args:
         query: `[B, heads, rows, head_dim]`.
-        key: `[B, kv_heads, rows, head_dim]`.
+        key: `[B, kv_heads, keys, head_dim]`, as many keys as rows, or more.
         value: like `key`.
 
     Returns:
         `[B, heads, rows, head_dim]`.
     """
-    if _fused(query):
+    if not _fused(query):
+        return causal_by_products(query, key, value)
+    rows, keys = query.shape[2], key.shape[2]
+    if rows == keys:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    return causal_by_products(query, key, value)
+    visible = torch.ones((1, 1, rows, keys), dtype=torch.bool, device=query.device)
+    return masked_attention(query, key, value, layer_mask(visible.tril_(keys - rows), query))
 
 
 def causal_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`causal_attention` by plain products, one block of query rows after the other."""
-    rows = query.shape[2]
+    rows, before = query.shape[2], key.shape[2] - query.shape[2]
     mask = torch.ones((_BLOCK, _BLOCK), dtype=torch.bool).tril()
     blocks = []
     for start in range(0, rows, _BLOCK):
         end = min(start + _BLOCK, rows)
-        visible = F.pad(mask[: end - start, : end - start], (start, 0), value=True)
+        seen = before + end
+        visible = F.pad(mask[: end - start, : end - start], (before + start, 0), value=True)
         blocks.append(
             grouped_attention(
-                query[:, :, start:end], key[:, :, :end], value[:, :, :end], visible[None, None]
+                query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], visible[None, None]
             )
         )
     return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
@@ -67,7 +75,18 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) ->
     """Each row attends to the keys that the mask, from `layer_mask`, shows it."""
     if _fused(query):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-    return grouped_attention(query, key, value, mask)
+    return masked_by_products(query, key, value, mask)
+
+
+def masked_by_products(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float | None = None
+) -> Tensor:
+    """`grouped_attention`, one block of query rows after the other where there are many keys."""
+    step = max(_SCORES // max(key.shape[2], 1), _BLOCK)
+    if query.shape[2] <= step:
+        return grouped_attention(query, key, value, visible, scale)
+    parts = zip(query.split(step, dim=2), visible.split(step, dim=2), strict=True)
+    return torch.cat([grouped_attention(q, key, value, v, scale) for q, v in parts], dim=2)
 
 
 def grouped_attention(

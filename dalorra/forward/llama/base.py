@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalorra.adapter.layer import StochasticLoraLinear
+from dalorra.base.families import family_of, head_width
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.projection import (
     ALL_ROWS,
@@ -34,11 +35,14 @@ class Layer(Generic[P]):
 
     Attributes:
         input_norm, mlp_norm: weights `[d]` float32.
+        head_norms: of the heads of query and key, `[heads + kv_heads, 1, w]` float32; None where
+            they have none.
         attention: query, key and value: one projection, or two in the last layer.
         output, gate, up, down: the other projections.
     """
 
     input_norm: Tensor
+    head_norms: Tensor | None
     attention: tuple[P, ...]
     output: P
     mlp_norm: Tensor
@@ -55,6 +59,7 @@ class Layer(Generic[P]):
         """The same layer with every projection changed."""
         return Layer(
             input_norm=self.input_norm,
+            head_norms=self.head_norms,
             attention=tuple(change(projection) for projection in self.attention),
             output=change(self.output),
             mlp_norm=self.mlp_norm,
@@ -64,12 +69,17 @@ class Layer(Generic[P]):
         )
 
 
+AdaptedLayer = Layer[FusedProjection]
+"""Of one adapter's forward."""
+
+
 class ArrangedLlama:
     """A base model arranged for packed rows.
 
     Args:
-        causal_lm: LlamaForCausalLM in evaluation mode; an adapter that is attached to it is left
-            out. Its projections become views of fused weights; their values stay.
+        causal_lm: of one of `families.LANGUAGE_MODELS`, in evaluation mode; an adapter that is
+            attached to it is left out. Its projections become views of fused weights; their values
+            stay.
         prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
         record: of short forwards, for `RecordedNetwork`; None: none is recorded.
     """
@@ -92,12 +102,18 @@ class ArrangedLlama:
         self._eps = float(config.rms_norm_eps)
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
-        self._width = int(trunk.layers[0].self_attn.head_dim)
+        self._width = head_width(causal_lm)
         last = len(trunk.layers) - 1
-        prepack = can_prepack(self.head_weight)
+        prepack, normed = can_prepack(self.head_weight), family_of(causal_lm).head_norms
         with torch.no_grad():
             self.layers = [
-                _arrange(layer, f"model.layers.{i}", prepack=prepack, separate_query=i == last)
+                _arrange(
+                    layer,
+                    f"model.layers.{i}",
+                    prepack=prepack,
+                    separate_query=i == last,
+                    head_norms=self._head_norms(layer) if normed else None,
+                )
                 for i, layer in enumerate(trunk.layers)
             ]
 
@@ -115,6 +131,15 @@ class ArrangedLlama:
     def dtype(self) -> torch.dtype:
         """What they are stored in."""
         return self.head_weight.dtype
+
+    def room_for(self, tokens: int) -> Tensor:
+        """Where keys and values of one sequence go, `[layers, 2, 1, kv_heads, tokens, head_dim]`.
+
+        Args:
+            tokens: of the sequence.
+        """
+        shape = (len(self.layers), 2, 1, self._kv_heads, tokens, self._width)
+        return self.head_weight.new_empty(shape)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """The head of the residual stream, `[B, rows, d]` float32."""
@@ -134,30 +159,32 @@ class ArrangedLlama:
         cos, sin = self._rotary_embedding(self.head_weight, position_ids)
         return cos[:, None], sin[:, None]
 
-    def query(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def query(self, layer: AdaptedLayer, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`[B, rows, heads · w]` → rotated query, `[B, heads, rows, w]`."""
-        return _rotate(self._heads_of(q), cos, sin)
+        return self._placed(layer, self._heads_of(q), 0, cos, sin)
 
-    def key_value(self, kv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def key_value(
+        self, layer: AdaptedLayer, kv: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """`[B, rows, 2 kv_heads · w]` → rotated key, value."""
         key, value = self._heads_of(kv).chunk(2, dim=1)
-        return _rotate(key, cos, sin), value
+        return self._placed(layer, key, self._heads, cos, sin), value
 
     def query_key_value(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor
+        self, layer: AdaptedLayer, qkv: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`[B, rows, (heads + 2 kv_heads) · w]` → rotated query, rotated key, value."""
         heads = self._heads_of(qkv)
-        rotated = _rotate(heads[:, : self._heads + self._kv_heads], cos, sin)
+        placed = self._placed(layer, heads[:, : self._heads + self._kv_heads], 0, cos, sin)
         return (
-            rotated[:, : self._heads],
-            rotated[:, self._heads :],
+            placed[:, : self._heads],
+            placed[:, self._heads :],
             heads[:, self._heads + self._kv_heads :],
         )
 
     def after_attention(
         self,
-        layer: Layer[FusedProjection],
+        layer: AdaptedLayer,
         x: Tensor,
         attended: Tensor,
         noise: Sequence[RankNoise | None],
@@ -180,6 +207,22 @@ class ArrangedLlama:
             h = F.silu(layer.gate(h, noise[1], rows)) * layer.up(h, noise[2], rows)
         return layer.down(h, noise[3], rows, plus=x)
 
+    def _placed(
+        self, layer: AdaptedLayer, x: Tensor, first: int, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """Heads from the `first` on, normed where the family does so, and rotated."""
+        if layer.head_norms is not None:
+            weight = layer.head_norms[first : first + x.shape[1]]
+            x = (F.rms_norm(x.float(), (self._width,), eps=self._eps) * weight).to(x.dtype)
+        return _rotate(x, cos, sin)
+
+    def _head_norms(self, layer: Any) -> Tensor:
+        """See `Layer`."""
+        query, key = (
+            norm.weight.float() for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm)
+        )
+        return torch.cat([query.repeat(self._heads, 1, 1), key.repeat(self._kv_heads, 1, 1)])
+
     def _heads_of(self, x: Tensor) -> Tensor:
         """`[B, rows, n · head_dim]` → `[B, n, rows, head_dim]`."""
         heads: Tensor = x.unflatten(-1, (-1, self._width))
@@ -187,7 +230,7 @@ class ArrangedLlama:
 
 
 def _arrange(
-    layer: Any, name: str, *, prepack: bool, separate_query: bool
+    layer: Any, name: str, *, prepack: bool, separate_query: bool, head_norms: Tensor | None
 ) -> Layer[BaseProjection]:
     def fused(*parts: str) -> BaseProjection:
         linears = {f"{name}.{part}": _base(layer.get_submodule(part)) for part in parts}
@@ -196,6 +239,7 @@ def _arrange(
     q, k, v = (f"self_attn.{part}_proj" for part in "qkv")
     return Layer(
         input_norm=layer.input_layernorm.weight.detach().float(),
+        head_norms=head_norms,
         attention=(fused(q), fused(k, v)) if separate_query else (fused(q, k, v),),
         output=fused("self_attn.o_proj"),
         mlp_norm=layer.post_attention_layernorm.weight.detach().float(),

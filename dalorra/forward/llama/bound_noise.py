@@ -1,7 +1,7 @@
 """A bank's noise, arranged once for the fused projections that it acts on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -19,7 +19,7 @@ Noise = Sequence[RankNoise | None]
 """One per projection of a layer, None where nothing is adapted."""
 
 _KEPT: Final = 64
-"""Arrangements that are kept: a prompt that is too long for one forward splits M its own way."""
+"""Arrangements that are kept: under `all_tokens` a long prompt splits M its own way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +43,12 @@ class ForwardNoise:
         """The first layer with a stochastic product; the number of layers when there is none."""
         noisy = (i for i, noise in enumerate(self.layers) if any(n is not None for n in noise))
         return next(noisy, len(self.layers))
+
+    @property
+    def none(self) -> "ForwardNoise":
+        """Of the frozen base alone, which is the same under every sample."""
+        layers = [[None] * len(noise) for noise in self.layers]
+        return replace(self, samples=1, layers=layers)
 
 
 class BoundNoise:

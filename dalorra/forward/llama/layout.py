@@ -9,7 +9,7 @@ whose keys and values are known already has keys, but no rows:
 
 **`all_tokens`** (`SequenceLayout`), each prompt with its tail a sequence of its own under every
 sample. Rows are `[L, rows, d]`: L is 1 below the first stochastic product and M above it. Attention
-sees `[L · B, T, …]`.
+sees `[L · B, T, …]`. A sequence that is read in pieces has keys, but no rows, of those before.
 
 Prefixes, prompts and sequences are padded on the right, where no row looks. Rows are slots, unless
 prompts of several lengths are joined (`Slots`). Norms and products treat every row alike, so
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dalorra.forward.llama.attention import causal_attention, layer_mask, masked_attention
@@ -231,8 +232,9 @@ class SequenceLayout:
         ends: `[B, A]`, the slots of each sequence that are read off.
         end_rows: `[B·A]`, their rows.
         cos, sin: rotary embedding, `[1, 1, T, head_dim]`; behind a cue with a trie `[B, 1, T, …]`.
-        visible: `[B, 1, T, T]` bool, which keys each row sees; None: plain causal attention.
+        visible: `[B, 1, T, C + T]` bool, which keys each row sees; None: plain causal attention.
         slots: of joined rows.
+        before: C, keys without rows, the same number for each.
     """
 
     ends: Tensor
@@ -241,14 +243,15 @@ class SequenceLayout:
     sin: Tensor
     visible: Tensor | None
     slots: Slots | None
+    before: int
 
     @classmethod
-    def of(cls, prompts: StagedPrompts, rotary: Rotary) -> Self:
+    def of(cls, prompts: StagedPrompts, rotary: Rotary, before: int = 0) -> Self:
         """Lays out prompts that were staged for `all_tokens`, on their device."""
         nodes, longest = prompts.tail.nodes, prompts.longest
         lengths = prompts.lengths.clamp_min(1 + nodes)
         slot = torch.arange(longest, device=lengths.device)
-        cos, sin = rotary(_positions(prompts, slot) if nodes else slot[None])
+        cos, sin = rotary(before + (_positions(prompts, slot) if nodes else slot[None]))
         rows = prompts.ids.numel()
         starts = prompts.starts.clamp_max(rows - 1 - nodes)  # of an empty prompt at the end
         answers = torch.arange(-1 - nodes, 0, device=lengths.device)
@@ -257,8 +260,9 @@ class SequenceLayout:
             end_rows=((starts + lengths)[:, None] + answers).flatten(),
             cos=cos,
             sin=sin,
-            visible=_seen_in_sequence(prompts, slot) if nodes else None,
+            visible=_seen_in_sequence(prompts, slot, before) if nodes else None,
             slots=Slots.of(prompts.lengths, rows, longest) if prompts.joined else None,
+            before=before,
         )
 
     def spread(self, x: Tensor) -> Tensor:
@@ -292,10 +296,10 @@ class SequenceLayout:
         return cos.repeat(samples, 1, 1)[:, None], sin.repeat(samples, 1, 1)[:, None]
 
     def last_visible(self, samples: int) -> Tensor:
-        """Which keys these rows see, `[M · B, 1, A, T]`, as `layer_mask` has it."""
+        """Which keys these rows see, `[M · B, 1, A, C + T]`, as `layer_mask` has it."""
         if self.visible is None:
-            slot = torch.arange(self.cos.shape[2], device=self.ends.device)
-            seen = slot <= self.ends[:, :, None]
+            key = torch.arange(self.before + self.cos.shape[2], device=self.ends.device)
+            seen = key <= self.before + self.ends[:, :, None]
         else:
             each = torch.arange(len(self.ends), device=self.ends.device)[:, None]
             seen = self.visible[each, 0, self.ends]
@@ -311,11 +315,12 @@ def _positions(prompts: StagedPrompts, slot: Tensor) -> Tensor:
     return torch.where(in_tail < 0, slot, tail_starts + depths).clamp_min(0)
 
 
-def _seen_in_sequence(prompts: StagedPrompts, slot: Tensor) -> Tensor:
-    """The rows so far, and of those in the tail what that shows, `[B, 1, T, T]` bool."""
+def _seen_in_sequence(prompts: StagedPrompts, slot: Tensor, before: int) -> Tensor:
+    """The rows so far, and of those in the tail what that shows, `[B, 1, T, C + T]` bool."""
     t = len(prompts.tail.ids)
     in_tail = slot - (prompts.lengths[:, None] - t)  # [B, T]
     inside, place = (in_tail >= 0) & (in_tail < t), in_tail.clamp(0, t - 1)
     shown = prompts.tail.visible[place[:, :, None], place[:, None, :]]
     both = inside[:, :, None] & inside[:, None, :]
-    return ((slot[:, None] >= slot) & (shown | ~both))[:, None]
+    seen = (slot[:, None] >= slot) & (shown | ~both)
+    return F.pad(seen, (before, 0), value=True)[:, None]

@@ -10,6 +10,11 @@
 - under `all_tokens`, everything below the first stochastic product runs once for all samples;
 - in the last layer only the rows that labels are read off, at the end of a cue and in a trie, have
   a query, an output and an MLP.
+
+A sequence that is too long for one forward is read in pieces, each of which attends to the keys and
+values of those before it: under `answer_tokens` the prompt, by the frozen base, once for all
+samples, and then the tails run behind it; under `all_tokens` prompt and tail, under one sample
+after the other.
 """
 
 from collections.abc import Sequence
@@ -20,8 +25,9 @@ import torch
 from torch import Tensor
 
 from dalorra.adapter.layer import HEAD, Updates
+from dalorra.forward.batches import sample_groups
 from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
-from dalorra.forward.llama.base import ArrangedLlama, Layer
+from dalorra.forward.llama.base import AdaptedLayer, ArrangedLlama
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
 from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
 from dalorra.forward.llama.projection import FusedProjection
@@ -31,8 +37,6 @@ from dalorra.forward.network import Answers
 from dalorra.labels import Labels
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
-
-_Layer = Layer[FusedProjection]
 
 
 class PackedLlama:
@@ -131,6 +135,65 @@ class PackedLlama:
         return found
 
     @torch.inference_mode()
+    def in_pieces(self, prompt: Prompt, samples: range, budget: int) -> Answers:
+        """See `Network`; a tail is never cut, but for a cue alone under `all_tokens`."""
+        past, known, rows = None, 0, len(prompt.prompt_ids) + prompt.tail_rows
+        if self.scope == "answer_tokens":
+            past, known = self._read(prompt, samples, budget), len(prompt.prompt_ids)
+            rows -= known
+        staged, parts = self._staged([prompt], [known]), []
+        for group in sample_groups(samples, rows, budget):
+            noise = self._noise([prompt], group)
+            if past is None:
+                found = self._sequence(staged, noise, budget // len(group))
+            else:
+                found = self._answer_tokens(staged, noise, past)
+            parts.append(self._answers(*found, noise))
+        return Answers.joined(parts)
+
+    def _read(self, prompt: Prompt, samples: range, budget: int) -> Tensor:
+        """Keys and values of a prompt under the frozen base, see `room_for`."""
+        cache, ids = self._base.prefix_cache, prompt.prompt_ids
+        read = self._base.room_for(len(ids))
+        if not ids:
+            return read
+        prefix = cache.find([ids]) if cache else None
+        known = prefix.lengths[0] if prefix else 0
+        if prefix:
+            read[..., :known, :] = prefix.keys_values
+        rest = self._staged([Prompt(ids[known:], ())])
+        self._sequence(rest, self._noise([prompt], samples).none, budget, read, known)
+        if cache:
+            cache.add([ids], [known], read[..., known:, :])
+        return read
+
+    def _sequence(
+        self,
+        prompts: StagedPrompts,
+        noise: ForwardNoise,
+        tokens: int,
+        read: Tensor | None = None,
+        known: int = 0,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`_all_tokens` in pieces of so many tokens, of one prompt.
+
+        Args:
+            prompts: what is not read yet.
+            noise: of one sample, if there is more than one piece.
+            tokens: of a piece.
+            read: keys and values that are known, and room for the others.
+            known: how many are.
+        """
+        if read is None and tokens >= prompts.longest:
+            return self._all_tokens(prompts, noise)
+        read = self._base.room_for(prompts.longest) if read is None else read
+        *before, last = prompts.pieces(tokens)
+        for piece in before:
+            self._all_tokens(piece, noise, read, known)
+            known += piece.longest
+        return self._all_tokens(last, noise, read, known)
+
+    @torch.inference_mode()
     def staged_answers(self, prompts: StagedPrompts, noise: ForwardNoise) -> Answers:
         """`answers` to prompts on the device, in a form that can be recorded: no prefix cache."""
         run = self._answer_tokens if self.scope == "answer_tokens" else self._all_tokens
@@ -174,7 +237,7 @@ class PackedLlama:
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
         known = [None] * len(self._layers) if past is None else past.unbind()
         prefix = 0 if past is None else past.shape[-2]
-        answers = 1 + prompts.tail.nodes  # A
+        answers = prompts.answers
         layout = at = lay_out_cues(prompts, samples, prefix, self._base.rotary)
         if first:  # below the first stochastic product the tail is the same under every sample
             at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
@@ -194,7 +257,7 @@ class PackedLlama:
 
     def _packed_layer(
         self,
-        layer: _Layer,
+        layer: AdaptedLayer,
         x: Tensor,
         layout: CueLayout,
         noise: Noise,
@@ -205,7 +268,7 @@ class PackedLlama:
         start = layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
         qkv = layout.spread(layer.attention[0](h, noise[0], layout.tails))
-        query, key, value = self._base.query_key_value(qkv, layout.cos, layout.sin)
+        query, key, value = self._base.query_key_value(layer, qkv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = [masked_attention(query[:, :, start:], key, value, layout.visible)]
@@ -235,9 +298,10 @@ class PackedLlama:
         layer, start = self._layers[-1], layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
         ends = h.flatten(0, 1)[layout.ends]
-        query = self._base.query(layer.attention[0](ends, noise[0]), *layout.last_rotary)
+        query = layer.attention[0](ends, noise[0])
+        query = self._base.query(layer, query, *layout.last_rotary)
         kv = layout.spread(layer.attention[1](h, noise[1], layout.tails))
-        key, value = self._base.key_value(kv, layout.cos, layout.sin)
+        key, value = self._base.key_value(layer, kv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.last_visible)
@@ -245,15 +309,27 @@ class PackedLlama:
         return self._base.after_attention(layer, x, by_row(attended), noise[2:])
 
     def _all_tokens(
-        self, prompts: StagedPrompts, noise: ForwardNoise
+        self,
+        prompts: StagedPrompts,
+        noise: ForwardNoise,
+        read: Tensor | None = None,
+        known: int = 0,
     ) -> tuple[Tensor, list[Tensor]]:
         """All rows once for each sample above the first stochastic product, once below.
+
+        Args:
+            prompts: on the device.
+            noise: of all rows.
+            read: keys and values of what comes before one prompt under one sample, see `room_for`;
+                gets those of its rows.
+            known: how many are there.
 
         Returns:
             As `_states`.
         """
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
-        layout, answers = SequenceLayout.of(prompts, self._base.rotary), 1 + prompts.tail.nodes
+        layout, answers = SequenceLayout.of(prompts, self._base.rotary, known), prompts.answers
+        so_far = repeat(None) if read is None else iter(read)
         x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
         thirds: list[Tensor] = []
         for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
@@ -267,7 +343,8 @@ class PackedLlama:
             else:
                 out = layer.attention[0](h, each[0])
             cos, sin = layout.rotary(len(out))
-            query, key, value = self._base.query_key_value(layout.spread(out), cos, sin)
+            query, key, value = self._base.query_key_value(layer, layout.spread(out), cos, sin)
+            key, value = _added(next(so_far), known, key, value)
             attended = layout.collect(by_row(layout.attend(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
             if i + 1 in self._thirds:
@@ -280,12 +357,14 @@ class PackedLlama:
         h = self._base.norm(x, layer.input_norm)
         query = layer.attention[0](h[:, layout.end_rows], noises[0])  # [M, B·A, heads · head_dim]
         query = query.unflatten(1, (-1, answers)).flatten(0, 1)
-        query = self._base.query(query, *layout.last_rotary(samples))
+        query = self._base.query(layer, query, *layout.last_rotary(samples))
         kv = layout.spread(layer.attention[1](h, noises[1]))
-        key, value = self._base.key_value(kv, *layout.rotary(samples))
+        key, value = self._base.key_value(layer, kv, *layout.rotary(samples))
+        key, value = _added(next(so_far), known, key, value)
         attended = by_row(masked_attention(query, key, value, layout.last_visible(samples)))
         ends = x[:, layout.end_rows]
-        out = self._base.after_attention(layer, ends, attended.view_as(ends), noises[2:])
+        attended = attended.view(*ends.shape[:2], -1)  # [M, B·A, heads · head_dim]
+        out = self._base.after_attention(layer, ends, attended, noises[2:])
         states: Tensor = out.unflatten(1, (-1, answers))
         return states.transpose(0, 1), thirds
 
@@ -293,6 +372,15 @@ class PackedLlama:
 def _keep(fresh: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:
     if fresh is not None:
         fresh.append(torch.stack([key[:, :, :prompt_rows], value[:, :, :prompt_rows]]))
+
+
+def _added(read: Tensor | None, known: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts those of the rows behind the known ones `[2, B, kv_heads, …, head_dim]`; returns all."""
+    if read is None:
+        return key, value
+    end = known + key.shape[2]
+    read[0, :, :, known:end], read[1, :, :, known:end] = key, value
+    return read[0, :, :, :end], read[1, :, :, :end]
 
 
 def _after(past: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ class CachedPrefix:
 class PrefixCache:
     """A least-recently-used store of blocks, bounded in bytes. One caller at a time.
 
+    Of one prompt the blocks at its end go first: without those before them they are of no use.
+
     Args:
         max_bytes: bound on the blocks kept.
     """
@@ -80,26 +82,27 @@ class PrefixCache:
             keys_values: `[layers, 2, B, kv_heads, rows, head_dim]` of those rows.
         """
         for b, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
-            for digest, end in _digests(prompt):
+            for digest, end in reversed(list(_digests(prompt))):
                 first = end - BLOCK - start
                 if first < 0 or digest in self._blocks:
                     continue
                 block = keys_values[:, :, b, :, first : first + BLOCK].clone()
                 self._blocks[digest] = block
                 self.bytes += block.nbytes
-        while self.bytes > self.max_bytes:
-            _, dropped = self._blocks.popitem(last=False)
-            self.bytes -= dropped.nbytes
+                while self.bytes > self.max_bytes:
+                    _, dropped = self._blocks.popitem(last=False)
+                    self.bytes -= dropped.nbytes
 
     def _known_blocks(self, prompt: Sequence[int]) -> list[Tensor]:
-        known = []
+        known: dict[Digest, Tensor] = {}
         for digest, _ in _digests(prompt):
             block = self._blocks.get(digest)
             if block is None:
                 break
+            known[digest] = block
+        for digest in reversed(known):
             self._blocks.move_to_end(digest)
-            known.append(block)
-        return known
+        return list(known.values())
 
 
 def _digests(prompt: Sequence[int]) -> Iterator[tuple[Digest, int]]:

@@ -196,6 +196,10 @@ class RecordedNetwork:
         batch = slice(len(prompts))
         return Answers(found.probabilities[batch], found.weights, found.features[batch])
 
+    def in_pieces(self, prompt: Prompt, samples: range, budget: int) -> Answers:
+        """See `Network`; nothing is recorded."""
+        return self._network.in_pieces(prompt, samples, budget)
+
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
         """See `Network`; nothing is recorded."""
         return self._network.label_logits(prompts, samples)

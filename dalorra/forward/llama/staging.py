@@ -1,8 +1,8 @@
 """What a forward is given, brought to the device in one go, so that the host never waits for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Self
 
 import torch
@@ -90,6 +90,11 @@ class StagedPrompts:
         )
 
     @property
+    def answers(self) -> int:
+        """A, rows at the end of each tail that are read off."""
+        return 1 + self.tail.nodes
+
+    @property
     def starts(self) -> Tensor:
         """`[B]`, place of each prompt's first token in the flattened ids."""
         if self.joined:
@@ -101,6 +106,24 @@ class StagedPrompts:
         self.ids.copy_(others.ids)
         self.lengths.copy_(others.lengths)
         self.known.copy_(others.known)
+
+    def pieces(self, tokens: int) -> Iterator[Self]:
+        """Prompts of one length cut into this many tokens each; what is left comes last.
+
+        A tail with a trie, in sequences of `all_tokens`, is the last piece whatever it takes.
+        """
+        whole = len(self.tail.ids) if self.tail.nodes else 0
+        cuts = [*range(0, self.longest - whole, tokens), *([self.longest - whole] if whole else [])]
+        for start, end in pairwise([*cuts, self.longest]):
+            count = end - start
+            yield replace(
+                self,
+                ids=self.ids[:, start:end],
+                lengths=torch.full_like(self.lengths, count),
+                known=self.known + start,
+                tail=self.tail if end == self.longest else tail_of((), None),
+                longest=count,
+            )
 
     def padded(self, batch: int, tokens: int, longest: int) -> Self:
         """With empty prompts up to B = `batch`, and padding.

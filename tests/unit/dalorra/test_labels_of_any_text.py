@@ -39,12 +39,14 @@ def test_it_is_saved_loaded_checked_and_answers(scope, tmp_path):
         step()
 
 
-def test_a_row_budget_below_one_sample_changes_nothing(tmp_path):
+@SCOPES
+@pytest.mark.parametrize("budget", [5, 30])
+def test_reading_a_prompt_in_pieces_changes_nothing(budget, scope, tmp_path):
     base = tiny_base()
-    adapter = read_adapter(save_tiny_adapter(tmp_path / "adapter", base, prompt=BY_TRIE))
+    adapter = read_adapter(save_tiny_adapter(tmp_path / "adapter", base, scope, prompt=BY_TRIE))
     with attached(adapter, base) as model:
         predictor = Predictor.of(adapter, base, model)
-        small = Predictor.of(adapter, base, model, row_budget=30)
+        small = Predictor.of(adapter, base, model, row_budget=budget)
     prompts = [predictor.encode(sentence) for sentence in SENTENCES]
     for found, expected in zip(small.predict(prompts), predictor.predict(prompts), strict=True):
         assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)

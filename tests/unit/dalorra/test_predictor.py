@@ -72,23 +72,27 @@ def test_every_row_budget_gives_the_same_answers_and_is_kept(
     split.batching = Batching(row_budget, price, 1.0 if pads else 0.25, pads)
     prompts = encoded(whole)
     expected = whole.posterior_samples(prompts).by_sample
-    forwards, run = [], PackedLlama.answers
+    forwards, long = [], []
+    run, in_pieces = PackedLlama.answers, PackedLlama.in_pieces
 
-    def spy(network, group, samples):
-        forwards.append((list(group), samples))
+    def one_forward(network, group, samples):
+        forwards.append(list(group))
         return run(network, group, samples)
 
-    monkeypatch.setattr(PackedLlama, "answers", spy)
+    def several(network, prompt, samples, budget):
+        long.append(prompt)
+        return in_pieces(network, prompt, samples, budget)
+
+    monkeypatch.setattr(PackedLlama, "answers", one_forward)
+    monkeypatch.setattr(PackedLlama, "in_pieces", several)
     found = split.posterior_samples(prompts).by_sample
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    for group, samples in forwards:
-        rows = [packed_row_count(prompt, len(samples), scope) for prompt in group]
+    for group in forwards:
+        rows = [packed_row_count(prompt, 7, scope) for prompt in group]
         computed = max(rows) * len(rows) if pads else sum(rows)
-        smallest = len(group) == 1 and len(samples) == 1
-        assert computed <= row_budget or smallest
-        assert len(group) == 1 or len(samples) == 7, "only a prompt alone is split along M"
-    if row_budget == 1:
-        assert len(forwards) == 6 * 7
+        assert computed <= row_budget
+    assert all(packed_row_count(prompt, 7, scope) > row_budget for prompt in long)
+    assert len(long) + sum(map(len, forwards)) == 6
     if row_budget == 10_000 and price == 10**6:
         assert len(forwards) == 1
     if row_budget == 10_000 and price == 0:

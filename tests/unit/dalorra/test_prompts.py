@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tokenizers import AddedToken
 
 from dalorra.errors import AdapterError, InputError
 from dalorra.labels import LabelTrie
@@ -46,6 +47,36 @@ def test_fields_are_named_once_in_order_of_appearance():
 def test_a_template_without_named_fields_is_refused(template):
     with pytest.raises(ValidationError, match="template"):
         format_with(template=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{note: urgent}\n{text}", "{who!r}", "{who:}", "{text:>10}", "{a:{b}}", "{{x}} {a!s} }}"],
+)
+def test_nothing_of_a_template_is_accepted_and_then_ignored(template):
+    with pytest.raises(ValidationError, match="has more than a name inside braces"):
+        format_with(template=template)
+
+
+@pytest.mark.parametrize(
+    ("field", "better"),
+    [
+        ("Customer question", "Customer_question"),
+        ("self", "text_self"),
+        ("_text", "text"),
+        ("model_config", "text_model_config"),
+        ("model_dump_all", "text_model_dump_all"),
+        ("class", "text_class"),
+        ("größe", "gr_e"),
+        ("a" * 65, "text_" + "a" * 59),
+    ],
+)
+def test_a_field_that_no_tool_could_take_is_refused_with_one_that_it_can(field, better):
+    with pytest.raises(ValidationError) as refusal:
+        format_with(template=f"Text: {{{field}}}")
+    assert f"write {{{better}}}" in str(refusal.value)
+    assert f"`columns: {{{better}: {field}}}`" in str(refusal.value)
+    assert format_with(template=f"Text: {{{better}}}").fields == (better,)
 
 
 @pytest.mark.parametrize("changes", [{"answer_cue": ""}, {"labels": {"yes": " positive"}}])
@@ -283,6 +314,19 @@ def test_a_template_s_own_markup_is_tokenised_as_ever():
     assert PromptTokenizer(TOKENIZER, MARKED_UP).encode(fields).prompt_ids == ids(
         MARKED_UP.render(fields)
     )
+
+
+@given(claim=PIECES, text=PIECES)
+def test_a_control_token_that_takes_white_space_of_the_text_is_the_templates_own(claim, text):
+    """Some tokenizers' markup swallows the spaces and lines beside it."""
+    greedy = tiny_tokenizer()
+    markup = [AddedToken(text, rstrip=True) for text in ("<s>", "</s>")]
+    greedy.backend_tokenizer.add_special_tokens(markup)
+    beside = MARKED_UP.model_copy(update={"template": "<s>{claim}</s>{text}<s>"})
+    fields = {"claim": f" {claim}", "text": f"\n{text}a"}
+    prompt = PromptTokenizer(greedy, beside).encode(fields)
+    own = [TOKENIZER.bos_token_id, TOKENIZER.eos_token_id, TOKENIZER.bos_token_id]
+    assert [i for i in prompt.prompt_ids if i in CONTROL] == own
 
 
 def test_a_control_token_that_input_and_template_make_together_is_text():

@@ -14,7 +14,7 @@ import torch
 
 from dalorra.adapter.layer import stochastic_layers
 from dalorra.decision.predictive import Prediction
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, InputError
 from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.prefix_cache import BLOCK
 from dalorra.posteriors.bank import BankSpec
@@ -111,6 +111,21 @@ def test_the_keys_and_values_of_a_prompt_are_everyones(folders: Path) -> None:
     before = cache.tokens_found
     second.predict([second.encode(SENTENCES[1])])
     assert cache.tokens_found - before == (len(prompt.prompt_ids) - 1) // BLOCK * BLOCK > 0
+
+
+def test_between_the_service_s_limit_and_the_adapter_s_an_input_is_refused(folders: Path) -> None:
+    short, long, cut = "good", "x" * 30, "x" * 80  # the adapter takes 64 tokens
+    shared = SharedBase(tiny_base(layers=3), max_tokens=40)
+    limited = shared.bind(shared.read(folders / "plain"))
+    assert limited.max_tokens == 40
+    assert limited.encode(short).tokens < 40
+    for text in (long, cut):
+        with pytest.raises(InputError, match="the limit is 40"):
+            limited.encode(text)
+    above = SharedBase(tiny_base(layers=3), max_tokens=1_000)
+    own = above.bind(above.read(folders / "plain"))
+    assert own.max_tokens == 64
+    assert own.encode(cut).truncated
 
 
 def test_one_base_in_memory_and_little_for_each_adapter(folders: Path) -> None:

@@ -67,7 +67,7 @@ async def test_the_fields_are_the_adapters():
         ({"sentence": ""}, "invalid_input", "empty"),
         ({}, "invalid_input", "fields"),
         ({"text": "a"}, "invalid_input", "fields"),
-        ({"sentence": ["a"]}, "invalid_input", "string"),
+        ({"sentence": ["a"]}, "invalid_input", "send sentence as a string"),
         ({"sentence": "☠"}, "inference_failed", "failed"),
     ],
 )

@@ -6,12 +6,19 @@ from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
 from dalorra.posteriors.bank import MaskBank
 from tests.tiny import tiny_adapter, tiny_base, tiny_prompts
+from tests.tiny_families import FAMILIES, base_of
+from training import attention
 from training.attention import NAME, differentiable_attention
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
-def test_logits_and_gradients_are_those_of_the_fused_kernel(scope):
-    base = tiny_base()
+def test_logits_and_gradients_are_those_of_the_fused_kernel(scope, family, again, monkeypatch):
+    if again:
+        monkeypatch.setattr(attention, "_KEPT", 0)
+        monkeypatch.setattr(attention, "_BLOCK", 7)
+    base = base_of(family, layers=2)
     model = tiny_adapter(base)
     rows = pack(tiny_prompts(base), range(2), scope)
     bank = MaskBank(torch.rand((2, 5, 4), generator=torch.Generator().manual_seed(0)))

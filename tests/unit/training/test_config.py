@@ -85,6 +85,42 @@ def test_an_impossible_value_is_refused_by_name(write, changes, field):
         read_config(write(MINIMAL | changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"optimizer": {"step": 3}},
+            "optimizer.step: there is no such setting; did you mean steps",
+        ),
+        (
+            {"optimiser": {"steps": 3}},
+            "optimiser: there is no such setting; did you mean optimizer",
+        ),
+        ({"task": TASK | {"templat": "x"}}, "task.templat: there is no such setting; did you mean"),
+        ({"task": TASK | {"hub": {"idd": "x"}}}, "task.hub.idd: there is no such setting; did you"),
+        (
+            {"method": {"priors": 0.3}},
+            "method.priors: there is no such setting; did you mean prior",
+        ),
+        (
+            {"method": {"name": "mle", "rho": 1}},
+            "method.rho: there is no such setting; known: name, samples, noise_per",
+        ),
+        ({"bank": {"sample": 4}}, "bank.sample: there is no such setting; did you mean samples?"),
+        ({"data": {"calibration": 1.0}}, "data.calibration: Input should be less than 1"),
+        ({"task": TASK | {"labels": {"a": [1]}}}, "task.labels.a: Input should be a valid string"),
+        ({"adapter": {"modules": ["q", 3]}}, "adapter.modules.1: Input should be a valid string"),
+        ({"adapter": {"modules": "q"}}, "adapter.modules: should be a list"),
+        ({"task": 3}, "task: should be a section: `name: value` lines"),
+    ],
+)
+def test_a_message_speaks_of_the_file_alone(write, changes, sentence):
+    path = write(MINIMAL | changes)
+    with pytest.raises(ConfigError) as refused:
+        read_config(path)
+    assert str(refused.value).startswith(f"{path}: {sentence}")
+
+
 @pytest.mark.parametrize("field", MINIMAL)
 def test_a_missing_field_is_named(write, field):
     content = {key: value for key, value in MINIMAL.items() if key != field}

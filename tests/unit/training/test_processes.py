@@ -74,6 +74,14 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
         process.wait(MINUTES)
 
 
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 3 * MINUTES
+    while not file.exists():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def log_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -118,6 +126,21 @@ def launch_refused(path: str) -> bool:
     return process.returncode != 0 and errors.count("holds a run already") == 1
 
 
+def test_sigterm_saves_says_how_to_resume_and_ends_as_shells_expect(configure, tmp_path):
+    config = str(configure("long", optimizer={"steps": 100_000}, evaluation={"every": 1000}))
+    process = command(*TRAIN, config)
+    wait_for(tmp_path / "long" / "log.jsonl", process)  # the first entry comes at step 100
+    process.send_signal(signal.SIGTERM)
+    _, errors = finish(process)
+    (checkpoint,) = (tmp_path / "long" / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert errors.endswith(
+        f"error: training stopped after step {step}; {tmp_path / 'long'} keeps it: go on with "
+        "--resume\n"
+    )
+    assert process.returncode == 128 + signal.SIGTERM == 143
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(15 * MINUTES)
 def test_ctrl_c_stops_both_processes_with_a_checkpoint(configure, tmp_path):
@@ -125,11 +148,7 @@ def test_ctrl_c_stops_both_processes_with_a_checkpoint(configure, tmp_path):
     config = configure("long", optimizer={"steps": 100_000}, evaluation={"every": every})
     process = launch(str(config))
     log = tmp_path / "long" / "log.jsonl"
-    deadline = time.monotonic() + 3 * MINUTES
-    while not log.exists():  # the first entry comes at step 300
-        assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(log, process)  # the first entry comes at step 300
     process.send_signal(signal.SIGINT)
     _, errors = finish(process)
     assert "SIGKILL" not in errors

@@ -8,7 +8,8 @@ from transformers import DynamicCache
 from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
 from dalorra.forward.reference import CACHE_ARGUMENT
 from dalorra.prompts import Prompt, PromptTokenizer
-from tests.tiny import FORMAT, tiny_adapter, tiny_base, tiny_prompts
+from tests.tiny import FORMAT, random_prompts, tiny_adapter, tiny_base, tiny_prompts
+from training import prompt_cache
 from training.methods import Dalorra
 from training.objective import Objective
 from training.prompt_cache import PromptCache
@@ -85,6 +86,29 @@ def test_keys_and_values_are_those_of_the_base_alone_padded_on_the_left(model):
                 torch.testing.assert_close(layer.keys[b, :, real], expected.keys[0])
                 torch.testing.assert_close(layer.values[b, :, real], expected.values[0])
                 assert not layer.keys.requires_grad
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20, 40, 100])
+def test_pieces_of_long_prompts_are_the_whole(model, rows, monkeypatch):
+    prompts = random_prompts((45, 9, 10, 30), 3)
+    whole = PromptCache(2**30).past(model, prompts)
+    monkeypatch.setattr(prompt_cache, "ROWS", rows)
+    computed, trunk = [], model.get_base_model().model
+    hook = trunk.register_forward_pre_hook(lambda _, ids: computed.append(ids[0].numel()))
+    for draws in (4, 100):  # none are kept; all of them
+        cache = PromptCache(2**30)
+        cache.plan(model, prompts, draws)
+        computed.clear()
+        in_pieces = cache.past(model, prompts)
+        assert max(computed) <= rows
+        for found, expected in zip(in_pieces.layers, whole.layers, strict=True):
+            for b, prompt in enumerate(prompts):
+                real = slice(45 - len(prompt.prompt_ids), None)
+                for one, other in ((found.keys, expected.keys), (found.values, expected.values)):
+                    torch.testing.assert_close(
+                        one[b, :, real], other[b, :, real], rtol=1e-5, atol=1e-5
+                    )
+    hook.remove()
 
 
 def test_no_deprecated_name_is_used_for_the_keys_and_values(model):

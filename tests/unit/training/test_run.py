@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dalorra.adapter.directory import adapter_digest, read_adapter
 from dalorra.base.model import load_base_model
 from dalorra.decision.policy import Policy
-from dalorra.errors import ConfigError
+from dalorra.errors import ConfigError, Interrupted
 from dalorra.predictor import Predictor
 from training.config import read_config
 from training.objective import Loss, Objective
@@ -55,6 +55,10 @@ def at_loss(monkeypatch) -> Callable[[int, Callable[[], object]], None]:
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
 
 
 def crash() -> None:
@@ -240,15 +244,45 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(
     assert scores[0] == scores[1]
 
 
+SIGNALS = {signal.SIGINT: interrupt, signal.SIGTERM: terminate}
+
+
+def checkpoints_of(folder: Path) -> set[int]:
+    return {
+        int(path.name.removeprefix("checkpoint-")) for path in (folder / "checkpoints").iterdir()
+    }
+
+
 @pytest.mark.parametrize("at", [1, 3])
-def test_ctrl_c_leaves_a_checkpoint_of_the_step_that_ran(configure, tmp_path, at_loss, at):
-    before = signal.getsignal(signal.SIGINT)
-    at_loss(at, interrupt)
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_leaves_a_checkpoint_of_the_step_that_ran(
+    configure, tmp_path, at_loss, at, signum
+):
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    at_loss(at, SIGNALS[signum])
     # No line has been logged when the first step ends: the figure must do without.
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as stopped:
         run(configure(optimizer={"steps": 60}, evaluation={"every": 30}))
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"checkpoint-{at}"]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert str(stopped.value) == (
+        f"training stopped after step {at}; {tmp_path / 'run'} keeps it: go on with --resume"
+    )
+    assert stopped.value.signum == signum
+    assert checkpoints_of(tmp_path / "run") == {at}
+    assert {each: signal.getsignal(each) for each in SIGNALS} == before
+
+
+def test_no_checkpoint_is_older_than_a_kill_may_cost(
+    configure, tmp_path, no_figures, at_loss, monkeypatch
+):
+    unbroken = run(configure("unbroken", evaluation={"every": 6}))
+    assert checkpoints_of(tmp_path / "unbroken") == {6}
+    monkeypatch.setattr("training.trainer.SAVE_SECONDS", 0.0)
+    at_loss(4, crash)
+    path = configure("broken", evaluation={"every": 6})
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(path)
+    assert checkpoints_of(tmp_path / "broken") == {2, 3}
+    assert adapter_digest(run(path, resume=True)) == adapter_digest(unbroken)
 
 
 def test_a_second_ctrl_c_stops_at_once(configure, tmp_path, at_loss, no_figures):
@@ -286,6 +320,51 @@ def test_a_folder_with_a_run_is_not_overwritten_and_not_mixed(configure, tmp_pat
     with pytest.raises(ConfigError, match="holds a run with another configuration"):
         run(path, resume=True, **{"optimizer.steps": "2"})
     assert adapter_digest(adapter) == digest
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_its_folder_free(
+    configure, tmp_path, no_figures, at_loss, resume
+):
+    unbroken = run(configure("unbroken", optimizer={"steps": 2}))
+    at_loss(1, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(configure())
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "nll": 9}\n')
+    # What made it fail may have been its configuration.
+    again = run(configure(optimizer={"steps": 2}), resume=resume)
+    assert adapter_digest(again) == adapter_digest(unbroken)
+    assert [entry["step"] for entry in log_of(tmp_path / "run") if "nll" in entry] == [1, 2]
+
+
+def test_a_checkpoint_or_a_line_whose_writing_a_kill_cut_does_not_count(
+    configure, tmp_path, no_figures, at_loss
+):
+    unbroken = run(configure("unbroken"))
+    at_loss(5, crash)
+    path = configure("broken")
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(path)
+    folder = tmp_path / "broken"
+    (folder / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "ls')
+    assert adapter_digest(run(path, resume=True)) == adapter_digest(unbroken)
+    assert evaluations(folder) == evaluations(tmp_path / "unbroken")
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(configure, tmp_path, no_figures, at_loss):
+    path = configure(optimizer={"steps": 2})
+    refusals = []
+
+    def second() -> None:
+        with pytest.raises(ConfigError) as refused:
+            run(path)
+        refusals.append(str(refused.value))
+
+    at_loss(1, second)
+    run(path)
+    assert refusals == [f"{tmp_path / 'run'} holds a run that is under way"]
 
 
 def test_resume_in_an_empty_folder_starts(configure, no_figures):

@@ -129,13 +129,32 @@ def test_a_policy_that_names_the_adapter_is_read(tmp_path):
     policy.save(path)
     assert read_adapter(path).policy == policy
     assert adapter_digest(path) == digest, "thresholds do not change an answer"
-    assert predictor_on(path, tiny_base()).policy == policy
+    predictor = predictor_on(path, tiny_base())
+    assert predictor.policy == policy.served_in(predictor.precision)
 
 
 def test_without_a_policy_nothing_is_accepted(tmp_path):
     path = save_tiny_adapter(tmp_path / "adapter", tiny_base())
     predictor = predictor_on(path, tiny_base())
-    assert predictor.policy == Policy.never(predictor.card.digest)
+    never = Policy.never(predictor.card.digest)
+    assert predictor.policy == never.served_in(predictor.precision)
+
+
+def test_a_promise_that_was_tested_in_another_precision_is_void(tmp_path):
+    path = save_tiny_adapter(tmp_path / "adapter", tiny_base())
+    tested = Policy(
+        min_probability=0.5,
+        max_variance=0.25,
+        source="a test",
+        target_error=0.05,
+        confidence=0.95,
+        precisions=("bfloat16 on cuda",),
+        adapter_digest=adapter_digest(path),
+    )
+    tested.save(path)
+    policy = predictor_on(path, tiny_base()).policy
+    assert policy.never_accepts
+    assert "tested in bfloat16 on cuda, and this is float32 on cpu" in policy.source
 
 
 @pytest.mark.parametrize("name", DIGESTED_FILES)

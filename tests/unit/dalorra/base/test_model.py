@@ -15,11 +15,13 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file, save_file
 
 from dalorra.base import model as module
+from dalorra.base.families import too_long
 from dalorra.base.model import choose_dtype, load_base_model, weight_digest
 from dalorra.errors import BaseModelError
 from dalorra.hardware import has_amx, multiplies_bfloat16
 from tests.tiny import tiny_llama, tiny_tokenizer
 from tests.tiny_encoder import KINDS, tiny_encoder, tiny_encoder_base, tiny_encoder_folder
+from tests.tiny_families import FAMILIES, WINDOW, base_of, folder_of, tiny_of
 
 EMBEDDING = "model.embed_tokens.weight"
 FUSED = "scaled_dot_product_attention"
@@ -122,8 +124,40 @@ def test_digest_is_stable():
 
 def test_refuses_another_architecture(copy):
     edit_config(copy, model_type="gpt2", architectures=["GPT2LMHeadModel"])
-    with pytest.raises(BaseModelError, match=r"is of type 'gpt2'.*LlamaForCausalLM"):
+    with pytest.raises(BaseModelError, match=r"is of type 'gpt2'; what works is .*Qwen3 \(qwen3\)"):
         load_base_model(str(copy))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loads_a_model_of_every_family(family, tmp_path):
+    base = load_base_model(str(folder_of(family, tmp_path)), device="cpu", dtype="float32")
+    assert (base.kind, base.digest) == ("llama", base_of(family).digest)
+    ids = torch.tensor([[1, 2, 3, *range(40)]])
+    assert torch.equal(base.model(ids).logits, tiny_of(family)(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "gelu"}, "has the activation 'gelu'; what works is 'silu'"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "has rotary positions of type 'dynamic'; what works is default, linear, llama3, yarn",
+        ),
+    ],
+)
+def test_refuses_parts_that_the_family_does_not_have(copy, changes, message):
+    edit_config(copy, **changes)
+    with pytest.raises(BaseModelError, match=message):
+        load_base_model(str(copy))
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "window" in name])
+def test_inputs_may_fill_a_sliding_window_and_no_more(family):
+    model = tiny_of(family)
+    assert too_long(model, WINDOW) is None
+    assert too_long(model, WINDOW + 1) == "reads at most 256 tokens (its sliding window), not 257"
+    assert too_long(tiny_of(family.removesuffix(" with a window")), 10 * WINDOW) is None
 
 
 def test_refuses_quantised_weights(copy):

@@ -63,6 +63,28 @@ def test_ctrl_c_says_how_to_go_on(run, reviews, tmp_path, monkeypatch):
     assert len(out.read_text().splitlines()) == 4
 
 
+def test_a_missing_column_says_how_to_name_it(run, reviews, tmp_path):
+    out = tmp_path / "scored.csv"
+    refusal = run(reviews, "--out", out)
+    assert refusal.exit_code == 2
+    assert "say which one it is: --column 'sentence=text'" in refusal.stderr
+    assert run(reviews, "--out", out, "--column", "sentence=text").exit_code == 0
+
+
+def test_a_full_disk_says_how_to_go_on(run, reviews, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    options = (reviews, "--out", tmp_path / "scored.jsonl", "--column", "sentence=text")
+    with monkeypatch.context() as patch:
+        patch.setattr("dalorra.scoring.outputs.JsonLines.write", full)
+        result = run(*options)
+    assert result.exit_code == 2
+    assert "No space left on device; " in result.stderr
+    assert "go on with --resume" in result.stderr
+    assert run(*options, "--resume").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -71,7 +93,7 @@ def test_ctrl_c_says_how_to_go_on(run, reviews, tmp_path, monkeypatch):
         (("reviews.jsonl", "--out", "x.jsonl", "-f", "a=b"), "--out goes with one FILE"),
         (("a text", "--resume"), "say with --out where its answers go"),
         (("a text", "--no-columns"), "say with --out where its answers go"),
-        (("reviews.jsonl", "--out", "x.csv"), "must end in .jsonl or .parquet"),
+        (("reviews.jsonl", "--out", "x.txt"), "must end in one of .jsonl, .csv, .parquet"),
         (("reviews.jsonl", "--out", "x.jsonl"), "reviews.jsonl cannot be read"),
         (("reviews.jsonl", "--out", "x.jsonl", "--workers", "2"), "--workers goes with --ray"),
         (("reviews.jsonl", "--out", "x.jsonl", "--column", "a=b"), "no field 'a'"),

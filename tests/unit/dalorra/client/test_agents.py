@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import json
 import weakref
+from keyword import kwlist, softkwlist
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import pytest
 from jsonschema import Draft202012Validator
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_tests.unit_tests import ToolsUnitTests
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
+from pydantic import BaseModel
 
 from dalorra.client import AsyncClient, Client, Info, Prediction, QueueFullError, Retries, langchain
 from dalorra.client.langchain import UncertainPredictTool
 from dalorra.client.langgraph import predict_node, route_by_decision
-from dalorra.client.tool import TOOL_NAME, sentence
+from dalorra.client.tool import TOOL_NAME, parameters_schema, sentence
+from dalorra.prompts import PromptFormat
 from tests.client_script import ANSWER, Script, answering, error
 from tests.fakes import FakePredictor
 from tests.serving import serving
@@ -116,14 +120,51 @@ def test_the_arguments_are_the_adapters_fields(monkeypatch: pytest.MonkeyPatch):
     assert "fact-checks" in tool.description
 
 
-@pytest.mark.parametrize("values", [{"claim": "a"}, VALUES | {"more": "x"}, VALUES | {"claim": ""}])
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"claim": "a"}, "source_text: field required"),
+        (VALUES | {"more": "x"}, "more: extra inputs are not permitted"),
+        (VALUES | {"claim": ""}, "claim: string should have at least 1 character"),
+        ({"text": "x"}, "claim: field required; source_text: field required; text: extra"),
+    ],
+)
 def test_wrong_arguments_come_back_to_the_model(
-    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], wrong: str
 ):
     script = answering()
     message = both(scripted_tool(monkeypatch, script), values)
     assert message.status == "error"
+    assert f"The arguments do not fit ({wrong}" in message.content
+    assert message.content.endswith("send claim, source_text, each as plain text.")
     assert script.requests == []
+
+
+EVERY_NAME = sorted(
+    {*dir(BaseModel), *dir(BaseTool), *kwlist, *softkwlist}
+    | {"config", "run_manager", "args", "kwargs", "callbacks", "tool_call_id", "input", "name"}
+    | {"values", "value", "type", "object", "title", "runtime", "store", "model_year"}
+)
+
+
+@pytest.mark.filterwarnings("ignore:Field name .* shadows an attribute")
+def test_every_field_that_a_template_can_have_is_an_argument(monkeypatch: pytest.MonkeyPatch):
+    taken = []
+    for name in EVERY_NAME:
+        try:
+            PromptFormat(template=f"{{{name}}}", answer_cue=":", labels={"a": "a", "b": "b"})
+        except ValueError:
+            continue
+        script = answering()
+        info = INFO.model_copy(update={"fields": (name,)})
+        tool = scripted_tool(monkeypatch, script, info=info)
+        function = convert_to_openai_tool(tool)["function"]
+        assert list(function["parameters"]["properties"]) == [name]
+        assert parameters_schema((name,))["required"] == [name]
+        assert tool.invoke(call({name: "fine"})).status == "success", name
+        assert script.bodies[0] == {"input": {name: "fine"}}
+        taken.append(name)
+    assert {"config", "json", "schema", "model_year", "args", "kwargs", "input"} <= {*taken}
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,6 @@ from tests.tiny import FORMAT
 LABELS = ("negative", "positive")
 
 
-@pytest.fixture(autouse=True)
-def windows_of_two(monkeypatch):
-    monkeypatch.setattr("dalorra.scoring.run.WINDOW_RECORDS", 2)
-
-
 @pytest.fixture
 def predictor() -> FakePredictor:
     return FakePredictor()
@@ -37,7 +32,9 @@ def job(tmp_path) -> Callable[..., Job]:
             content = "".join(json.dumps(record) + "\n" for record in content)
         source.write_bytes(content if isinstance(content, bytes) else content.encode())
         names = options.pop("names", {})
-        output = output_for(target, LABELS, source if options.get("keep_columns", True) else None)
+        own = options.pop("keep_columns", True)
+        output = output_for(target, LABELS, source if own else None)
+        options.setdefault("batch_rows", 64)  # two records in a window
         return Job(source, target, output, Columns(FORMAT, names), **options)
 
     return make

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from pyarrow import parquet
 
 from dalorra.errors import ConfigError
 from tests.task_files import EXPECTED, RECORDS, TICKETS, choice, write_records
@@ -57,7 +59,13 @@ REVIEW = {"idx": 7, "sentence": "a joy", "label": 1}
         ("x.csv", 'subject,text,queue\na,"b"c,0\n', "not CSV"),
         ("x.csv", "subject,text,queue\n", "holds no rows"),
         ("x.csv", "", "holds no rows"),
-        ("x.jsonl", b'{"subject": "\xff"}', "is not UTF-8 text"),
+        ("x.jsonl", b'{"subject": "\xff"}', "not UTF-8 text"),
+        ("x.jsonl", '{"subject": "a", "text": "b", "queue": 0, "queue": 1}', "key 'queue' twice"),
+        (
+            "x.jsonl",
+            '{"subject": {"a": 1, "a": 2}, "text": "b", "queue": 0}',
+            "column 'subject' has the key 'a' twice",
+        ),
         ("x.parquet", "no", "not a parquet file"),
         ("x.txt", "no", "must end in one of .jsonl, .json, .csv, .parquet"),
     ],
@@ -89,6 +97,18 @@ def test_a_wrong_choice_is_named(tmp_path, record, message):
         load_examples("arc_easy", "test", path)
     assert message in str(refusal.value)
     assert "row 2" in str(refusal.value)
+
+
+def test_a_column_that_the_task_does_not_ask_for_stops_nothing(tmp_path):
+    far = pa.array([1, 2**62], pa.timestamp("us"))
+    table = pa.Table.from_pylist(RECORDS).append_column("far", far)
+    parquet.write_table(table, tmp_path / "x.parquet")
+    task = Task.model_validate(TICKETS)
+    assert load_examples(task, "train", tmp_path / "x.parquet") == EXPECTED
+    asks = Task.model_validate({**TICKETS, "columns": {"body": "far"}})
+    parquet.write_table(table.slice(1), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match=r"row 1: column 'far' holds what Python has no value"):
+        load_examples(asks, "train", tmp_path / "x.parquet")
 
 
 def test_unlabelled_hub_splits_are_refused(tmp_path):

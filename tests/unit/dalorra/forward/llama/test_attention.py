@@ -57,6 +57,33 @@ def test_causal(amx, fused_calls, rows):
     assert bool(fused_calls) is amx
 
 
+@pytest.mark.parametrize("rows", [1, 64, 65, 150])
+def test_rows_of_the_last_keys_are_causal_behind_the_others(amx, fused_calls, rows):
+    query, key, value = random_heads(rows, rows + 70)
+    visible = torch.ones((1, 1, rows, rows + 70), dtype=torch.bool).tril(70)
+    found = attention.causal_attention(query, key, value)
+    expected = written_out(query, key, value, visible)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert bool(fused_calls) is amx
+
+
+@pytest.mark.parametrize("batch", [1, 2], ids=["one mask for all", "a mask each"])
+def test_many_keys_take_little_memory(batch, monkeypatch):
+    query, key, value = random_heads(150, 5_000)
+    visible = torch.rand((batch, 1, 150, 5_000), generator=torch.Generator().manual_seed(0)) > 0.5
+    rows, grouped = [], attention.grouped_attention
+
+    def seen(query, *rest):
+        rows.append(query.shape[2])
+        return grouped(query, *rest)
+
+    monkeypatch.setattr(attention, "grouped_attention", seen)
+    found = attention.masked_by_products(query, key, value, visible)
+    expected = written_out(query, key, value, visible)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert rows == [64, 64, 22]
+
+
 @pytest.mark.parametrize("batch", [1, 2], ids=["one mask for all", "a mask each"])
 def test_masked(amx, fused_calls, batch):
     query, key, value = random_heads(5, 90)

@@ -9,6 +9,8 @@ import torch
 
 from dalorra.adapter.layer import StochasticPeftModel
 from dalorra.forward.llama import network as packed_llama
+from dalorra.forward.llama.base import ArrangedLlama
+from dalorra.forward.llama.prefix_cache import BLOCK, PrefixCache
 from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
 from dalorra.posteriors.bank import MaskBank
@@ -134,3 +136,81 @@ def test_only_prompts_of_several_lengths_are_joined(monkeypatch) -> None:
     for lengths in ((4,), (4, 4), (4, 5), (0, 0)):
         network.label_logits(random_prompts(lengths, 2), range(2))
     assert joined == [False, False, True, False]
+
+
+@pytest.fixture
+def rows(monkeypatch) -> dict[str, list[int]]:
+    """Rows that are embedded, and rows of each layer, forward by forward."""
+    seen: dict[str, list[int]] = {"embedded": [], "computed": []}
+    embed, after_attention = ArrangedLlama.embed, ArrangedLlama.after_attention
+
+    def embedded(self: ArrangedLlama, ids: torch.Tensor) -> torch.Tensor:
+        seen["embedded"].append(ids.numel())
+        return embed(self, ids)
+
+    def computed(self: ArrangedLlama, layer: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen["computed"].append(x.shape[:-1].numel())
+        return after_attention(self, layer, x, *rest)
+
+    monkeypatch.setattr(ArrangedLlama, "embed", embedded)
+    monkeypatch.setattr(ArrangedLlama, "after_attention", computed)
+    return seen
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cached", [False, True], ids=["no prefix cache", "prefix cache"])
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    ("modules", "last_layers"),
+    [(MODULES, None), (("q_proj", "v_proj"), 2), (EVERY_LINEAR, 1), (("lm_head",), None)],
+)
+def test_pieces_equal_the_whole(
+    modules: tuple[str, ...],
+    last_layers: int | None,
+    scope: Scope,
+    cached: bool,
+    device: str,
+    rows: dict[str, list[int]],
+) -> None:
+    model = tiny_adapter(tiny_base(layers=3), modules=modules, last_layers=last_layers).to(device)
+    bank, every = tiny_bank(model), range(SAMPLES)
+    plain = packed(model, LABELS.to(device), bank, scope)
+    for tokens, k, budgets in ((0, 3, (1,)), (9, 3, (1, 5, 20)), (100, 2, (30, 101, 10_000))):
+        (prompt,) = random_prompts((tokens,), k)
+        wanted = plain.answers([prompt], every)
+        for budget in budgets:
+            cache = PrefixCache(1 << 20) if cached else None
+            network = packed(model, LABELS.to(device), bank, scope, cache)
+            for _ in range(2):  # the prefix cache is filled, and then read
+                rows["computed"].clear()
+                found = network.in_pieces(prompt, every, budget)
+                check_close(found.probabilities, wanted.probabilities)
+                check_close(found.features, wanted.features)
+                assert max(rows["computed"]) <= max(budget, k if scope == "answer_tokens" else 1)
+            if cache and scope == "answer_tokens":
+                assert cache.tokens_found == max(tokens - 1, 0) // BLOCK * BLOCK
+                check_close(network.answers([prompt], every).features, wanted.features)
+
+
+def test_a_long_prompt_is_computed_once_for_all_samples(rows: dict[str, list[int]]) -> None:
+    model = tiny_adapter(tiny_base(layers=3))
+    network = packed(model, LABELS, tiny_bank(model))
+    (prompt,) = random_prompts((150,), 3)
+    network.in_pieces(prompt, range(SAMPLES), 40)
+    assert rows["embedded"] == [40, 40, 40, 30, SAMPLES * 3]
+    rows["embedded"].clear()
+    network.in_pieces(prompt, range(SAMPLES), 7)
+    assert sum(rows["embedded"]) == 150 + SAMPLES * 3
+
+
+def test_under_all_tokens_the_samples_of_a_long_prompt_go_one_after_the_other(
+    rows: dict[str, list[int]],
+) -> None:
+    model = tiny_adapter(tiny_base(layers=3))
+    network = packed(model, LABELS, tiny_bank(model), "all_tokens")
+    (prompt,) = random_prompts((150,), 3)
+    network.in_pieces(prompt, range(SAMPLES), 100)
+    assert rows["embedded"] == [100, 53] * SAMPLES
+    rows["embedded"].clear()
+    network.in_pieces(prompt, range(SAMPLES), 330)
+    assert rows["embedded"] == [153, 153, 153], "two, two and one sample"

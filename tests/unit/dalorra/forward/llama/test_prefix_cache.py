@@ -80,6 +80,23 @@ def test_memory_is_bounded_and_the_oldest_block_goes_first() -> None:
     assert cache.find([first]) is None, "the last token is never looked up"
 
 
+def test_of_a_prompt_beyond_the_bound_the_start_is_kept() -> None:
+    block_bytes = 3 * 2 * 2 * BLOCK * 8 * 4
+    cache = PrefixCache(2 * block_bytes)
+    long = tuple(range(5 * BLOCK))
+    cache.add([long], [0], torch.zeros(3, 2, 1, 2, len(long), 8))
+    assert cache.bytes == 2 * block_bytes
+    for prompt in (long, (*long[: 2 * BLOCK], 9)):
+        found = cache.find([prompt])
+        assert found is not None
+        assert found.lengths == [2 * BLOCK]
+    other = (300,) * BLOCK
+    cache.add([other], [0], torch.zeros(3, 2, 1, 2, BLOCK, 8))
+    found = cache.find([long])
+    assert found is not None
+    assert found.lengths == [BLOCK], "its end was dropped, not its start"
+
+
 def test_kept_blocks_do_not_keep_the_forward_alive() -> None:
     cache = PrefixCache(1 << 20)
     rows = torch.zeros(3, 2, 1, 2, len(HEAD), 8)

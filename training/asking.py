@@ -1,14 +1,15 @@
-"""What is different about a run on an encoder, before it starts."""
+"""How a run asks its base model, and what is refused before it starts."""
 
 from types import MappingProxyType
 from typing import Final
 
-from dalorra.base.families import longest_text, set_head
+from dalorra.base.families import set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat
 from training.config import TrainingConfig
 from training.tasks import Task
+from training.tasks.chat import chat_format
 
 _REFUSED: Final = MappingProxyType(
     {
@@ -26,6 +27,12 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
     Raises:
         ConfigError: a setting that does not go with this kind of base model.
     """
+    if problem := too_long(base.model, config.adapter.max_tokens):
+        raise ConfigError(f"adapter.max_tokens: {base.name} {problem}")
+    if task.messages:
+        if base.kind == "encoder":
+            raise ConfigError(f"task.template: nobody chats with the encoder {base.name}")
+        return chat_format(task.messages, task.prompt_format, base.tokenizer, base.name)
     if base.kind != "encoder":
         if task.answer_cue is None:
             raise ConfigError(
@@ -38,13 +45,10 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
 
 
 def _check(config: TrainingConfig, base: BaseModel) -> None:
-    adapter, limit = config.adapter, longest_text(base.model)
-    if adapter.scope != "all_tokens":
+    if config.adapter.scope != "all_tokens":
         raise ConfigError(
             f"adapter.scope: the encoder {base.name} reads all tokens at once: say all_tokens"
         )
-    if adapter.max_tokens > limit:
-        raise ConfigError(f"adapter.max_tokens: {base.name} reads at most {limit}")
     if config.bank.head == "integrated":
         raise ConfigError("bank.head: an encoder's head has no mask to integrate: say sampled")
     if (name := config.method.name) in _REFUSED:

@@ -1,0 +1,5 @@
+"""Loaded before any test imports torch."""
+
+from dalorra.threads import settle
+
+settle()
