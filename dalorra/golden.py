@@ -47,8 +47,8 @@ def check_golden(predictor: Predictor, model: StochasticPeftModel) -> None:
         raise AdapterError("the golden check failed: it answers one input in two ways")
 
     samples, bank = range(predictor.samples), predictor.bank
-    label_ids = torch.tensor(predictor.tokenizer.label_ids, device=model.device)
-    expected = reference_logits(model, prompts, samples, bank, predictor.scope, label_ids)
+    labels = predictor.tokenizer.labels_on(model.device)
+    expected = reference_logits(model, prompts, samples, bank, predictor.scope, labels)
     found = predictor.label_logits(prompts)
     gap = (found.softmax(-1).mean(1) - expected.softmax(-1).mean(1)).abs().max().item()
     if not gap <= tolerance:

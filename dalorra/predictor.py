@@ -70,9 +70,8 @@ class Predictor:
         self._hidden_size = arranged.hidden_size
         self._error_ratio = bank.error_ratio
         modules = module_tensors(model)
-        self._network = network_on(
-            arranged, model, tokenizer.label_ids, posterior.bank(modules, bank), scope
-        )
+        labels = tokenizer.labels_on(arranged.device)
+        self._network = network_on(arranged, model, labels, posterior.bank(modules, bank), scope)
         self._mean = self._network.under(posterior.mean(modules))
         self.batching = Batching.on(arranged.device, pads=self._network.pads, budget=row_budget)
 
@@ -214,7 +213,7 @@ class Predictor:
         return self.policy.summarise(self._run(self._mean, prompts)[0], self.labels)
 
     def label_logits(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Of the label tokens, every module under one sample, `[B, M, K]` float32."""
+        """Of the labels, see `Network`, every module under one sample, `[B, M, K]` float32."""
         return self._network.label_logits(prompts, range(self.samples))
 
     def novelty_features(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -266,15 +265,17 @@ class Predictor:
 
     def warm_up(self) -> Iterator[Callable[[], object]]:
         """Steps before the first answer: the smallest and the largest input, and each recording."""
-        cue, network = self.tokenizer.cue_ids, self._network
-        filler = self.encode(dict.fromkeys(self.fields, "warm up")).prompt_ids
-        most = self.max_tokens - len(cue)
-        for tokens in (len(filler), most):
-            yield partial(self.predict, [Prompt((filler * tokens)[:tokens], cue)])
+        like, network = self.encode(dict.fromkeys(self.fields, "warm up")), self._network
+        most = self.max_tokens - len(like.cue_ids)
+
+        def of(tokens: int) -> Prompt:
+            return replace(like, prompt_ids=(like.prompt_ids * tokens)[:tokens])
+
+        for tokens in (len(like.prompt_ids), most):
+            yield partial(self.predict, [of(tokens)])
         if isinstance(network, RecordedNetwork):
-            for lengths in network.recordable(most, len(cue)):
-                prompts = [Prompt((filler * tokens)[:tokens], cue) for tokens in lengths]
-                yield partial(network.record, prompts, range(self.samples))
+            for lengths in network.recordable(most, like.tail_rows):
+                yield partial(network.record, [*map(of, lengths)], range(self.samples))
 
 
 def about_inputs(

@@ -19,10 +19,12 @@ from keyword import iskeyword
 from string import Formatter
 from typing import Any, Literal, cast
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers import PreTrainedTokenizerBase
 
 from dalorra.errors import AdapterError, InputError
+from dalorra.labels import Labels, LabelsBy, LabelTrie, TokenIds, end_apart
 
 InputFields = str | Mapping[str, str]
 Overflow = Literal["truncate", "reject"]
@@ -39,8 +41,9 @@ class PromptFormat(BaseModel):
         template: text with named fields, e.g. `"Review: {sentence}"`; each is also an argument
             of the tool that asks the adapter.
         answer_cue: constant tail after the template, e.g. `"\nSentiment:"`; None for an encoder.
-        labels: label name → the text whose single token stands for it, e.g. `" positive"`. An
+        labels: label name → the text that stands for it after the cue, e.g. `" positive"`. An
             encoder has a class for each label instead, and does not look at the text.
+        labels_by: whether each label is a single token, or a path in a `LabelTrie`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +51,7 @@ class PromptFormat(BaseModel):
     template: str
     answer_cue: str | None = Field(default=None, min_length=1)
     labels: dict[str, str] = Field(min_length=2)
+    labels_by: LabelsBy = Field(default="auto", exclude_if=lambda value: value == "auto")
 
     @field_validator("template")
     @classmethod
@@ -142,16 +146,23 @@ class Prompt:
         prompt_ids: T − k token ids before the cue, beginning-of-sequence token included.
         cue_ids: the k token ids of the answer cue; for an encoder, the token that ends a text.
         truncated: whether free text was cut to fit.
+        trie: of labels of several tokens.
     """
 
     prompt_ids: tuple[int, ...]
     cue_ids: tuple[int, ...]
     truncated: bool = False
+    trie: LabelTrie | None = None
 
     @property
     def tokens(self) -> int:
         """T, prompt and cue."""
         return len(self.prompt_ids) + len(self.cue_ids)
+
+    @property
+    def tail_rows(self) -> int:
+        """t, rows behind the prompt: the cue's and the trie's."""
+        return len(self.cue_ids) + (len(self.trie.nodes) if self.trie else 0)
 
 
 class PromptTokenizer:
@@ -164,9 +175,15 @@ class PromptTokenizer:
         on_overflow: `truncate` cuts the longest field, never the template or the cue; `reject`
             raises `InputError`.
 
+    Attributes:
+        cue_ids: see `Prompt`.
+        label_paths: token ids of each label after the cue; an encoder's hold the class.
+        trie: of these, where one is longer than a token or the format says so.
+
     Raises:
-        AdapterError: a label that is not one token after the cue, two labels with one token, or
-            a cue that leaves no room for a prompt.
+        AdapterError: a label without a token of its own after the cue, two labels of the same
+            tokens, labels that are not what `labels_by` says, or a cue that leaves no room for a
+            prompt.
     """
 
     def __init__(
@@ -191,20 +208,21 @@ class PromptTokenizer:
         self.format = prompt_format
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
+        self.label_paths: tuple[TokenIds, ...]
+        self.trie: LabelTrie | None = None
         cue = prompt_format.answer_cue
         if cue is None:
             self._prefix, self.cue_ids = self._frame(tokenizer)
-            self.label_ids = tuple(range(len(prompt_format.labels)))
+            self.label_paths = tuple((i,) for i in range(len(prompt_format.labels)))
         else:
             empty = cast(list[int], tokenizer("").input_ids)
             bos = tokenizer.bos_token_id
             self._prefix = (bos,) if bos is not None and empty[:1] == [bos] else ()
             self.cue_ids = tuple(self._ids(cue))
-            self.label_ids = tuple(
-                self._label_id(name, text, cue) for name, text in prompt_format.labels.items()
-            )
-        if len(set(self.label_ids)) < len(self.label_ids):
-            raise AdapterError("two labels share one token: choose texts with different tokens")
+            self.label_paths = self._paths(cue, cast(int | None, tokenizer.eos_token_id))
+            single = all(len(path) == 1 for path in self.label_paths)
+            if prompt_format.labels_by == "trie" or not single:
+                self.trie = LabelTrie(self.label_paths)
         shell = prompt_format.render(dict.fromkeys(prompt_format.fields, ""))
         self.shell_tokens = len(self._prefix) + len(self._ids(shell)) + len(self.cue_ids)
         if self.shell_tokens >= max_tokens:
@@ -212,6 +230,21 @@ class PromptTokenizer:
                 f"template and cue alone take {self.shell_tokens} tokens: raise max_tokens "
                 f"({max_tokens}) or shorten them"
             )
+
+    @property
+    def label_ids(self) -> TokenIds:
+        """The token of each label, or an encoder's class.
+
+        Raises:
+            AdapterError: the labels are paths in a trie.
+        """
+        if self.trie is not None:
+            raise AdapterError("this needs labels of one token each, and these are read by a trie")
+        return tuple(path[0] for path in self.label_paths)
+
+    def labels_on(self, device: torch.device) -> Labels:
+        """Where the labels are read off; token ids are on `device`."""
+        return self.trie or torch.tensor(self.label_ids, device=device)
 
     def encode(self, value: InputFields) -> Prompt:
         """Tokenises one input.
@@ -231,7 +264,7 @@ class PromptTokenizer:
         while len(ids) > room:
             fields = self._cut(fields, excess=len(ids) - room)
             ids = self._prompt_ids(fields)
-        return Prompt((*self._prefix, *ids), self.cue_ids, truncated)
+        return Prompt((*self._prefix, *ids), self.cue_ids, truncated, self.trie)
 
     def _cut(self, fields: dict[str, str], excess: int) -> dict[str, str]:
         """Drops at least one character and about `excess` tokens from the end of the longest."""
@@ -304,14 +337,38 @@ class PromptTokenizer:
             raise AdapterError("the tokenizer changes a text that it puts special tokens around")
         return tuple(whole[:start]), tuple(whole[start + len(inner) :])
 
-    def _label_id(self, name: str, text: str, cue: str) -> int:
-        with_label = self._ids(cue + text)
-        if len(with_label) != len(self.cue_ids) + 1 or tuple(with_label[:-1]) != self.cue_ids:
+    def _paths(self, cue: str, end: int | None) -> tuple[TokenIds, ...]:
+        """Token ids of every label after the cue, none of which begins another."""
+        texts = self.format.labels
+        paths = {name: self._path(name, text, cue) for name, text in texts.items()}
+        named = {path: name for name, path in paths.items()}
+        for name, path in paths.items():
+            if (other := named[path]) != name:
+                raise AdapterError(
+                    f"labels {name!r} and {other!r} are the same tokens after the cue: choose "
+                    "different texts"
+                )
+        found = end_apart(tuple(paths.values()), end)
+        if found is None:
             raise AdapterError(
-                f"label {name!r} ({text!r}) is not exactly one token after the cue "
-                f"{cue!r}: choose a text that is"
+                "the tokens of one label begin another's, and the tokenizer has no end-of-text "
+                "token to tell them apart: choose other texts"
             )
-        return with_label[-1]
+        return found
+
+    def _path(self, name: str, text: str, cue: str) -> TokenIds:
+        k, ids = len(self.cue_ids), tuple(self._ids(cue + text))
+        if len(ids) <= k or ids[:k] != self.cue_ids:
+            raise AdapterError(
+                f"label {name!r} ({text!r}) has no tokens of its own after the cue {cue!r}: begin "
+                "it with a space"
+            )
+        if self.format.labels_by == "tokens" and len(ids) > k + 1:
+            raise AdapterError(
+                f"label {name!r} ({text!r}) is not exactly one token after the cue {cue!r}: choose "
+                "a text that is, or say `labels_by: trie`"
+            )
+        return ids[k:]
 
 
 def _within(text: str, control: tuple[int, int, int], part: tuple[int, int]) -> bool:

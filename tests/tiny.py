@@ -12,7 +12,6 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dalorra import posteriors
@@ -25,13 +24,14 @@ from dalorra.adapter.layer import (
     mask_logits,
     stochastic_layers,
 )
-from dalorra.adapter.manifest import BaseReference, Card, Manifest, library_versions
+from dalorra.adapter.manifest import BaseReference, Card, Manifest, label_tokens, library_versions
 from dalorra.base.model import BaseModel, load_base_model, weight_digest
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.labels import Labels
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, MaskBank, NoiseBank
 from dalorra.predictor import Predictor
@@ -173,7 +173,7 @@ def tiny_manifest(
         base_model=BaseReference(name=base.name, digest=base.digest, kind=base.kind),
         prompt=prompt,
         cue_tokens=list(tokenizer.cue_ids),
-        label_tokens=dict(zip(prompt.labels, tokenizer.label_ids, strict=True)),
+        label_tokens=label_tokens(tokenizer),
         modules=list(stochastic_layers(model)),
         max_tokens=max_tokens,
         bank=bank or BankSpec(samples=5, seed=3),
@@ -224,14 +224,14 @@ def predictor_before_saving(
 
 def packed(
     model: StochasticPeftModel,
-    label_ids: Tensor,
+    labels: Labels,
     bank: NoiseBank,
     scope: Scope = "answer_tokens",
     prefix_cache: PrefixCache | None = None,
 ) -> PackedLlama:
     """The packed forward of an attached adapter, as it is now, on a base of its own."""
     base = ArrangedLlama(model.get_base_model(), prefix_cache)
-    return PackedLlama(base, low_rank_updates(model), label_ids, bank, scope)
+    return PackedLlama(base, low_rank_updates(model), labels, bank, scope)
 
 
 def tiny_folders(folder: Path) -> tuple[Path, Path]:

@@ -17,7 +17,7 @@ from dalorra.prompts import Scope
 from training.methods import METHODS, AnyMethod, Dalorra
 from training.orthography import Augment
 from training.tasks import Task, load_task
-from training.yaml_file import read_yaml
+from training.yaml_file import parse_yaml, read_yaml
 
 
 class Section(BaseModel):
@@ -170,7 +170,7 @@ def read_config(path: Path, overrides: dict[str, str] | None = None) -> Training
         raise ConfigError(f"{path} holds no mapping: write `name: value` lines")
     for dotted, value in (overrides or {}).items():
         try:
-            _set(content, dotted.split("."), yaml.safe_load(value))
+            _set(content, dotted.split("."), parse_yaml(value))
         except yaml.YAMLError as error:
             raise ConfigError(f"{dotted}: {value!r} is not a YAML value") from error
     try:

@@ -20,6 +20,7 @@ from dalorra.adapter.layer import StochasticPeftModel, module_tensors
 from dalorra.base.families import is_encoder
 from dalorra.forward.reference import answer_logits, class_logits
 from dalorra.forward.reference_rows import PackedRows, pack, pack_texts
+from dalorra.labels import Labels
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
 from training.attention import differentiable_attention
@@ -48,8 +49,8 @@ class Objective:
 
     Args:
         method: draws the noise and sets the penalty.
-        label_ids: `[K]` token ids of the labels; the likelihood is over these alone (section 3.2).
-            An encoder's is over the classes of its head.
+        labels: where they are read off; the likelihood is over these alone (section 3.2). An
+            encoder's is over the classes of its head.
         scope: rows that the adapter acts on.
         train_size: N, training examples.
         cache: keys and values of prompts, used when `scope` is `answer_tokens`.
@@ -58,13 +59,13 @@ class Objective:
     def __init__(
         self,
         method: Method,
-        label_ids: Tensor,
+        labels: Labels,
         scope: Scope,
         train_size: int,
         cache: PromptCache | None,
     ) -> None:
         self.method = method
-        self.label_ids = label_ids
+        self.labels = labels
         self.scope = scope
         self.train_size = train_size
         self.cache = cache if scope == "answer_tokens" else None
@@ -110,4 +111,4 @@ class Objective:
         rows = pack(prompts, samples, self.scope).to(base.device)
         past = self.cache.past(model, prompts) if self.cache else None
         with differentiable_attention(base):
-            return answer_logits(model, rows, bank, self.label_ids, past), rows
+            return answer_logits(model, rows, bank, self.labels, past), rows

@@ -9,7 +9,13 @@ from rich.console import Console
 
 from dalorra.adapter.directory import round_adapter, save_adapter
 from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
-from dalorra.adapter.manifest import BaseReference, Card, Manifest, library_versions
+from dalorra.adapter.manifest import (
+    BaseReference,
+    Card,
+    Manifest,
+    label_tokens,
+    library_versions,
+)
 from dalorra.base.families import head_modules
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError, Interrupted
@@ -106,12 +112,13 @@ class Run:
         self.tokenizer = PromptTokenizer(
             self.base.tokenizer, self.prompt_format, config.adapter.max_tokens
         )
+        _check_labels(config, self.tokenizer)
         self.inference = Inference(config.method.posterior())
         self.bank = config.bank
         self.model = self._attached()
         self.model.objective = Objective(
             config.method,
-            torch.tensor(self.tokenizer.label_ids, device=self.model.device),
+            self.tokenizer.labels_on(self.model.device),
             config.adapter.scope,
             len(self.data.train),
             self.frozen.prompt_cache,
@@ -365,7 +372,7 @@ class Run:
             ),
             prompt=self.prompt_format,
             cue_tokens=list(self.tokenizer.cue_ids),
-            label_tokens=dict(zip(self.task.labels, self.tokenizer.label_ids, strict=True)),
+            label_tokens=label_tokens(self.tokenizer),
             modules=list(stochastic_layers(self.model)),
             max_tokens=self.config.adapter.max_tokens,
             bank=self.bank,
@@ -396,3 +403,18 @@ class Run:
             "versions": library_versions(),
             "hardware": hardware(),
         }
+
+
+def _check_labels(config: TrainingConfig, tokenizer: PromptTokenizer) -> None:
+    """Refuses what labels of several tokens do not go with."""
+    if tokenizer.trie is None:
+        return
+    if config.method.name == "laplace":
+        raise ConfigError(
+            "method.name: laplace is not for labels of several tokens, because its curvature is "
+            "that of label tokens"
+        )
+    if config.bank.head == "integrated":
+        raise ConfigError(
+            "bank.head: the head cannot be integrated over labels of several tokens: say sampled"
+        )

@@ -41,7 +41,8 @@ class Manifest(BaseModel):
         last_layers: K when only the last K layers (and the head) are adapted, else None.
         cue_tokens: token ids of the answer cue, compared with the tokenizer's at load; on an
             encoder, what ends a text.
-        label_tokens: label name → token id, compared likewise; on an encoder, the class.
+        label_tokens: label name → token id, compared likewise, or token ids where labels are read
+            by a trie; on an encoder, the class.
         modules: adapted modules in the order of the bank's masks.
         max_tokens: limit on T that it was trained with.
         training: data digest, configuration and metrics, for the reader.
@@ -59,7 +60,7 @@ class Manifest(BaseModel):
     base_model: BaseReference
     prompt: PromptFormat
     cue_tokens: list[int]
-    label_tokens: dict[str, int]
+    label_tokens: dict[str, int | list[int]]
     modules: list[str]
     max_tokens: int
     bank: BankSpec
@@ -133,6 +134,14 @@ def posterior_of(manifest: Manifest, path: Path) -> Posterior:
         raise AdapterError(f"{path}: {error}") from error
 
 
+def label_tokens(tokenizer: PromptTokenizer) -> dict[str, int | list[int]]:
+    """`Manifest.label_tokens` of this tokenizer."""
+    paths = dict(zip(tokenizer.format.labels, tokenizer.label_paths, strict=True))
+    if tokenizer.trie is not None:
+        return {name: list(path) for name, path in paths.items()}
+    return {name: path[0] for name, path in paths.items()}
+
+
 def check_tokens(manifest: Manifest, tokenizer: PromptTokenizer) -> None:
     """Compares the tokenizer's cue and label tokens with those the adapter was trained on.
 
@@ -144,11 +153,11 @@ def check_tokens(manifest: Manifest, tokenizer: PromptTokenizer) -> None:
             f"the answer cue is {list(tokenizer.cue_ids)} in this tokenizer, but the adapter was "
             f"trained with {manifest.cue_tokens}: use the tokenizer of {manifest.base_model.name}"
         )
-    found = dict(zip(manifest.prompt.labels, tokenizer.label_ids, strict=True))
-    for label, token in found.items():
+    for label, path in zip(manifest.prompt.labels, tokenizer.label_paths, strict=True):
+        found = path[0] if len(path) == 1 else list(path)
         expected = manifest.label_tokens.get(label)
-        if expected != token:
+        if expected not in (found, [found]):
             raise AdapterError(
-                f"label {label!r} is token {token} in this tokenizer, but the adapter was trained "
+                f"label {label!r} is token {found} in this tokenizer, but the adapter was trained "
                 f"with {expected}: use the tokenizer of {manifest.base_model.name}"
             )

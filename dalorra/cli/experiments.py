@@ -46,6 +46,7 @@ def experiment(
 ) -> None:
     """Train and score every run of an experiment; run again, it goes on where it stopped."""
     from training.experiments import Runner, load_experiment
+    from training.yaml_file import parse_yaml
 
     content: dict[str, Any] = {"data": {"source": str(data)}} if data is not None else {}
     for dotted, value in assignments(overrides or (), "--set").items():
@@ -54,7 +55,7 @@ def experiment(
         for part in sections:
             section = section.setdefault(part, {})
         try:
-            section[last] = yaml.safe_load(value)
+            section[last] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"{dotted}: {value!r} is not a YAML value") from error
     runner = Runner(load_experiment(name), out, content, keep_adapters=keep_adapters)

@@ -2,7 +2,6 @@
 
 from typing import cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +14,7 @@ from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.recorded import RecordedNetwork, row_step
 from dalorra.forward.llama.staging import Recorder
 from dalorra.forward.network import Network
+from dalorra.labels import Labels
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Scope
 
@@ -40,7 +40,7 @@ def arrange(
 def network_on(
     base: ArrangedBase,
     model: StochasticPeftModel,
-    label_ids: tuple[int, ...],
+    labels: Labels,
     bank: NoiseBank,
     scope: Scope,
 ) -> Network:
@@ -49,13 +49,12 @@ def network_on(
     Args:
         base: of the same model.
         model: base with the adapter.
-        label_ids: token of each label; an encoder's classes are those of its head.
+        labels: where they are read off; an encoder's classes are those of its head.
         bank: what the network runs under.
         scope: which rows the adapter acts on; an encoder's acts on all.
     """
     if isinstance(base, ArrangedEncoder):
         return EncoderNetwork(model, bank)
-    labels = torch.tensor(label_ids, device=base.device)
     network = PackedLlama(base, low_rank_updates(model), labels, bank, scope)
     if base.record is None:
         return network

@@ -26,10 +26,13 @@ _FULL: Final = 0.95
 
 
 def packed_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
-    """Rows that one prompt adds to a forward: T − k + M·k, or M·T."""
+    """Rows that one prompt adds to a forward: T − k + M·t, or M·(T − k + t).
+
+    t is k, and one more for each row of a trie.
+    """
     if scope == "all_tokens":
-        return samples * prompt.tokens
-    return len(prompt.prompt_ids) + samples * len(prompt.cue_ids)
+        return samples * (len(prompt.prompt_ids) + prompt.tail_rows)
+    return len(prompt.prompt_ids) + samples * prompt.tail_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ class Answers:
         probabilities: over the labels, `[B, M, S, K]` float32: M samples, each under S weighted
             masks of the head; S is 1 where the head is sampled with the rest, or has no mask.
         weights: `[S]`, sums to 1.
-        features: hidden states of the row that is answered, at D depths, `[B, M, D, d]` float32.
+        features: hidden states at the end of the cue, at D depths, `[B, M, D, d]` float32.
     """
 
     probabilities: Tensor
@@ -70,5 +70,8 @@ class Network(Protocol):
         ...
 
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
-        """Logits of the labels, every module under one sample, `[B, M, K]` float32."""
+        """Logits of the labels, every module under one sample, `[B, M, K]` float32.
+
+        A trie's are the log-probabilities of the labels' tokens, not normalised over the labels.
+        """
         ...

@@ -1,11 +1,13 @@
 """The packed forward through the unmodified transformers model."""
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, LlamaModel
 
 from dalorra.adapter.layer import (
@@ -16,6 +18,7 @@ from dalorra.adapter.layer import (
 )
 from dalorra.base.families import is_encoder
 from dalorra.forward.reference_rows import PackedRows, pack, pack_texts
+from dalorra.labels import Labels, LabelTrie, PathSums, answer_rows
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
 
@@ -26,21 +29,26 @@ CACHE_ARGUMENT = next(
 )
 """The model's argument for keys and values, which transformers 5.24 gave another name."""
 
+_PIECE: Final = 8192
+"""Tokens whose logits are computed at once where those of the whole vocabulary are needed."""
+
 
 def answer_logits(
     model: StochasticPeftModel,
     rows: PackedRows,
     bank: NoiseBank,
-    label_ids: Tensor,
+    labels: Labels,
     past: DynamicCache | None = None,
 ) -> Tensor:
-    """Logits of the label tokens at the end of the cue, for every prompt and sample.
+    """Logits of the labels, for every prompt and sample.
+
+    Those of label tokens at the end of the cue; of a trie, the log-probability of each path.
 
     Args:
         model: a causal language model with the adapter attached.
         rows: one packed forward's input, on the model's device.
         bank: the samples that `rows.sample_index` points into.
-        label_ids: `[K]` token ids; only these rows of the head are computed.
+        labels: token ids, whose rows of the head alone are computed; or a trie.
         past: keys and values of the prompts, padded on the left; only the cue rows then run.
 
     Returns:
@@ -58,13 +66,34 @@ def answer_logits(
             use_cache=past is not None,
             **{CACHE_ARGUMENT: past},
         ).last_hidden_state  # [batch, rows, d]
-    samples = rows.samples.shape[1]
-    answers = hidden[:, rows.answer_rows].reshape(-1, samples, hidden.shape[-1])  # [B, M, d]
-    head = causal_lm.lm_head
-    if not isinstance(head, StochasticLoraLinear):
-        return F.linear(answers.float(), head.weight[label_ids].float())
-    with rank_noise([head], bank.noise(rows.samples)[-1:]):
-        return head.rows(answers, label_ids)
+    count, nodes = rows.samples.shape[1], answer_rows(labels)
+    answers = hidden[:, rows.answer_rows]  # [B, M·A, d], or [B·M, A, d]
+    answers = answers.reshape(-1, count * nodes, hidden.shape[-1])
+    head, samples = causal_lm.lm_head, rows.samples.repeat_interleave(nodes, dim=1)
+    noise = bank.noise(samples)[-1:]
+
+    def logits_of(tokens: Tensor) -> Tensor:
+        """`[B, M·A, tokens]` float32."""
+        if not isinstance(head, StochasticLoraLinear):
+            return F.linear(answers.float(), head.weight[tokens].float())
+        with rank_noise([head], noise):
+            return head.rows(answers, tokens)
+
+    if not isinstance(labels, LabelTrie):
+        return logits_of(labels)
+    sums = PathSums.of(labels, answers.device)
+    normalisers = _normalisers(logits_of, torch.arange(len(head.weight), device=answers.device))
+    logits = logits_of(sums.tokens)
+    return sums(logits.unflatten(1, (count, nodes)), normalisers.unflatten(1, (count, nodes)))
+
+
+def _normalisers(logits_of: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """The logarithm of Σ exp of the logits of all tokens, in pieces that bound the memory."""
+    pieces = [
+        checkpoint(lambda piece: logits_of(piece).logsumexp(-1), piece, use_reentrant=False)
+        for piece in tokens.split(_PIECE)
+    ]
+    return torch.stack(pieces, dim=-1).logsumexp(-1)
 
 
 def class_logits(model: nn.Module, rows: PackedRows, bank: NoiseBank) -> tuple[Tensor, Tensor]:
@@ -99,11 +128,11 @@ def reference_logits(
     samples: range,
     bank: NoiseBank,
     scope: Scope,
-    label_ids: Tensor,
+    labels: Labels,
 ) -> Tensor:
     """Logits of the labels by whichever of the two fits the base model, `[B, M, K]` float32."""
     base = model.get_base_model()
     if is_encoder(base):
         return class_logits(base, pack_texts(prompts, samples).to(model.device), bank)[0]
     rows = pack(prompts, samples, scope).to(model.device)
-    return answer_logits(model, rows, bank, label_ids)
+    return answer_logits(model, rows, bank, labels)

@@ -11,6 +11,9 @@ This equals M separate forwards to rounding: no row sees anything that it would 
 `all_tokens`: the adapter touches every token, so each sample is a sequence of its own: M·B
 sequences of T rows.
 
+Behind the cue lie the rows of a trie where labels have several tokens (`dalorra.labels`): a row of
+it sees what the end of the cue does, and its ancestors.
+
 Ragged prompts are padded on the left, so that the cues of a batch line up.
 
 An encoder knows `all_tokens` alone. Its rows see each other in both directions, its answer is read
@@ -23,6 +26,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from dalorra.labels import Tail, tail_of
 from dalorra.prompts import Prompt, Scope
 
 
@@ -36,8 +40,8 @@ class PackedRows:
         attention_mask: `[batch, 1, rows, keys]` bool, True where a row sees a key.
         sample_index: `[batch or 1, rows or 1]`, the sample a row runs under, −1 for rows of
             the frozen base alone.
-        answer_rows: `[answers]`, the rows that end a cue, or begin an encoder's text;
-            batch · answers = B · M.
+        answer_rows: `[answers]`, the rows that end a cue and those of the trie behind it, or that
+            begin an encoder's text; batch · answers = B · M · A.
         samples: `[B or 1, M]`, those of each prompt.
     """
 
@@ -76,12 +80,14 @@ def pack(
     """Lays out prompts under samples of a bank, on the CPU.
 
     Args:
-        prompts: B prompts with the same cue.
+        prompts: B prompts with the same cue and trie.
         samples: M of them that every prompt runs under, or `[B, M]` for each its own.
         scope: which rows the adapter acts on.
     """
     table = _sample_table(samples)
-    return _pack_sequences(prompts, table) if scope == "all_tokens" else _pack_cues(prompts, table)
+    tail = tail_of(prompts[0].cue_ids, prompts[0].trie)
+    pack_all = _pack_sequences if scope == "all_tokens" else _pack_cues
+    return pack_all(prompts, tail, table)
 
 
 def pack_texts(prompts: Sequence[Prompt], samples: Sequence[int] | range | Tensor) -> PackedRows:
@@ -121,48 +127,45 @@ def _sample_table(samples: Sequence[int] | range | Tensor) -> Tensor:
     return samples if isinstance(samples, Tensor) else torch.tensor(list(samples))[None]
 
 
-def _pack_cues(prompts: Sequence[Prompt], samples: Tensor) -> PackedRows:
-    cue = prompts[0].cue_ids
-    k, count = len(cue), samples.shape[1]
+def _pack_cues(prompts: Sequence[Prompt], tail: Tail, samples: Tensor) -> PackedRows:
+    t, count = len(tail.ids), samples.shape[1]
     longest = max(len(prompt.prompt_ids) for prompt in prompts)  # P
-    rows = longest + count * k
     input_ids, position_ids, padding = _left_padded(
-        [prompt.prompt_ids for prompt in prompts], longest, extra=count * k
+        [prompt.prompt_ids for prompt in prompts], longest, extra=count * t
     )
     lengths = torch.tensor([len(prompt.prompt_ids) for prompt in prompts])
-    input_ids[:, longest:] = torch.tensor(cue).repeat(count)
-    position_ids[:, longest:] = lengths[:, None] + torch.arange(k).repeat(count)
+    input_ids[:, longest:] = tail.ids.repeat(count)
+    position_ids[:, longest:] = lengths[:, None] + tail.depths.repeat(count)
 
-    # Segment −1 is the prompt, segment m the cue under the m-th sample; a row sees earlier rows of
-    # the prompt and of its own segment.
-    segment = torch.full((rows,), -1)
-    segment[longest:] = torch.arange(count).repeat_interleave(k)
-    order = torch.arange(rows)
-    shared = (segment[None, :] == -1) | (segment[:, None] == segment[None, :])
-    visible = shared & (order[None, :] <= order[:, None])  # [rows, rows]
+    # A row sees earlier rows of the prompt, and of the tail under its own sample what that shows.
+    visible = torch.ones((longest + count * t,) * 2, dtype=torch.bool).tril()  # [rows, rows]
+    visible[longest:, longest:] = torch.block_diag(*[tail.visible] * count)
+    ends = t * torch.arange(1, count + 1)[:, None] - torch.arange(1 + tail.nodes).flip(0) - 1
     return PackedRows(
         input_ids,
         position_ids,
         _without_padding(visible, padding),
-        torch.nn.functional.pad(samples.repeat_interleave(k, dim=1), (longest, 0), value=-1),
-        longest + k * torch.arange(1, count + 1) - 1,
+        torch.nn.functional.pad(samples.repeat_interleave(t, dim=1), (longest, 0), value=-1),
+        longest + ends.flatten(),
         samples,
     )
 
 
-def _pack_sequences(prompts: Sequence[Prompt], samples: Tensor) -> PackedRows:
-    count = samples.shape[1]
-    longest = max(prompt.tokens for prompt in prompts)  # T
-    input_ids, position_ids, padding = _left_padded(
-        [(*prompt.prompt_ids, *prompt.cue_ids) for prompt in prompts], longest
-    )
-    causal = torch.ones((longest, longest), dtype=torch.bool).tril()
+def _pack_sequences(prompts: Sequence[Prompt], tail: Tail, samples: Tensor) -> PackedRows:
+    t, count = len(tail.ids), samples.shape[1]
+    sequences = [(*prompt.prompt_ids, *tail.ids.tolist()) for prompt in prompts]
+    longest = max(map(len, sequences))  # T, and the rows of the trie
+    input_ids, position_ids, padding = _left_padded(sequences, longest)
+    lengths = torch.tensor([len(prompt.prompt_ids) for prompt in prompts])
+    position_ids[:, longest - t :] = lengths[:, None] + tail.depths
+    visible = torch.ones((longest, longest), dtype=torch.bool).tril()
+    visible[longest - t :, longest - t :] = tail.visible
     return PackedRows(
         input_ids.repeat_interleave(count, dim=0),
         position_ids.repeat_interleave(count, dim=0),
-        _without_padding(causal, padding).repeat_interleave(count, dim=0),
+        _without_padding(visible, padding).repeat_interleave(count, dim=0),
         samples.expand(len(prompts), -1).reshape(-1, 1),
-        torch.tensor([longest - 1]),
+        torch.arange(longest - 1 - tail.nodes, longest),
         samples,
     )
 

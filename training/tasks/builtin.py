@@ -9,12 +9,14 @@ constant tail. Three choices that the table leaves open:
 * `combined` holds Winogrande's validation split twice, once for each of its two training sets,
   because Table 3 counts it twice (7,173).
 
-Label texts are one token each in the SmolLM2 and in the Llama 3 tokenizer.
+Label texts are one token each in the SmolLM2 and in the Llama 3 tokenizer, but for the intents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
+from training.tasks.intents import BANKING77, CLINC150
 from training.tasks.task import HubData, Task
 
 _SELECT = "Select one of the choices that answers the following question: {question} Choices:"
@@ -170,6 +172,24 @@ _AG_NEWS = Task(
     hub=HubData(id="fancyzhx/ag_news", splits={"validation": "test"}),
 )
 
+
+def _intents(
+    name: str, description: str, labels: Sequence[str], hub: HubData, **options: Any
+) -> Task:
+    return Task(
+        name=name,
+        description=description,
+        template="Message: {text}",
+        answer_cue="\nIntent:",
+        labels={label: f" {label.replace('_', ' ').rstrip('?')}" for label in labels},
+        hub=hub,
+        evaluation_split="test",
+        **options,
+    )
+
+
+_CLINC = HubData(id="clinc/clinc_oos", config="plus")
+
 _ALL = (
     _review(
         "sst2",
@@ -187,6 +207,29 @@ _ALL = (
     ),
     _TREC,
     _AG_NEWS,
+    _intents(
+        "banking77",
+        "What a customer of a bank wants, 77 intents.",
+        BANKING77,
+        # The main branch is a loading script.
+        HubData(id="PolyAI/banking77", revision="refs/convert/parquet"),
+    ),
+    _intents(
+        "clinc150",
+        "What a user of an assistant wants, 150 intents; out-of-scope texts are left out.",
+        CLINC150,
+        _CLINC,
+        label_column="intent",
+        out_of_scope=("oos",),
+    ),
+    _intents(
+        "clinc150_oos",
+        "The same with out of scope as the 151st intent; local files lie in a folder clinc150.",
+        (*CLINC150, "oos"),
+        _CLINC,
+        label_column="intent",
+        files={split: f"clinc150/{split}" for split in ("train", "validation", "test")},
+    ),
     _winogrande("s", "640"),
     _winogrande("m", "2,558"),
     _arc("Challenge"),

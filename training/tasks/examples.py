@@ -38,14 +38,21 @@ def load_task(reference: str | Path | Mapping[str, Any]) -> Task:
     return _validated(content, f"task file {path}")
 
 
-def load_examples(task: Task | str, split: str, source: str | Path | None = None) -> list[Example]:
-    """Every example of one split, in the order of the data. No record is dropped.
+def load_examples(
+    task: Task | str,
+    split: str,
+    source: str | Path | None = None,
+    *,
+    out_of_scope: bool = False,
+) -> list[Example]:
+    """Every example of one split, in the order of the data; no record in scope is dropped.
 
     Args:
         task: a task, or the name of a built-in one.
         split: e.g. `train`, `validation`, `test`.
         source: a folder that holds `<task>/<split>.jsonl` (or `.json`, `.csv`, `.parquet`); one
             such file, read whole whatever the split's name; or None for the hub.
+        out_of_scope: take also the records that the task calls out of scope.
 
     Raises:
         ConfigError: the data cannot be had, or a record does not fit the task; the message
@@ -58,7 +65,8 @@ def load_examples(task: Task | str, split: str, source: str | Path | None = None
             for name in task.members
             for example in _as_member(task, load_task(name), split, source)
         ]
-    return [task.example(record.values, record.where) for record in _records(task, split, source)]
+    examples = [task.example(r.values, r.where) for r in _records(task, split, source)]
+    return [e for e in examples if out_of_scope or e.label not in task.out_of_scope]
 
 
 def split_off(

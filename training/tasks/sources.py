@@ -49,6 +49,8 @@ def read_file(path: Path) -> list[Record]:
 def read_hub(task: Task, split: str) -> list[Record]:
     """All records of a split on the Hugging Face hub (needs the `datasets` library).
 
+    Where the hub numbers the classes and the task does not, they have the hub's names.
+
     Raises:
         ConfigError: the task names no data set, or it cannot be had.
     """
@@ -68,8 +70,14 @@ def read_hub(task: Task, split: str) -> list[Record]:
             f"split {hub_split!r} of {hub.id} cannot be had from the hub ({error}): "
             "check the connection and the name, or give a local folder"
         ) from error
-    place = f"{hub.id}, split {hub_split}"
-    records = [Record(f"{place}, row {i}", dict(record)) for i, record in enumerate(data, start=1)]
+    place, column = f"{hub.id}, split {hub_split}", task.label_column
+    names = None if task.label_values else getattr(data.features.get(column), "names", None)
+    records = [
+        Record(
+            f"{place}, row {i}", dict(record) | ({column: names[record[column]]} if names else {})
+        )
+        for i, record in enumerate(data, start=1)
+    ]
     if not records:
         raise ConfigError(f"{place} holds no rows, expected at least one")
     return records

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dalorra.errors import ConfigError
+from dalorra.labels import LabelsBy
 from dalorra.prompts import PromptFormat
 from dalorra.tables import Unreadable
 from training.tasks.chat import CHAT, Message
@@ -19,7 +20,7 @@ class Example:
 
     Attributes:
         input: the template's fields.
-        label: name of the true label.
+        label: name of the true label, or a value of `Task.out_of_scope`.
     """
 
     input: Mapping[str, str]
@@ -27,7 +28,7 @@ class Example:
 
 
 def _text_keys(value: Any) -> Any:
-    """Keys as text: YAML reads `0:` and `True:` as a number and a boolean."""
+    """Keys as text: YAML reads `0:` and `true:` as a number and a boolean."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -71,10 +72,13 @@ class Task(BaseModel):
             user's.
         answer_cue: that constant tail; in a chat, what follows the template's own beginning of an
             answer, and may be absent. An encoder has no use for it, and does not see it.
-        labels: label name → text of its token, in order; or a list of names.
+        labels: label name → the text that answers so, in order; or a list of names.
+        labels_by: see `dalorra.labels`.
         columns: field → column of the data, where they differ.
         label_column: column of the true label.
         label_values: value in that column, as text → label name. Empty: the column holds names.
+        out_of_scope: values in that column that no label answers. `load_examples` leaves their
+            records out, unless it is asked for them.
         choices_column: column of a multiple-choice question's choices, rendered into the field
             `choices` as `A. first. B. second.` with the labels as letters. It is a list of
             texts, and the label column then holds an index from 0 or a letter; or an object
@@ -94,9 +98,11 @@ class Task(BaseModel):
     messages: tuple[Message, ...] = ()
     answer_cue: str | None = Field(default=None, min_length=1)
     labels: Labels
+    labels_by: LabelsBy = Field(default="auto", exclude_if=lambda value: value == "auto")
     columns: TextKeyed = Field(default_factory=dict)
     label_column: str = "label"
     label_values: TextKeyed = Field(default_factory=dict)
+    out_of_scope: tuple[str, ...] = Field(default=(), exclude_if=lambda values: not values)
     choices_column: str | None = None
     hub: HubData | None = None
     files: TextKeyed = Field(default_factory=dict)
@@ -118,13 +124,19 @@ class Task(BaseModel):
             raise ValueError(f"columns names {min(stray)!r}, which the template does not have")
         if stray := set(self.label_values.values()) - set(self.labels):
             raise ValueError(f"label_values names {min(stray)!r}, which labels does not have")
+        if stray := set(self.out_of_scope) & {*self.labels, *self.label_values}:
+            raise ValueError(f"out_of_scope names {min(stray)!r}, which a label answers")
         return self
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
         """Template, cue and labels, as an adapter stores them; of a chat, without its markup."""
-        template = "\n".join(turn.content for turn in self.messages) or self.template
-        return PromptFormat(template=template, answer_cue=self.answer_cue, labels=self.labels)
+        return PromptFormat(
+            template="\n".join(turn.content for turn in self.messages) or self.template,
+            answer_cue=self.answer_cue,
+            labels=self.labels,
+            labels_by=self.labels_by,
+        )
 
     def example(self, record: Mapping[str, object], where: str) -> Example:
         """Reads one record of the task's data.
@@ -153,6 +165,8 @@ class Task(BaseModel):
     def _label(self, record: Mapping[str, object], where: str) -> str:
         known = self.label_values or {name: name for name in self.labels}
         value = _canonical(_cell(record, self.label_column, where))
+        if value in self.out_of_scope:
+            return value
         if value not in known:
             raise ConfigError(
                 f"{where}: column {self.label_column!r} holds {value!r}, "

@@ -8,8 +8,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dalorra.forward.llama.head import HeadNoise, LabelHead
+from dalorra.forward.llama.head import HeadNoise
 from dalorra.forward.llama.projection import FusedProjection
+from dalorra.forward.llama.trie_head import Head
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.posteriors.noise import RankNoise
 from dalorra.prompts import Scope
@@ -66,7 +67,7 @@ class BoundNoise:
         bank: NoiseBank,
         scope: Scope,
         layers: Sequence[Sequence[FusedProjection]],
-        head: LabelHead,
+        head: Head,
         like: Tensor,
     ) -> None:
         self.bank = bank
@@ -76,26 +77,26 @@ class BoundNoise:
         self._device, self._dtype = like.device, like.dtype
         self._of = lru_cache(_KEPT)(self._arranged)
 
-    def of(self, samples: range, cue_tokens: int) -> ForwardNoise:
+    def of(self, samples: range, tail_rows: int) -> ForwardNoise:
         """For forwards under these samples; what was asked for lately is kept.
 
         Args:
             samples: M of the bank's.
-            cue_tokens: k; without meaning under `all_tokens`.
+            tail_rows: t; without meaning under `all_tokens`.
         """
-        return self._of(samples, cue_tokens if self.scope == "answer_tokens" else 0)
+        return self._of(samples, tail_rows if self.scope == "answer_tokens" else 0)
 
-    def _arranged(self, samples: range, cue_tokens: int) -> ForwardNoise:
+    def _arranged(self, samples: range, tail_rows: int) -> ForwardNoise:
         each = torch.tensor(list(samples), device=self._device)
-        on_cues = self.scope == "answer_tokens"
-        layers = self._on_cues(each, cue_tokens) if on_cues else self._on_sequences(each)
+        on_tails = self.scope == "answer_tokens"
+        layers = self._on_tails(each, tail_rows) if on_tails else self._on_sequences(each)
         head = self._head.bind(self.bank, samples)
         return ForwardNoise(self.scope, len(samples), layers, head)
 
-    def _on_cues(self, samples: Tensor, k: int) -> list[Noise]:
-        """A k-token cue under each; in the last layer key and value alone need all their rows."""
-        on_rows = self.bank.noise(samples.repeat_interleave(k)[None])
-        on_ends = self.bank.noise(samples[None])
+    def _on_tails(self, samples: Tensor, t: int) -> list[Noise]:
+        """A tail of t rows under each; in the last layer key and value alone need them all."""
+        on_rows = self.bank.noise(samples.repeat_interleave(t)[None])
+        on_ends = self.bank.noise(samples.repeat_interleave(self._head.rows)[None])
         query, key_value, *rest = self._layers[-1]
         last = [
             *self._per((query,), on_ends),

@@ -42,7 +42,12 @@ class LabelHead:
         weight: of the output projection, `[vocabulary, d]`.
         update: the adapter's; None where the output projection is not adapted.
         label_ids: `[K]` token ids, the only rows that are kept.
+
+    Attributes:
+        rows: A, hidden states that an answer is read off.
     """
+
+    rows = 1
 
     def __init__(self, weight: Tensor, update: LowRankUpdate | None, label_ids: Tensor) -> None:
         self._weight = weight[label_ids].float()  # [K, d]
@@ -58,14 +63,14 @@ class LabelHead:
 
     @torch.inference_mode()
     def logits(self, answers: Tensor, samples: range, bank: NoiseBank) -> Tensor:
-        """`[B, M, d]` → `[B, M, K]` float32, the head under the same sample as the rest."""
+        """`[B, M, 1, d]` → `[B, M, K]` float32, the head under the same sample as the rest."""
         head_noise = self.bind(bank, samples, integrate=False)
-        return self._adapted(answers[:, :, None], head_noise)[:, :, 0]
+        return self._adapted(answers, head_noise)[:, :, 0]
 
     @torch.inference_mode()
     def probabilities(self, answers: Tensor, head_noise: HeadNoise) -> Tensor:
-        """Distributions over the labels under the head's masks, `[B, M, d]` → `[B, M, S, K]`."""
-        return self._adapted(answers[:, :, None], head_noise).softmax(dim=-1)
+        """Distributions over the labels under the head's masks, `[B, M, 1, d]` → `[B, M, S, K]`."""
+        return self._adapted(answers, head_noise).softmax(dim=-1)
 
     def bind(self, bank: NoiseBank, samples: range, *, integrate: bool = True) -> HeadNoise:
         """The head's noise for these samples.

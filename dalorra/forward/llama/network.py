@@ -5,15 +5,16 @@
 - projections that read the same input are one product, and so are their down-projections A;
 - A·x and B act on the rows that carry a sample, never on the frozen prompt;
 - prompts of several lengths are joined without padding, but for attention (`Slots`); there
-  they are padded on the right, so prompt rows attend causally without a mask; cue rows attend to
-  the prompt and to their own cue so far;
+  they are padded on the right, so prompt rows attend causally without a mask; the rows of a cue,
+  and of a trie behind it, attend to the prompt and to their own ancestors;
 - under `all_tokens`, everything below the first stochastic product runs once for all samples;
-- in the last layer only the row that ends a cue has a query, an output and an MLP.
+- in the last layer only the rows that labels are read off, at the end of a cue and in a trie, have
+  a query, an output and an MLP.
 
 A sequence that is too long for one forward is read in pieces, each of which attends to the keys and
 values of those before it: under `answer_tokens` the prompt, by the frozen base, once for all
-samples, and then the cues run behind it; under `all_tokens` prompt and cue, under one sample after
-the other.
+samples, and then the tails run behind it; under `all_tokens` prompt and tail, under one sample
+after the other.
 """
 
 from collections.abc import Sequence
@@ -28,11 +29,12 @@ from dalorra.forward.batches import sample_groups
 from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
 from dalorra.forward.llama.base import AdaptedLayer, ArrangedLlama
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
-from dalorra.forward.llama.head import LabelHead
 from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
 from dalorra.forward.llama.projection import FusedProjection
 from dalorra.forward.llama.staging import StagedPrompts
+from dalorra.forward.llama.trie_head import head_of
 from dalorra.forward.network import Answers
+from dalorra.labels import Labels
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
 
@@ -43,7 +45,7 @@ class PackedLlama:
     Args:
         base: shared with other adapters.
         updates: the adapter's, copied in the base's precision.
-        label_ids: `[K]` token ids of the labels.
+        labels: where they are read off; token ids are on the base's device.
         bank: what it runs under.
         scope: which rows the adapter acts on.
 
@@ -57,12 +59,12 @@ class PackedLlama:
         self,
         base: ArrangedLlama,
         updates: Updates,
-        label_ids: Tensor,
+        labels: Labels,
         bank: NoiseBank,
         scope: Scope,
     ) -> None:
         self._base = base
-        self.head = LabelHead(base.head_weight, updates.get(HEAD), label_ids)
+        self.head = head_of(base.head_weight, updates.get(HEAD), labels)
         self._layers = [
             layer.map(lambda projection: FusedProjection(projection, updates))
             for layer in base.layers
@@ -102,17 +104,20 @@ class PackedLlama:
 
     @torch.inference_mode()
     def label_logits(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
-        """Logits of the label tokens, `[B, M, K]` float32, every module under one sample."""
+        """See `Network`."""
         return self.head.logits(self.hidden_states(prompts, samples), samples, self.bank)
 
     @torch.inference_mode()
     def hidden_states(self, prompts: Sequence[Prompt], samples: range) -> Tensor:
-        """What the label head reads, at the end of the cue after the final norm, `[B, M, d]`."""
+        """What the label head reads, after the final norm, `[B, M, A, d]`.
+
+        The first of the A rows ends the cue, the others are those of the trie.
+        """
         return self._normed(self._states(prompts, samples)[0])
 
     def _states(self, prompts: Sequence[Prompt], samples: range) -> tuple[Tensor, list[Tensor]]:
-        """At the end of the cue after all layers, and before that after each third of them,
-        `[B, M, d]` each.
+        """What is read off after all layers, `[B, M, A, d]`, and the states at the end of the cue
+        after each third of them before that, `[B, M, d]` each.
         """
         noise = self._noise(prompts, samples)
         cache = self._base.prefix_cache
@@ -131,8 +136,8 @@ class PackedLlama:
 
     @torch.inference_mode()
     def in_pieces(self, prompt: Prompt, samples: range, budget: int) -> Answers:
-        """See `Network`; under `answer_tokens` a cue is never cut."""
-        past, known, rows = None, 0, prompt.tokens
+        """See `Network`; a tail is never cut, but for a cue alone under `all_tokens`."""
+        past, known, rows = None, 0, len(prompt.prompt_ids) + prompt.tail_rows
         if self.scope == "answer_tokens":
             past, known = self._read(prompt, samples, budget), len(prompt.prompt_ids)
             rows -= known
@@ -195,7 +200,7 @@ class PackedLlama:
         return self._answers(*run(prompts, noise), noise)
 
     def _noise(self, prompts: Sequence[Prompt], samples: range) -> ForwardNoise:
-        return self.noise.of(samples, len(prompts[0].cue_ids))
+        return self.noise.of(samples, prompts[0].tail_rows)
 
     def _staged(
         self, prompts: Sequence[Prompt], known: Sequence[int] | None = None
@@ -208,7 +213,7 @@ class PackedLlama:
     def _answers(self, states: Tensor, thirds: list[Tensor], noise: ForwardNoise) -> Answers:
         states = self._normed(states)
         probabilities = self.head.probabilities(states, noise.head)
-        features = torch.stack([*thirds, states], dim=2).float()
+        features = torch.stack([*thirds, states[:, :, 0]], dim=2).float()
         return Answers(probabilities, noise.head.weights, features)
 
     def _normed(self, states: Tensor) -> Tensor:
@@ -221,21 +226,22 @@ class PackedLlama:
         past: Tensor | None = None,
         fresh: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """`[prompt | cue under z_1 | … | cue under z_M]` per prompt → as `_states` returns them.
+        """`[prompt | tail under z_1 | … | tail under z_M]` per prompt → as `_states` returns them.
 
         Args:
             prompts: on the device.
-            noise: of the cue rows.
+            noise: of the tails.
             past: keys and values of known prefixes, `[layers, 2, B, kv_heads, C, head_dim]`.
             fresh: gets those of the prompt rows, layer by layer.
         """
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
         known = [None] * len(self._layers) if past is None else past.unbind()
         prefix = 0 if past is None else past.shape[-2]
+        answers = prompts.answers
         layout = at = lay_out_cues(prompts, samples, prefix, self._base.rotary)
-        if first:  # below the first stochastic product the cue is the same under every sample
+        if first:  # below the first stochastic product the tail is the same under every sample
             at = lay_out_cues(prompts, 1, prefix, self._base.rotary)
-        x = self._base.embed(at.input_ids)  # [B, P + k, d]
+        x = self._base.embed(at.input_ids)  # [B, P + t, d]
         thirds: list[Tensor] = []
         for i, layer in enumerate(self._layers):
             if i == first and i:
@@ -243,9 +249,11 @@ class PackedLlama:
             if i < last:
                 x = self._packed_layer(layer, x, at, noise.layers[i], known[i], fresh)
                 if i + 1 in self._thirds:
-                    thirds.append(x.flatten(0, 1)[at.cue_ends].expand(-1, samples, -1))
+                    cue_ends = at.ends[:, ::answers]
+                    thirds.append(x.flatten(0, 1)[cue_ends].expand(-1, samples, -1))
         x = self._packed_end(x, at, noise.layers[-1], known[-1], fresh)
-        return x.expand(-1, samples, -1), thirds
+        states: Tensor = x.unflatten(1, (-1, answers))
+        return states.expand(-1, samples, -1, -1), thirds
 
     def _packed_layer(
         self,
@@ -256,10 +264,10 @@ class PackedLlama:
         past: Tensor | None,
         fresh: list[Tensor] | None,
     ) -> Tensor:
-        """One layer for prompt rows and cue rows; `past` is `[2, B, kv_heads, C, head_dim]`."""
+        """One layer for prompt rows and tails; `past` is `[2, B, kv_heads, C, head_dim]`."""
         start = layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
-        qkv = layout.spread(layer.attention[0](h, noise[0], layout.cues))
+        qkv = layout.spread(layer.attention[0](h, noise[0], layout.tails))
         query, key, value = self._base.query_key_value(layer, qkv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
@@ -276,7 +284,7 @@ class PackedLlama:
             )
             attended.insert(0, prompt)
         collected = layout.collect(attended)
-        return self._base.after_attention(layer, x, collected, noise[1:], layout.cues)
+        return self._base.after_attention(layer, x, collected, noise[1:], layout.tails)
 
     def _packed_end(
         self,
@@ -286,18 +294,18 @@ class PackedLlama:
         past: Tensor | None,
         fresh: list[Tensor] | None,
     ) -> Tensor:
-        """The last layer, for the rows that end a cue alone: `[B, M, d]`."""
+        """The last layer, for the rows that are read off alone: `[B, M·A, d]`."""
         layer, start = self._layers[-1], layout.prompt_slots
         h = self._base.norm(x, layer.input_norm)
-        ends = h.flatten(0, 1)[layout.cue_ends]
+        ends = h.flatten(0, 1)[layout.ends]
         query = layer.attention[0](ends, noise[0])
         query = self._base.query(layer, query, *layout.last_rotary)
-        kv = layout.spread(layer.attention[1](h, noise[1], layout.cues))
+        kv = layout.spread(layer.attention[1](h, noise[1], layout.tails))
         key, value = self._base.key_value(layer, kv, layout.cos, layout.sin)
         _keep(fresh, key, value, start)
         key, value = _after(past, key, value)
         attended = masked_attention(query, key, value, layout.last_visible)
-        x = x.flatten(0, 1)[layout.cue_ends]
+        x = x.flatten(0, 1)[layout.ends]
         return self._base.after_attention(layer, x, by_row(attended), noise[2:])
 
     def _all_tokens(
@@ -320,9 +328,8 @@ class PackedLlama:
             As `_states`.
         """
         samples, first, last = noise.samples, noise.first, len(self._layers) - 1
-        layout = SequenceLayout.of(prompts, self._base.rotary, known)
+        layout, answers = SequenceLayout.of(prompts, self._base.rotary, known), prompts.answers
         so_far = repeat(None) if read is None else iter(read)
-        cos, sin = layout.cos, layout.sin
         x = self._base.embed(prompts.ids.flatten()[None])  # [1, rows, d], and then [M, rows, d]
         thirds: list[Tensor] = []
         for i, (layer, each) in enumerate(zip(self._layers[:-1], noise.layers[:-1], strict=True)):
@@ -335,27 +342,31 @@ class PackedLlama:
                 x = x.repeat(samples, 1, 1)
             else:
                 out = layer.attention[0](h, each[0])
+            cos, sin = layout.rotary(len(out))
             query, key, value = self._base.query_key_value(layer, layout.spread(out), cos, sin)
             key, value = _added(next(so_far), known, key, value)
-            attended = layout.collect(by_row(causal_attention(query, key, value)))
+            attended = layout.collect(by_row(layout.attend(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
             if i + 1 in self._thirds:
-                thirds.append(x[:, layout.ends].transpose(0, 1).expand(-1, samples, -1))
+                cue_ends = layout.end_rows[::answers]
+                thirds.append(x[:, cue_ends].transpose(0, 1).expand(-1, samples, -1))
         if first >= last:
             x = x.repeat(samples, 1, 1)
 
         layer, noises = self._layers[-1], noise.layers[-1]
         h = self._base.norm(x, layer.input_norm)
-        query = layer.attention[0](h[:, layout.ends], noises[0])  # [M, B, heads · head_dim]
-        query = self._base.query(layer, query.flatten(0, 1)[:, None], *layout.last_rotary(samples))
+        query = layer.attention[0](h[:, layout.end_rows], noises[0])  # [M, B·A, heads · head_dim]
+        query = query.unflatten(1, (-1, answers)).flatten(0, 1)
+        query = self._base.query(layer, query, *layout.last_rotary(samples))
         kv = layout.spread(layer.attention[1](h, noises[1]))
-        key, value = self._base.key_value(layer, kv, cos, sin)
+        key, value = self._base.key_value(layer, kv, *layout.rotary(samples))
         key, value = _added(next(so_far), known, key, value)
         attended = by_row(masked_attention(query, key, value, layout.last_visible(samples)))
-        ends = x[:, layout.ends]
-        attended = attended.view(*ends.shape[:2], -1)  # [M, B, heads · head_dim]
+        ends = x[:, layout.end_rows]
+        attended = attended.view(*ends.shape[:2], -1)  # [M, B·A, heads · head_dim]
         out = self._base.after_attention(layer, ends, attended, noises[2:])
-        return out.transpose(0, 1), thirds
+        states: Tensor = out.unflatten(1, (-1, answers))
+        return states.transpose(0, 1), thirds
 
 
 def _keep(fresh: list[Tensor] | None, key: Tensor, value: Tensor, prompt_rows: int) -> None:

@@ -71,18 +71,18 @@ class PaddedShape(NamedTuple):
         width = 1 << (max(*lengths, step) - 1).bit_length()
         return cls(_rounded(len(lengths)), rows, min(width, rows))
 
-    def packed_rows(self, cue_tokens: int, samples: int, scope: Scope) -> int:
+    def packed_rows(self, tail_rows: int, samples: int, scope: Scope) -> int:
         """Rows of a forward."""
         if scope == "all_tokens":
             return samples * self.rows
-        return self.rows + self.batch * samples * cue_tokens
+        return self.rows + self.batch * samples * tail_rows
 
 
 class _Key(NamedTuple):
     """What a recording is for."""
 
     samples: range
-    cue_tokens: int
+    tail_rows: int
     shape: PaddedShape
 
 
@@ -172,10 +172,10 @@ class RecordedNetwork:
         Where that fails, for want of memory for example, no more are recorded.
         """
         key = self._key(prompts, samples)
-        rows = key.shape.packed_rows(key.cue_tokens, len(samples), self._network.scope)
+        rows = key.shape.packed_rows(key.tail_rows, len(samples), self._network.scope)
         if self._failed or rows > self._most_rows or key in self._recorded:
             return
-        noise = self._network.noise.of(samples, key.cue_tokens)  # a recording reads it in place
+        noise = self._network.noise.of(samples, key.tail_rows)  # a recording reads it in place
 
         def forward(staged: StagedPrompts) -> Answers:
             return self._network.staged_answers(staged, noise)
@@ -204,37 +204,37 @@ class RecordedNetwork:
         """See `Network`; nothing is recorded."""
         return self._network.label_logits(prompts, samples)
 
-    def recordable(self, longest: int, cue_tokens: int) -> Iterator[list[int]]:
+    def recordable(self, longest: int, tail_rows: int) -> Iterator[list[int]]:
         """For every shape that is recorded, the tokens of prompts that have it.
 
         Args:
             longest: most tokens of a prompt, without its cue.
-            cue_tokens: k.
+            tail_rows: t, of the cue and the trie.
         """
         step, most, samples = self._step, self._most_rows, self.bank.samples
-        beside = self._beside(cue_tokens)
+        beside = self._beside(tail_rows)
         batches = [batch for batch in range(1, most + 1) if _rounded(batch) == batch]
         for batch, rows in product(batches, range(step, most + 1, step)):
             for width in sorted({min(step << i, rows) for i in range(rows.bit_length())}):
                 shape = PaddedShape(batch, rows, width)
                 lengths = _filling(shape, beside, longest + beside, step)
-                packed = shape.packed_rows(cue_tokens, samples, self._network.scope)
+                packed = shape.packed_rows(tail_rows, samples, self._network.scope)
                 if lengths and packed <= most:
                     yield [length - beside for length in lengths]
 
     def _key(self, prompts: Sequence[Prompt], samples: range) -> _Key:
-        cue_tokens = len(prompts[0].cue_ids)
-        beside = self._beside(cue_tokens)
+        tail_rows = prompts[0].tail_rows
+        beside = self._beside(tail_rows)
         shape = PaddedShape.of([len(p.prompt_ids) + beside for p in prompts], self._step)
-        return _Key(samples, cue_tokens, shape)
+        return _Key(samples, tail_rows, shape)
 
     def _staged(self, prompts: Sequence[Prompt], key: _Key) -> StagedPrompts:
         staged = StagedPrompts.of(prompts, self._network.scope, joined=len(prompts) > 1)
         return staged.padded(*key.shape).to(self._device)
 
-    def _beside(self, cue_tokens: int) -> int:
+    def _beside(self, tail_rows: int) -> int:
         """Rows of a prompt beside its own tokens that are laid out with them."""
-        return cue_tokens if self._network.scope == "all_tokens" else 0
+        return tail_rows if self._network.scope == "all_tokens" else 0
 
 
 def _filling(shape: PaddedShape, least: int, most: int, step: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Self
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dalorra.forward.network import Answers
 from dalorra.forward.reference_rows import right_padded
+from dalorra.labels import Tail, tail_of
 from dalorra.prompts import Prompt, Scope
 
 
@@ -23,15 +24,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StagedPrompts:
-    """B prompts with the same cue, as a forward reads them: each in a row of its own, or joined.
+    """B prompts with the same tail, as a forward reads them: each in a row of its own, or joined.
 
-    Under `answer_tokens` prompts without their known prefixes; under `all_tokens` prompts and cues.
+    The tail is the cue, and the rows of a trie where labels have several tokens. Under
+    `answer_tokens` prompts without their known prefixes; under `all_tokens` prompts and tails.
 
     Attributes:
         ids: token ids, `[B, P]` padded on the right; joined, one after the other, `[1, N]`.
         lengths: `[B]`, tokens of each that are no padding.
         known: `[B]`, tokens before those, whose keys and values are known.
-        cue_ids: `[k]`.
+        tail: of t rows.
         longest: P, tokens of the longest.
         joined: whether the ids are one sequence.
     """
@@ -39,7 +41,7 @@ class StagedPrompts:
     ids: Tensor
     lengths: Tensor
     known: Tensor
-    cue_ids: Tensor
+    tail: Tail
     longest: int
     joined: bool
 
@@ -55,14 +57,15 @@ class StagedPrompts:
         """On the host.
 
         Args:
-            prompts: B prompts with the same cue.
+            prompts: B prompts with the same cue and trie.
             scope: which rows the adapter acts on.
             known: how many tokens of each prompt have keys already; None: none.
             joined: whether to join them.
         """
-        cue = prompts[0].cue_ids
+        tail = tail_of(prompts[0].cue_ids, prompts[0].trie)
         if scope == "all_tokens":
-            sequences = [(*prompt.prompt_ids, *cue) for prompt in prompts]
+            tail_ids = tail.ids.tolist()
+            sequences = [(*prompt.prompt_ids, *tail_ids) for prompt in prompts]
         elif known:
             sequences = [p.prompt_ids[start:] for p, start in zip(prompts, known, strict=True)]
         else:
@@ -74,7 +77,7 @@ class StagedPrompts:
             ids, lengths = right_padded(sequences)
         before = torch.tensor(known) if known else torch.zeros_like(lengths)
         longest = max(map(len, sequences))
-        return cls(ids, lengths, before, torch.tensor(cue), longest, joined)
+        return cls(ids, lengths, before, tail, longest, joined)
 
     def to(self, device: torch.device) -> Self:
         """The same on another device."""
@@ -83,8 +86,13 @@ class StagedPrompts:
             ids=to_device(self.ids, device),
             lengths=to_device(self.lengths, device),
             known=to_device(self.known, device),
-            cue_ids=to_device(self.cue_ids, device),
+            tail=self.tail.on(device),
         )
+
+    @property
+    def answers(self) -> int:
+        """A, rows at the end of each tail that are read off."""
+        return 1 + self.tail.nodes
 
     @property
     def starts(self) -> Tensor:
@@ -94,22 +102,26 @@ class StagedPrompts:
         return torch.arange(len(self.lengths), device=self.ids.device) * self.longest
 
     def copy_(self, others: "StagedPrompts") -> None:
-        """Overwrites the tensors by others of the same shape."""
+        """Overwrites the prompts by others of the same shape and tail."""
         self.ids.copy_(others.ids)
         self.lengths.copy_(others.lengths)
         self.known.copy_(others.known)
-        self.cue_ids.copy_(others.cue_ids)
 
     def pieces(self, tokens: int) -> Iterator[Self]:
-        """Prompts of one length cut into this many tokens each; what is left comes last."""
-        for start in range(0, self.longest, tokens):
-            ids = self.ids[:, start : start + tokens]
-            count = ids.shape[1]
+        """Prompts of one length cut into this many tokens each; what is left comes last.
+
+        A tail with a trie, in sequences of `all_tokens`, is the last piece whatever it takes.
+        """
+        whole = len(self.tail.ids) if self.tail.nodes else 0
+        cuts = [*range(0, self.longest - whole, tokens), *([self.longest - whole] if whole else [])]
+        for start, end in pairwise([*cuts, self.longest]):
+            count = end - start
             yield replace(
                 self,
-                ids=ids,
+                ids=self.ids[:, start:end],
                 lengths=torch.full_like(self.lengths, count),
                 known=self.known + start,
+                tail=self.tail if end == self.longest else tail_of((), None),
                 longest=count,
             )
 

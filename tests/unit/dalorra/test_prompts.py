@@ -5,6 +5,7 @@ from pydantic import ValidationError
 from tokenizers import AddedToken
 
 from dalorra.errors import AdapterError, InputError
+from dalorra.labels import LabelTrie
 from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer
 from tests.tiny import FORMAT, tiny_tokenizer
 
@@ -156,11 +157,42 @@ def test_label_tokens_are_those_that_follow_the_cue():
     ]
 
 
-@pytest.mark.parametrize("text", [" superb", "", " positive negative", "positive"])
-def test_a_label_must_be_one_token(text):
+@pytest.mark.parametrize("text", [" superb", " positive negative", "positive"])
+def test_a_label_of_several_tokens_makes_a_trie_unless_the_format_wants_tokens(text):
     labels = {"good": text, "bad": " negative"}
+    tokenizer = PromptTokenizer(TOKENIZER, format_with(labels=labels))
+    assert [TOKENIZER.decode(path) for path in tokenizer.label_paths] == [*labels.values()]
+    prompt = tokenizer.encode("fine")
+    assert prompt.trie == tokenizer.trie == LabelTrie(tokenizer.label_paths)
+    assert prompt.tail_rows == len(prompt.cue_ids) + len(tokenizer.label_paths[0]) - 1
+    with pytest.raises(AdapterError, match=r"need.* labels of one token each"):
+        tokenizer.label_ids  # noqa: B018
     with pytest.raises(AdapterError, match=r"label 'good' .* is not exactly one token after"):
-        PromptTokenizer(TOKENIZER, format_with(labels=labels))
+        PromptTokenizer(TOKENIZER, format_with(labels=labels, labels_by="tokens"))
+
+
+def test_labels_of_one_token_are_a_trie_only_where_the_format_says_so():
+    plain = PromptTokenizer(TOKENIZER, FORMAT)
+    assert plain.trie is plain.encode("fine").trie is None
+    by_trie = PromptTokenizer(TOKENIZER, format_with(labels_by="trie"))
+    assert by_trie.trie == LabelTrie(tuple((token,) for token in plain.label_ids))
+    assert "labels_by" not in FORMAT.model_dump()  # so that its digest stays
+    assert format_with(labels_by="trie").model_dump()["labels_by"] == "trie"
+
+
+def test_a_label_that_begins_another_ends_with_the_end_of_text():
+    labels = {"good": " positive", "better": " positive positive"}
+    short, long = PromptTokenizer(TOKENIZER, format_with(labels=labels)).label_paths
+    assert short == (long[0], TOKENIZER.eos_token_id)
+    endless = tiny_tokenizer()
+    endless.eos_token = None
+    with pytest.raises(AdapterError, match="no end-of-text token"):
+        PromptTokenizer(endless, format_with(labels=labels))
+
+
+def test_a_label_without_text_is_refused():
+    with pytest.raises(AdapterError, match=r"label 'good' .* has no tokens of its own"):
+        PromptTokenizer(TOKENIZER, format_with(labels={"good": "", "bad": " negative"}))
 
 
 def test_a_label_that_merges_with_the_cue_is_refused():
@@ -169,9 +201,9 @@ def test_a_label_that_merges_with_the_cue_is_refused():
         PromptTokenizer(TOKENIZER, format_with(answer_cue=":", labels=labels))
 
 
-def test_two_labels_must_not_share_a_token():
+def test_two_labels_must_not_be_the_same_tokens():
     labels = {"good": " positive", "great": " positive", "bad": " negative"}
-    with pytest.raises(AdapterError, match="two labels share one token"):
+    with pytest.raises(AdapterError, match="'good' and 'great' are the same tokens"):
         PromptTokenizer(TOKENIZER, format_with(labels=labels))
 
 

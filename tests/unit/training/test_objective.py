@@ -66,7 +66,7 @@ def test_one_epoch_of_mini_batches_is_equation_4(scope, noise_per, samples, cach
         masks = relaxed_masks(mask_logits(model), 0.7, groups * samples, seeded(seed)).detach()
         for row, i in enumerate(batch):
             own = masks.view(groups, samples, *masks.shape[1:])[row % groups]
-            logits = twin.bank_logits([prompts[i]], own, tuple(loss_of.label_ids.tolist()))[0]
+            logits = twin.bank_logits([prompts[i]], own, tuple(loss_of.labels.tolist()))[0]
             negative_log_likelihood -= logits.log_softmax(-1)[:, LABELS[i]].mean().item()
 
     posterior = Bernoulli(logits=mask_logits(model).detach())
@@ -125,7 +125,7 @@ def test_gradients_of_the_mask_logits_are_those_of_both_terms():
 def test_masks_depend_on_the_generator_and_are_shared_as_configured():
     base = tiny_base()
     model = tiny_adapter(base)
-    label_ids = objective(base).label_ids
+    label_ids = objective(base).labels
     prompts = tiny_prompts(base, ("good",)) * 3
 
     def nll(label: int, **options: Any) -> list[float]:

@@ -6,6 +6,7 @@ import sys
 
 import pyarrow as pa
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from pyarrow import parquet
 
 from dalorra.errors import ConfigError
@@ -141,6 +142,19 @@ def test_hub_data_come_through_the_datasets_library(tmp_path, monkeypatch):
     assert load_examples(task, "validation") == EXPECTED[1:]
     with pytest.raises(ConfigError, match=r"split 'dev' of .* cannot be had"):
         load_examples(task, "dev")
+
+
+def test_numbers_that_the_hub_has_names_for_are_read_as_these(tmp_path, monkeypatch):
+    features = Features(
+        {"text": Value("string"), "queue": ClassLabel(names=["support", "billing"])}
+    )
+    data = Dataset.from_dict({"text": ["a", "b"], "queue": [1, 0]}, features)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: data)
+    content = {"columns": {"body": "text", "subject": "text"}, "hub": {"id": "x"}}
+    named = Task.model_validate(TICKETS | content | {"label_values": {}})
+    assert [e.label for e in load_examples(named, "train")] == ["billing", "support"]
+    numbered = Task.model_validate(TICKETS | content)  # 0 is billing here
+    assert [e.label for e in load_examples(numbered, "train")] == ["support", "billing"]
 
 
 def test_a_task_without_hub_data_needs_a_source():

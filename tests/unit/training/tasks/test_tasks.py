@@ -45,6 +45,11 @@ BUILTIN = {
         f"{SELECT}c? Choices: A. 1. B. 2. C. 3. D. 4. Answer:",
         "C",
     ),
+    "banking77": (
+        {"text": "Where is it?", "label": "card_arrival"},
+        "Message: Where is it?\nIntent:",
+        "card_arrival",
+    ),
     "boolq": (
         {"question": "is it wet", "passage": "It rains", "answer": False},
         "Answer the question with only True or False: is it wet Context: It rains.",
@@ -78,11 +83,14 @@ def test_a_built_in_task_asks_as_table_4_does(name, tmp_path):
         ("trec", 6),
         ("ag_news", 4),
         ("sst2", 2),
+        ("banking77", 77),
+        ("clinc150", 150),
+        ("clinc150_oos", 151),
     ],
 )
 def test_label_spaces_are_those_of_table_3(name, labels):
     assert len(TASKS[name].labels) == labels
-    # One token after a space: every label text starts with one, and no two are alike.
+    # Every label text starts with a space, and no two are alike.
     texts = list(TASKS[name].labels.values())
     assert len(set(texts)) == labels
     assert all(text.startswith(" ") for text in texts)
@@ -169,6 +177,27 @@ def test_a_task_written_in_yaml(tmp_path):
     assert (
         load_examples(task, "train", write_records(tmp_path / "records.jsonl", RECORDS)) == EXPECTED
     )
+
+
+def test_words_that_yaml_took_for_booleans_are_words(tmp_path):
+    path = tmp_path / "task.yaml"
+    path.write_text("{name: t, template: '{q}', answer_cue: ':', labels: {no: ' no', yes: ' yes'}}")
+    assert load_task(path).labels == {"no": " no", "yes": " yes"}
+    path.write_text("{name: t, template: '{q}', answer_cue: ':', labels: [on, off, true]}")
+    assert list(load_task(path).labels) == ["on", "off", "True"]
+
+
+def test_out_of_scope_records_are_left_out_unless_asked_for(tmp_path):
+    records = [{"text": "freeze it", "intent": "freeze_account"}, {"text": "?", "intent": "oos"}]
+    path = write_records(tmp_path / "clinc150" / "train.jsonl", records)
+    assert [e.label for e in load_examples("clinc150", "train", tmp_path)] == ["freeze_account"]
+    for task in (
+        load_examples("clinc150", "train", path, out_of_scope=True),
+        load_examples("clinc150_oos", "train", tmp_path),
+    ):
+        assert [example.label for example in task] == ["freeze_account", "oos"]
+    with pytest.raises(ConfigError, match="out_of_scope names 'oos', which a label answers"):
+        load_task(TASKS["clinc150_oos"].model_dump() | {"out_of_scope": ["oos"]})
 
 
 def test_yaml_booleans_are_labels_too():

@@ -21,7 +21,7 @@ from dalorra.prompts import Scope
 from tests.tiny import EXAMPLES, packed, random_prompts, tiny_adapter, tiny_base
 
 META = torch.device("meta")
-PARTS = 4  # ids, lengths, known, cue
+PARTS = 3  # ids, lengths, known
 
 
 class Crossings(TorchDispatchMode):
