@@ -17,7 +17,7 @@ ADAPTER = types.SimpleNamespace(
     policy=None,
     manifest=types.SimpleNamespace(
         prompt=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
-        bank=types.SimpleNamespace(model_dump=lambda: {"samples": 10}),
+        bank=types.SimpleNamespace(identity={"samples": 10}),
     ),
 )
 
@@ -31,6 +31,7 @@ class Judged:
     true_label: str
     novelty: float | None = None
     cut_at: int | None = None
+    precision: str = "float32 on cpu"
 
 
 def judged(n, *, seed=0, error=lambda p: 1.0 - p, **more):

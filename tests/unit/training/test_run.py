@@ -128,7 +128,7 @@ def test_the_adapter_answers_as_its_evaluation_says(
     adapter = run(configure(adapter={"weight_dtype": dtype}))
     predictor = Predictor.load(adapter, str(files / "base"), device="cpu", dtype="float32")
     answers_as_evaluated(predictor)
-    assert predictor.policy == Policy.load(adapter)
+    assert predictor.policy == Policy.load(adapter).served_in("float32 on cpu")
 
 
 def test_training_learns(configure, tmp_path, no_figures):
