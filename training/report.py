@@ -198,7 +198,7 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
     return [
         f"Accept when the probability is at least {policy['min_probability']:.4g} and the variance",
         f"at most {policy['max_variance']:.4g}; otherwise clarify when the input is more familiar",
-        "than half of the usual ones, and escalate when it is not." + _novelty_level(policy),
+        "than a fifth of the usual ones, and escalate when it is not." + _novelty_level(policy),
         f"Picked on {policy['source']}{promise}. On the examples above:",
         "",
         *markdown_table(("decision", "share", "error"), rows),

@@ -355,7 +355,7 @@ def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
     network = packed(model, torch.tensor([260, 270]), bank)
 
     def variance(x: torch.Tensor) -> torch.Tensor:
-        """Of the first label's logit, `[B, 6, d]` → `[B]`; that of a probability may saturate."""
+        """Of the first label's logit, `[B, 6, 1, d]` → `[B]`; that of a probability may saturate."""
         with torch.inference_mode():
             logits = network.head.logits(x, range(6), bank)
         return logits.var(dim=1, correction=0)[:, 0]
@@ -363,15 +363,15 @@ def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
     usual = network.hidden_states(inputs, range(6))
     far = 5.0 * torch.randn(usual.shape[-1], generator=torch.Generator().manual_seed(0))
     down = module_tensors(model)[0]["down"].detach()  # A, [r, d]
-    blind = (far - torch.linalg.pinv(down) @ (down @ far)).expand(1, 6, -1)
-    assert (blind[0, 0] @ down.T).abs().max() < 1e-4, "A x = 0"
+    blind = (far - torch.linalg.pinv(down) @ (down @ far)).expand(1, 6, 1, -1)
+    assert (blind[0, 0, 0] @ down.T).abs().max() < 1e-4, "A x = 0"
     assert variance(blind).item() < 1e-9
-    assert variance(far.expand(1, 6, -1)).item() > 1e-3, "as far away, but felt"
+    assert variance(far.expand(1, 6, 1, -1)).item() > 1e-3, "as far away, but felt"
     assert variance(usual).mean() > 1e-3
 
-    features = usual.mean(dim=1)[:, None]
+    features = usual.mean(dim=1)
     novelty = Novelty.fit(features[::2], features[1::2], adapter_digest=DIGEST, components=4)
-    (p,) = novelty.p_values(blind.mean(dim=1)[:, None])
+    (p,) = novelty.p_values(blind.mean(dim=1))
     assert p == pytest.approx(1 / 11)
     policy = POLICY.model_copy(update={"min_novelty_p": 0.1})
     verdict = policy.decide(answer(0.99, 0.0, p))

@@ -73,13 +73,13 @@ def test_reasons_are_one_sentence_with_the_numbers():
     def reason(probability, variance, novelty=None):
         return POLICY.decide(replace(prediction(probability, variance), novelty=novelty)).reason
 
-    assert reason(0.95, 0.031, 0.2) == (
-        "variance 0.031 is above 0.012, and most of the usual inputs are more familiar (novelty "
-        "p-value 0.2 is below 0.5): the adapter does not know"
+    assert reason(0.95, 0.031, 0.1) == (
+        "variance 0.031 is above 0.012, and four of five usual inputs are more familiar (novelty "
+        "p-value 0.1 is below 0.2): the adapter does not know"
     )
     assert reason(0.7, 0.031, 0.6) == (
         "probability 0.7 is below 0.9, and the input is familiar (novelty p-value 0.6 is at least "
-        "0.5): it leaves the answer open"
+        "0.2): it leaves the answer open"
     )
     assert reason(0.7, 0.001) == (
         "probability 0.7 is below 0.9, and without novelty features nothing tells an open input "
