@@ -355,7 +355,7 @@ def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
     network = packed(model, torch.tensor([260, 270]), bank)
 
     def variance(x: torch.Tensor) -> torch.Tensor:
-        """Of the first label's logit, `[B, 6, 1, d]` → `[B]`; that of a probability may saturate."""
+        """Of the first label's logit, `[B, 6, 1, d]` → `[B]`; a probability's may saturate."""
         with torch.inference_mode():
             logits = network.head.logits(x, range(6), bank)
         return logits.var(dim=1, correction=0)[:, 0]
