@@ -58,6 +58,7 @@ more that is escalated weighs as much as five of other kinds that pass, since th
 COMPONENTS: Final = 128
 """Principal components that are kept at each depth."""
 
+_ROUNDING: Final = 1e-12  # of a confidence: `least_share` must be one that can be promised
 _DIMENSIONS: Final = {"mean": 2, "whitening": 3, "calibration": 1, "foreign": 2}
 
 
@@ -189,9 +190,8 @@ class Novelty:
             ConfigError: there are too few calibration examples to promise that.
         """
         n = len(self.calibration)
-        k = bisect_left(
-            range(1, n + 1), True, key=lambda k: beta_cdf(share, k, n + 1 - k) < confidence
-        )
+        enough = confidence - _ROUNDING
+        k = bisect_left(range(1, n + 1), True, key=lambda k: beta_cdf(share, k, n + 1 - k) < enough)
         if not k:
             needed = math.ceil(math.log(1.0 - confidence) / math.log1p(-share))
             raise ConfigError(
