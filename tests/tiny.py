@@ -36,6 +36,7 @@ from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, MaskBank, NoiseBank
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer, Scope
+from dalorra.question_prompts import QuestionFormat, tokenizer_for
 
 MODULES = ("q_proj", "v_proj", "lm_head")
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -156,13 +157,13 @@ def tiny_manifest(
     *,
     method: str = "dalorra",
     posterior: Posterior | None = None,
-    prompt: PromptFormat = FORMAT,
+    prompt: PromptFormat | QuestionFormat = FORMAT,
     last_layers: int | None = None,
     bank: BankSpec | None = None,
     max_tokens: int = 64,
 ) -> Manifest:
     """The manifest that belongs to `tiny_adapter(base, posterior)`."""
-    tokenizer = PromptTokenizer(base.tokenizer, prompt)
+    tokenizer = tokenizer_for(prompt, base.tokenizer)
     return Manifest(
         name="tiny",
         method=method,

@@ -69,7 +69,7 @@ def calibrate_from_feedback(
     Raises:
         ConfigError: see `calibrate`; or no answer is left to test on.
     """
-    labels = tuple(adapter.manifest.prompt.labels)
+    labels = tuple(adapter.manifest.labelled.labels)
     promise.check_labels(labels)
     if len(answers) <= PILOT:
         raise ConfigError(

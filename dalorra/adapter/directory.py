@@ -210,7 +210,7 @@ def _prepare_encoder(adapter: Adapter, base: BaseModel) -> None:
             f"{adapter.path / CONFIG_FILE}: modules_to_save must be the head of {base.name}, "
             f"{', '.join(head)}"
         )
-    set_head(base.model, len(adapter.manifest.prompt.labels))
+    set_head(base.model, len(adapter.manifest.labelled.labels))
 
 
 def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:

@@ -65,7 +65,7 @@ class Job:
         Raises:
             ConfigError: `names` has an unknown field, or `out` an unknown suffix.
         """
-        prompt_format = adapter.manifest.prompt
+        prompt_format = adapter.manifest.labelled
         labels = tuple(prompt_format.labels)
         policy = adapter.policy.model_dump_json() if adapter.policy else ""
         return cls(
