@@ -12,6 +12,7 @@ from dalorra.decision.predictive import Prediction
 from dalorra.errors import InputError
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
+from dalorra.questions import Asked
 from training.laplace import LaplacePredictor
 from training.tasks import Example
 
@@ -89,10 +90,12 @@ def answer(
 
 def encode_example(predictor: Evaluable, example: Example, number: int) -> Prompt:
     """Tokenises the input of the `number`-th example, which an `InputError` names."""
-    values = list(example.input.values())
-    # Where both have one field its name does not matter: any text fits any such template.
-    single = len(values) == 1 and len(predictor.fields) == 1
+    value = example.input
+    if not isinstance(value, Asked) and len(value) == len(predictor.fields) == 1:
+        [value] = (
+            value.values()
+        )  # the field's name does not matter: any text fits any such template
     try:
-        return predictor.encode(values[0] if single else dict(example.input))
+        return predictor.encode(value)
     except InputError as error:
         raise InputError(f"example {number}: {error}") from error

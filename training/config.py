@@ -16,7 +16,7 @@ from dalorra.posteriors.bank import BankSpec
 from dalorra.prompts import Scope
 from training.methods import METHODS, AnyMethod, Dalorra
 from training.orthography import Augment
-from training.tasks import Task, load_task
+from training.tasks import AnyTask, QuestionTask, Task, load_task
 from training.yaml_file import parse_yaml, read_yaml
 
 
@@ -128,7 +128,8 @@ class TrainingConfig(Section):
     """One run.
 
     Attributes:
-        task: name of a built-in task, a YAML file that describes one, or the description itself.
+        task: name of a built-in task, a YAML file that describes one, or the description itself,
+            of a task with labels or of one that is made of questions.
         prompt_cache_gib: memory for the prompts' keys and values, which under `answer_tokens` are
             the same in every epoch; those that do not fit are computed again.
         report_to: logging back-ends of `transformers.Trainer`, e.g. `tensorboard`.
@@ -136,7 +137,7 @@ class TrainingConfig(Section):
 
     name: str
     output_dir: Path
-    task: str | Task
+    task: AnyTask
     base_model: str = DEFAULT_BASE_MODEL
     device: str = "auto"
     dtype: str = "auto"
@@ -150,13 +151,13 @@ class TrainingConfig(Section):
     prompt_cache_gib: float = Field(default=4.0, ge=0.0)
     report_to: tuple[str, ...] = ()
 
-    def resolved_task(self) -> Task:
+    def resolved_task(self) -> Task | QuestionTask:
         """The task itself.
 
         Raises:
             ConfigError: no task has that name.
         """
-        return self.task if isinstance(self.task, Task) else load_task(self.task)
+        return load_task(self.task) if isinstance(self.task, str) else self.task
 
 
 def read_config(path: Path, overrides: dict[str, str] | None = None) -> TrainingConfig:
@@ -208,7 +209,8 @@ _IN_WORDS: Final = {
 """Where pydantic speaks of its own classes."""
 
 _MEMBERS: Final[dict[object, type[BaseModel]]] = {
-    "Task": Task,
+    Task.__name__: Task,
+    QuestionTask.__name__: QuestionTask,
     **{method.key(): method for method in METHODS},
 }
 """What pydantic calls those that a section may be, on the way to its settings."""

@@ -174,8 +174,12 @@ def _acceptance(uncertainty: ArrayLike, correct: ArrayLike) -> dict[str, float]:
 
 def _among(examples: Sequence[Example], used: Iterable[Example]) -> int:
     """How many of the examples have the input of one of `used`."""
-    known = {frozenset(example.input.items()) for example in used}
-    return sum(frozenset(example.input.items()) in known for example in examples)
+
+    def key(example: Example) -> str:
+        return json.dumps(example.content, sort_keys=True)
+
+    known = {key(example) for example in used}
+    return sum(key(example) in known for example in examples)
 
 
 def check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
@@ -256,7 +260,7 @@ def _prediction_lines(
 ) -> list[dict[str, Any]]:
     return [
         {
-            "input": dict(example.input),
+            "input": example.content,
             "true_label": example.label,
             "correct": sampled.label == example.label,
             **asdict(sampled),
