@@ -69,6 +69,8 @@ class AdapterConfig(Section):
     """Shape of the adapter (DALorRA, section 5.1: r = 8, α = 16 on q_proj, v_proj and lm_head).
 
     Attributes:
+        modules: linear modules by name; where labels are classes, a head that is trained whole is
+            in the place of `lm_head`, which then does not count.
         scope: rows that it acts on.
         last_layers: adapt only the last K layers, and the head; None: all.
         max_tokens: limit on prompt and cue.

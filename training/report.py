@@ -89,10 +89,13 @@ def _asked(prompt: Mapping[str, Any]) -> dict[str, str]:
     """How an input becomes a question; an encoder is asked none."""
     if prompt["answer_cue"] is None:
         return {"Text": _code(prompt["template"]), "Labels": ", ".join(prompt["labels"])}
+    texts = [f"{name} ({_code(text)})" for name, text in prompt["labels"].items()]
+    by_head = prompt.get("labels_by") == "head"
     return {
         "Prompt": _code(prompt["template"] + prompt["answer_cue"]),
         "Answer cue": _code(prompt["answer_cue"]),
-        "Labels": ", ".join(f"{name} ({_code(text)})" for name, text in prompt["labels"].items()),
+        "Labels": ", ".join(prompt["labels"] if by_head else texts),
+        **({"Labels are": "classes of a head at the end of the cue"} if by_head else {}),
     }
 
 
