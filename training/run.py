@@ -277,7 +277,8 @@ class Run:
             output / EVALUATION_FOLDER,
             task=f"{self.task.name} {self._evaluation_split}",
             seeds={"training": self.config.seed, "bank": self.bank.seed},
-            used=self._in_all_spellings(data.train + data.holdout + data.calibration),
+            used=self._in_all_spellings(data.train + data.holdout + data.mixture),
+            outside=data.outside,
         )
         write_model_card(folder, manifest.model_dump(), metrics)
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -295,8 +296,10 @@ class Run:
         if not self.data.calibration:
             return Policy.never(predictor.card.digest, uncalibrated(promise))
         folder, novelty = self.config.output_dir / ADAPTER_FOLDER, predictor.novelty
-        examples = self._spelt(self.data.calibration)
+        examples = self._spelt(self.data.mixture)
         spelt = f", each in one of {VARIANTS} spellings" if self._augmented else ""
+        if share := self.config.data.out_of_scope:
+            spelt += f", {share:.0%} of them out of scope"
         source = f"{self.task.name} train, examples that chose nothing else{spelt}"
         level, _ = novelty_limit(novelty, None, promise.confidence)
 
@@ -310,6 +313,7 @@ class Run:
                 min_novelty_p=level,
                 novelty_digest=novelty.digest if novelty else None,
                 others=self._in_another_precision(predictor),
+                out_of_scope=self.task.out_of_scope,
             )
 
         settings = {"novelty_level": level, "in": "training"}
