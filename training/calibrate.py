@@ -3,7 +3,7 @@
 `training.risk_control` has the mathematics; here are the data, the costs and the policy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -50,6 +50,7 @@ def calibrate(
     min_novelty_p: float | None = None,
     novelty_digest: str | None = None,
     others: Iterable[Evaluable] = (),
+    out_of_scope: Collection[str] = (),
     quiet: bool = True,
 ) -> Policy:
     """Chooses the thresholds that accept the most and keep a promise, by Learn then Test.
@@ -79,6 +80,8 @@ def calibrate(
         novelty_digest: of those features, for the policy.
         others: the same adapter in other precisions, in which the promise must hold as well; each
             is asked for when the one before is done with.
+        out_of_scope: labels of examples that no label of the adapter answers: to accept one is an
+            error. They fit no temperature.
         quiet: whether to leave out the progress bar.
 
     Returns:
@@ -90,11 +93,12 @@ def calibrate(
             adapter without novelty features.
         InputError: an input does not fit the adapter's template.
     """
-    check_labels(predictor.labels, examples)
+    check_labels(predictor.labels, examples, out_of_scope)
     promise.check_labels(predictor.labels)
     tested, pilot = split_off(examples, PILOT_FRACTION, SPLIT_SEED, repeats_together=False)
     predictor.policy = Policy.never(predictor.card.digest)
-    fitted = temperature_on(predictor, pilot, temperature)
+    answered = [example for example in pilot if example.label not in out_of_scope]
+    fitted = temperature_on(predictor, answered, temperature)
     predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
     frame = predictor.policy.model_copy(
         update={

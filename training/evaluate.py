@@ -6,7 +6,7 @@ posterior mean in place of a sample, is scored beside them.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +54,7 @@ def evaluate(
     task: str | None = None,
     seeds: Mapping[str, int] | None = None,
     used: Iterable[Example] = (),
+    outside: Sequence[Example] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Predicts and scores every example.
@@ -68,6 +69,8 @@ def evaluate(
         seeds: seeds that the adapter depends on, likewise.
         used: what the adapter was trained, selected and calibrated on, as far as it is known; how
             many examples have the input of one of these is counted as `used`.
+        outside: inputs that no label answers; how many of them are accepted is no part of the
+            other scores.
         quiet: whether to leave out the progress bar and the table.
 
     Returns:
@@ -90,6 +93,7 @@ def evaluate(
         **score(answers.sampled, truth),
         "mean_mask": score(answers.mean_mask, truth, sampled=False),
         "decisions": _by_decision(predictor.policy, answers.sampled, truth),
+        **({"out_of_scope": _out_of_scope(predictor, answers.sampled, outside)} if outside else {}),
         "policy": predictor.policy.model_dump(mode="json"),
         "model": card.model,
         "adapter": card.adapter,
@@ -182,12 +186,21 @@ def _among(examples: Sequence[Example], used: Iterable[Example]) -> int:
     return sum(key(example) in known for example in examples)
 
 
-def check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
-    """Refuses, with `ConfigError`, no examples, and one whose label the adapter cannot answer."""
+def check_labels(
+    labels: Sequence[str], examples: Sequence[Example], out_of_scope: Collection[str] = ()
+) -> None:
+    """Refuses, with `ConfigError`, no examples, and one whose label the adapter cannot answer.
+
+    Args:
+        labels: of the adapter.
+        examples: labelled inputs.
+        out_of_scope: what the label of an input that none answers may be.
+    """
     if not examples:
         raise ConfigError("there are no examples: give at least one")
+    known = {*labels, *out_of_scope}
     for number, example in enumerate(examples, start=1):
-        if example.label not in labels:
+        if example.label not in known:
             raise ConfigError(
                 f"example {number} has the label {example.label!r}, which the adapter cannot "
                 f"answer: it knows {', '.join(labels)}"
@@ -213,6 +226,27 @@ def _by_decision(
             "interval": list(binomial_interval(len(flags) - sum(flags), len(flags))),
         }
         for decision, flags in wrong.items()
+    }
+
+
+def _out_of_scope(
+    predictor: Evaluable, inside: Sequence[Prediction], examples: Sequence[Example]
+) -> dict[str, Any]:
+    """What becomes of inputs that no label answers, and how well doubt tells them from the others.
+
+    `interval` is Clopper and Pearson's 95 % interval of the share that is accepted.
+    """
+    outside = answer(predictor, examples, mean_mask=False).sampled
+    verdicts = [predictor.policy.decide(prediction).decision for prediction in outside]
+    accepted = verdicts.count(Decision.ACCEPT)
+    known = np.arange(len(inside) + len(outside)) < len(inside)
+    both = [*inside, *outside]
+    return {
+        "n": len(outside),
+        "accepted": accepted / len(outside),
+        "interval": list(binomial_interval(accepted, len(outside))),
+        "auroc_confidence": metrics.auroc([-p.probability for p in both], known),
+        "auroc_variance": metrics.auroc([p.variance for p in both], known),
     }
 
 

@@ -77,6 +77,9 @@ def scored_examples(
 ) -> ScoredExamples:
     """Answers with their true labels in the form that the tests work on.
 
+    A truth that is no label is out of scope: it costs what the worst false accept of the answer
+    does.
+
     Args:
         answers: one or more.
         truth: name of the true label of each.
@@ -84,8 +87,10 @@ def scored_examples(
         promise: gives the targets and the costs; losses are in units of the largest cost.
     """
     costs = cost_matrix(labels, promise.costs)
-    predicted = np.array([labels.index(answer.label) for answer in answers])
-    true = np.array([labels.index(name) for name in truth])
+    costs = np.vstack([costs, costs.max(axis=0)])
+    place = {name: row for row, name in enumerate(labels)}
+    predicted = np.array([place[answer.label] for answer in answers])
+    true = np.array([place.get(name, len(labels)) for name in truth])
     largest = float(costs.max())
     wrong = predicted != true
     risks = [

@@ -85,9 +85,9 @@ def questions_about(
     for place, part in enumerate(sets):
         others = [*sets[:place], *sets[place + 1 :]]
         items = list(part.items)
-        Random(f"{seed} {part.name}").shuffle(items)
+        Random(f"{seed} {part.name}").shuffle(items)  # noqa: S311 - draws, not secrets
         for number in range(count if repeat else min(count, len(items))):
-            dice = Random(f"{seed} {part.name} {number}")
+            dice = Random(f"{seed} {part.name} {number}")  # noqa: S311
             item = items[number % len(items)]
             if not others or dice.random() >= elsewhere:
                 drawn, state = part.drawing.draw(item, dice)

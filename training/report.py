@@ -45,6 +45,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for decision, part in metrics["decisions"].items():
         cell = f"{_share(part['share'])}, {_share(part['accuracy'])}"
         table.add_row(f"{decision}: share, of it right", cell, "")
+    if outside := metrics.get("out_of_scope"):
+        table.add_row(f"out of scope, {outside['n']:,}: accepted", _share(outside["accepted"]), "")
     return table
 
 
@@ -89,10 +91,13 @@ def _asked(prompt: Mapping[str, Any]) -> dict[str, str]:
     """How an input becomes a question; an encoder is asked none."""
     if prompt["answer_cue"] is None:
         return {"Text": _code(prompt["template"]), "Labels": ", ".join(prompt["labels"])}
+    texts = [f"{name} ({_code(text)})" for name, text in prompt["labels"].items()]
+    by_head = prompt.get("labels_by") == "head"
     return {
         "Prompt": _code(prompt["template"] + prompt["answer_cue"]),
         "Answer cue": _code(prompt["answer_cue"]),
-        "Labels": ", ".join(f"{name} ({_code(text)})" for name, text in prompt["labels"].items()),
+        "Labels": ", ".join(prompt["labels"] if by_head else texts),
+        **({"Labels are": "classes of a head at the end of the cue"} if by_head else {}),
     }
 
 
@@ -202,6 +207,18 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
         f"Picked on {policy['source']}{promise}. On the examples above:",
         "",
         *markdown_table(("decision", "share", "error"), rows),
+        *_outside(metrics.get("out_of_scope")),
+    ]
+
+
+def _outside(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    low, high = found["interval"]
+    return [
+        "",
+        f"Of {found['n']:,} inputs that no label answers it accepts {_share(found['accepted'])}",
+        f"(95 % interval {_share(low)} to {_share(high)}).",
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from dalorra.adapter.directory import round_adapter, save_adapter
-from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
+from dalorra.adapter.layer import HEAD, attach, lora_config, module_tensors, stochastic_layers
 from dalorra.adapter.manifest import (
     BaseReference,
     Card,
@@ -107,7 +107,7 @@ class Run:
         self.data = load_data(config, self.task)
         self.frozen = frozen or FrozenBase.load(config)
         self.base = self.frozen.model
-        torch.manual_seed(config.seed)  # A and an encoder's head come from the global generator
+        torch.manual_seed(config.seed)  # A and the head of classes come from the global generator
         self.prompt_format = prepare(config, self.task, self.base)
         self.tokenizer = PromptTokenizer(
             self.base.tokenizer, self.prompt_format, config.adapter.max_tokens
@@ -130,13 +130,14 @@ class Run:
         layers = self.base.model.config.num_hidden_layers
         if adapter.last_layers is not None and adapter.last_layers > layers:
             raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
+        by_head = self.prompt_format.by_head
         lora = lora_config(
             adapter.rank * side_by_side,
             adapter.alpha * side_by_side,  # so that the scale α / r stays
-            adapter.modules,
+            [name for name in adapter.modules if not (by_head and name == HEAD)],
             self.base.name,
             range(layers - adapter.last_layers, layers) if adapter.last_layers else None,
-            head_modules(self.base.model),
+            head_modules(self.base.model) if by_head else (),
         )
         posterior = self.inference.posterior
         try:
@@ -276,7 +277,8 @@ class Run:
             output / EVALUATION_FOLDER,
             task=f"{self.task.name} {self._evaluation_split}",
             seeds={"training": self.config.seed, "bank": self.bank.seed},
-            used=self._in_all_spellings(data.train + data.holdout + data.calibration),
+            used=self._in_all_spellings(data.train + data.holdout + data.mixture),
+            outside=data.outside,
         )
         write_model_card(folder, manifest.model_dump(), metrics)
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -294,8 +296,10 @@ class Run:
         if not self.data.calibration:
             return Policy.never(predictor.card.digest, uncalibrated(promise))
         folder, novelty = self.config.output_dir / ADAPTER_FOLDER, predictor.novelty
-        examples = self._spelt(self.data.calibration)
+        examples = self._spelt(self.data.mixture)
         spelt = f", each in one of {VARIANTS} spellings" if self._augmented else ""
+        if share := self.config.data.out_of_scope:
+            spelt += f", {share:.0%} of them out of scope"
         source = f"{self.task.name} train, examples that chose nothing else{spelt}"
         level, _ = novelty_limit(novelty, None, promise.confidence)
 
@@ -309,6 +313,7 @@ class Run:
                 min_novelty_p=level,
                 novelty_digest=novelty.digest if novelty else None,
                 others=self._in_another_precision(predictor),
+                out_of_scope=self.task.out_of_scope,
             )
 
         settings = {"novelty_level": level, "in": "training"}

@@ -149,7 +149,7 @@ class AdapterTrainer(Trainer):
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """A, B and an encoder's head at the run's rate and decay; the posterior's tensors at no decay.
+    """A, B and a head of classes at the run's rate and decay; the posterior's tensors at no decay.
 
     Decay would pull those towards 0, which says something of its own: φ = 0 is p = ½.
     """

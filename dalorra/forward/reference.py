@@ -13,6 +13,7 @@ from transformers import DynamicCache, LlamaModel
 from dalorra.adapter.layer import (
     StochasticLoraLinear,
     StochasticPeftModel,
+    class_head,
     rank_noise,
     stochastic_layers,
 )
@@ -42,13 +43,14 @@ def answer_logits(
 ) -> Tensor:
     """Logits of the labels, for every prompt and sample.
 
-    Those of label tokens at the end of the cue; of a trie, the log-probability of each path.
+    Those of label tokens, or of classes, at the end of the cue; of a trie, the log-probability of
+    each path.
 
     Args:
         model: a causal language model with the adapter attached.
         rows: one packed forward's input, on the model's device.
         bank: the samples that `rows.sample_index` points into.
-        labels: token ids, whose rows of the head alone are computed; or a trie.
+        labels: whose rows of the head alone are computed; or a trie.
         past: keys and values of the prompts, padded on the left; only the cue rows then run.
 
     Returns:
@@ -69,7 +71,8 @@ def answer_logits(
     count, nodes = rows.samples.shape[1], answer_rows(labels)
     answers = hidden[:, rows.answer_rows]  # [B, M·A, d], or [B·M, A, d]
     answers = answers.reshape(-1, count * nodes, hidden.shape[-1])
-    head, samples = causal_lm.lm_head, rows.samples.repeat_interleave(nodes, dim=1)
+    classes, samples = class_head(model), rows.samples.repeat_interleave(nodes, dim=1)
+    head = causal_lm.lm_head if classes is None else classes
     noise = bank.noise(samples)[-1:]
 
     def logits_of(tokens: Tensor) -> Tensor:

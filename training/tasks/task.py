@@ -96,7 +96,8 @@ class Task(BaseModel):
         answer_cue: that constant tail; in a chat, what follows the template's own beginning of an
             answer, and may be absent. An encoder has no use for it, and does not see it.
         labels: label name → the text that answers so, in order; or a list of names.
-        labels_by: see `dalorra.labels`.
+        labels_by: see `dalorra.labels`; `auto` also makes labels classes of a head where their
+            trie would have more than `training.asking.MOST_NODES` rows.
         columns: field → column of the data, where they differ.
         label_column: column of the true label.
         label_values: value in that column, as text → label name. Empty: the column holds names.
