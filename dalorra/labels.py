@@ -95,9 +95,11 @@ Labels = Tensor | LabelTrie
 class head is in its place), each one a label, or a trie of longer ones."""
 
 
-def answer_rows(labels: Labels) -> int:
-    """A: rows at the end of the tail that labels are read off."""
-    return labels.rows if isinstance(labels, LabelTrie) else 1
+def answer_rows(labels: Labels | Sequence[LabelTrie]) -> int:
+    """A: rows at the end of the tail that labels are read off; of several tries, the largest's."""
+    if isinstance(labels, Tensor):
+        return 1
+    return labels.rows if isinstance(labels, LabelTrie) else max(trie.rows for trie in labels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,6 +88,19 @@ def answer(
     )
 
 
+def labels_of(predictor: Evaluable, example: Example) -> tuple[str, ...]:
+    """What may answer an example: labels of the adapter, or the options of its question."""
+    if isinstance(example.input, Asked):
+        return tuple(option.name for option in example.input.question.options)
+    return predictor.labels
+
+
+def labels_of_all(predictor: Evaluable, examples: Sequence[Example]) -> tuple[str, ...] | None:
+    """The same where it is the same for all examples, else None."""
+    found = {labels_of(predictor, example) for example in examples}
+    return found.pop() if len(found) == 1 else None
+
+
 def encode_example(predictor: Evaluable, example: Example, number: int) -> Prompt:
     """Tokenises the input of the `number`-th example, which an `InputError` names."""
     value = example.input

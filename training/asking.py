@@ -7,8 +7,9 @@ from dalorra.base.families import set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat, PromptTokenizer
+from dalorra.question_prompts import QuestionFormat
 from training.config import TrainingConfig
-from training.tasks import Task
+from training.tasks import QuestionTask, Task
 from training.tasks.chat import chat_format
 
 MOST_NODES: Final = 32
@@ -22,7 +23,9 @@ _REFUSED: Final = MappingProxyType(
 )
 
 
-def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat:
+def prepare(
+    config: TrainingConfig, task: Task | QuestionTask, base: BaseModel
+) -> PromptFormat | QuestionFormat:
     """How the base model is asked; where labels are classes, it gets the head to be trained.
 
     An encoder reads the rendered template alone: the answer cue of a task asks a language model.
@@ -30,6 +33,12 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
     Raises:
         ConfigError: a setting that does not go with this kind of base model, or of labels.
     """
+    if problem := too_long(base.model, config.adapter.max_tokens):
+        raise ConfigError(f"adapter.max_tokens: {base.name} {problem}")
+    if isinstance(task, QuestionTask):
+        if base.kind == "encoder":
+            raise ConfigError(f"task.sets: the encoder {base.name} cannot be asked questions")
+        return task.prompt
     asked = _asked(config, task, base)
     if asked.by_head:
         _check_head(config, "the encoder's" if base.kind == "encoder" else "a class")
@@ -38,8 +47,6 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
 
 
 def _asked(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat:
-    if problem := too_long(base.model, config.adapter.max_tokens):
-        raise ConfigError(f"adapter.max_tokens: {base.name} {problem}")
     if task.messages:
         if base.kind == "encoder":
             raise ConfigError(f"task.template: nobody chats with the encoder {base.name}")

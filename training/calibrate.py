@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from dalorra.decision.policy import NEVER, Answer, CalibratedPoint, Decision, Policy
 from dalorra.errors import ConfigError
-from training.answers import Evaluable, answer
+from training.answers import Evaluable, answer, labels_of_all
 from training.evaluate import check_labels
 from training.promise import Promise, cost_matrix, scored_examples
 from training.risk_control import (
@@ -93,8 +93,9 @@ def calibrate(
             adapter without novelty features.
         InputError: an input does not fit the adapter's template.
     """
-    check_labels(predictor.labels, examples, out_of_scope)
-    promise.check_labels(predictor.labels)
+    check_labels(predictor, examples, out_of_scope)
+    labels = labels_of_all(predictor, examples)
+    promise.check_labels(labels)
     tested, pilot = split_off(examples, PILOT_FRACTION, SPLIT_SEED, repeats_together=False)
     predictor.policy = Policy.never(predictor.card.digest)
     answered = [example for example in pilot if example.label not in out_of_scope]
@@ -120,9 +121,7 @@ def calibrate(
         elsewhere.append(AnsweredExamples(answers, tested))
         precisions.append(other.precision)
     frame = frame.model_copy(update={"precisions": tuple(dict.fromkeys(precisions))})
-    predictor.policy = calibrated(
-        frame, declaring, deciding, promise, predictor.labels, elsewhere=elsewhere
-    )
+    predictor.policy = calibrated(frame, declaring, deciding, promise, labels, elsewhere=elsewhere)
     return predictor.policy
 
 
@@ -131,7 +130,7 @@ def calibrated(
     pilot: AnsweredExamples,
     tested: AnsweredExamples,
     promise: Promise,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     *,
     elsewhere: Sequence[AnsweredExamples] = (),
 ) -> Policy:
@@ -142,7 +141,7 @@ def calibrated(
         pilot: declares which thresholds are tested.
         tested: tests it.
         promise: what must hold.
-        labels: of the adapter.
+        labels: of the adapter; None: they come with the inputs.
         elsewhere: the answers to what is tested in other precisions.
 
     Raises:
@@ -203,7 +202,7 @@ def points_of(
     pilot: AnsweredExamples,
     tested: AnsweredExamples,
     promise: Promise,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     *,
     elsewhere: Sequence[AnsweredExamples] = (),
 ) -> list[CalibratedPoint]:
@@ -224,7 +223,8 @@ def points_of(
     )
     if declaring is None or deciding is None or any(other is None for other in others):
         return []
-    scale = float(cost_matrix(labels, promise.costs).max())  # what a loss of 1 costs
+    # What a loss of 1 costs.
+    scale = 1.0 if labels is None else float(cost_matrix(labels, promise.costs).max())
     targets = targets_of(promise)
     strictness = declare_strictness(declaring)
     in_losses = [target / scale for target in targets]
@@ -265,7 +265,7 @@ def targets_of(promise: Promise) -> list[float]:
 
 
 def familiar(
-    policy: Policy, part: AnsweredExamples, promise: Promise, labels: Sequence[str]
+    policy: Policy, part: AnsweredExamples, promise: Promise, labels: Sequence[str] | None
 ) -> ScoredExamples | None:
     """The examples that `policy` does not exclude; None where there are none."""
     if policy.min_novelty_p and any(p.novelty is None for p in part.predictions):

@@ -22,6 +22,9 @@ from training.tasks.recipe import recipes
 _FIXED_SEED: Final = 0
 """Draws what is evaluated on, whatever the seed of the run."""
 
+LEAST_CALIBRATION: Final = 10
+"""Questions without which no thresholds are chosen: one of them declares which are tested."""
+
 TEST_PART: Final = 0.2
 """Share of a set's records that is only evaluated on."""
 
@@ -36,7 +39,10 @@ class _Set:
 
 
 def load_questions(config: TrainingConfig, task: QuestionTask) -> Data:
-    """The examples that a configuration names; none of them is set aside to calibrate.
+    """The examples that a configuration names.
+
+    Half of the questions about held-out sets choose the thresholds; the others, and those about
+    records of the trained sets that were kept apart, are evaluated on.
 
     Raises:
         ConfigError: they cannot be had, are too few, or a setting does not go with questions.
@@ -46,27 +52,43 @@ def load_questions(config: TrainingConfig, task: QuestionTask) -> Data:
     test, rest = [], []
     for name in task.sets:
         read = _read(name, task, data.source)
-        remaining, tested = split_off(read.items, TEST_PART, _FIXED_SEED)
-        test.append(_Set(name, read.drawing, tested))
+        remaining, kept = split_off(read.items, TEST_PART, _FIXED_SEED)
+        test.append(_Set(name, read.drawing, kept))
         rest.append(_Set(name, read.drawing, remaining))
     test += [_read(name, task, data.source) for name in task.held_out]
     tested_texts = {_text(item) for part in test for item in part.items}
     train, holdout = [], []
     for part in rest:
         unseen = [item for item in part.items if _text(item) not in tested_texts]
-        remaining, held = split_off(unseen, data.holdout, config.seed)
+        remaining, kept = split_off(unseen, data.holdout, config.seed)
         train.append(_Set(part.name, part.drawing, remaining))
-        holdout.append(_Set(part.name, part.drawing, held))
-    held = data.holdout
-    size = round(held * task.per_set) if isinstance(held, float) else held
+        holdout.append(_Set(part.name, part.drawing, kept))
     trained = questions_about(train, task.per_set, task.elsewhere, config.seed, repeat=True)
-    tested = questions_about(test, task.evaluated, task.elsewhere, _FIXED_SEED)
     if data.train_limit is not None and data.train_limit < len(trained):
         trained = subsample(trained, data.train_limit, config.seed)
+    selecting = questions_about(holdout, task.evaluated, 0.0, config.seed)
+    asked = questions_about(test, task.evaluated, task.elsewhere, _FIXED_SEED)
+    new = [example for example in asked if example.kind in task.held_out and _judged(example)]
+    calibration: list[Example] = []
+    if task.held_out:
+        _, calibration = split_off(new, 0.5, _FIXED_SEED)
+        if len(calibration) < LEAST_CALIBRATION:
+            raise ConfigError(
+                f"task.held_out: {len(new)} questions about these sets are too few to choose "
+                f"thresholds on half of them: there must be {2 * LEAST_CALIBRATION} at least"
+            )
+    chosen = set(map(id, calibration))
+    tested = [example for example in asked if id(example) not in chosen]
     if data.evaluation_limit is not None and data.evaluation_limit < len(tested):
         tested = subsample(tested, data.evaluation_limit, _FIXED_SEED)
-    selecting = questions_about(holdout, max(size, 1), 0.0, config.seed)
-    return Data(trained, [e for e in selecting if e.label], [], tested)
+    return Data(
+        trained,
+        [example for example in selecting if example.label],
+        [example for example in calibration if example.label],
+        [example for example in tested if example.label],
+        calibration,
+        [example for example in tested if not example.label and _judged(example)],
+    )
 
 
 def questions_about(
@@ -123,6 +145,11 @@ def _read(reference: str, task: QuestionTask, source: Path | None) -> _Set:
 def _text(item: Example) -> str:
     """What a record says, the same for all its spellings and whatever its columns are called."""
     return " ".join(sorted(words(item).texts.values()))
+
+
+def _judged(example: Example) -> bool:
+    """Whether it is known which answers are right: one, or none more than the others."""
+    return bool(example.label) or len(set(example.target or ())) == 1
 
 
 def _check(data: DataConfig) -> None:
