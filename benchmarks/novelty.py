@@ -105,7 +105,7 @@ def _inputs(
 
 
 def _texts(examples: list[Example]) -> list[str]:
-    return [next(iter(example.input.values())) for example in examples]
+    return [next(iter(example.texts.values())) for example in examples]
 
 
 class Reader:

@@ -12,6 +12,7 @@ from dalorra.decision.predictive import Prediction
 from dalorra.errors import InputError
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
+from dalorra.questions import Asked
 from training.laplace import LaplacePredictor
 from training.tasks import Example
 
@@ -87,12 +88,27 @@ def answer(
     )
 
 
+def labels_of(predictor: Evaluable, example: Example) -> tuple[str, ...]:
+    """What may answer an example: labels of the adapter, or the options of its question."""
+    if isinstance(example.input, Asked):
+        return tuple(option.name for option in example.input.question.options)
+    return predictor.labels
+
+
+def labels_of_all(predictor: Evaluable, examples: Sequence[Example]) -> tuple[str, ...] | None:
+    """The same where it is the same for all examples, else None."""
+    found = {labels_of(predictor, example) for example in examples}
+    return found.pop() if len(found) == 1 else None
+
+
 def encode_example(predictor: Evaluable, example: Example, number: int) -> Prompt:
     """Tokenises the input of the `number`-th example, which an `InputError` names."""
-    values = list(example.input.values())
-    # Where both have one field its name does not matter: any text fits any such template.
-    single = len(values) == 1 and len(predictor.fields) == 1
+    value = example.input
+    if not isinstance(value, Asked) and len(value) == len(predictor.fields) == 1:
+        [value] = (
+            value.values()
+        )  # the field's name does not matter: any text fits any such template
     try:
-        return predictor.encode(values[0] if single else dict(example.input))
+        return predictor.encode(value)
     except InputError as error:
         raise InputError(f"example {number}: {error}") from error

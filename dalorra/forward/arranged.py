@@ -5,7 +5,7 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from dalorra.adapter.layer import StochasticPeftModel, low_rank_updates
+from dalorra.adapter.layer import StochasticPeftModel, class_head, low_rank_updates
 from dalorra.base.families import is_encoder
 from dalorra.errors import AdapterError
 from dalorra.forward.encoder import ArrangedEncoder, EncoderNetwork
@@ -51,13 +51,14 @@ def network_on(
     Args:
         base: of the same model.
         model: base with the adapter.
-        labels: where they are read off; an encoder's classes are those of its head.
+        labels: where they are read off; classes are those of the adapter's head.
         bank: what the network runs under.
         scope: which rows the adapter acts on; an encoder's acts on all.
     """
     if isinstance(base, ArrangedEncoder):
         return EncoderNetwork(model, bank)
-    network = PackedLlama(base, low_rank_updates(model), labels, bank, scope)
+    head = class_head(model)
+    network = PackedLlama(base, low_rank_updates(model), labels, bank, scope, head)
     if base.record is None:
         return network
     return RecordedNetwork(network, base.record, base.device, row_step(base.layer_weights))

@@ -50,9 +50,9 @@ class LabelHead:
     """Maps hidden states at the end of the cue to label probabilities, in float32.
 
     Args:
-        weight: of the output projection, `[vocabulary, d]`.
-        update: the adapter's; None where the output projection is not adapted.
-        label_ids: `[K]` token ids, the only rows that are kept.
+        weight: of the output projection, `[vocabulary, d]`, or of a class head, `[K, d]`.
+        update: the adapter's; None where it is not adapted.
+        label_ids: `[K]` token ids or classes, the only rows that are kept.
 
     Attributes:
         rows: A, hidden states that an answer is read off.

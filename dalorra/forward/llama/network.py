@@ -22,7 +22,7 @@ from copy import copy
 from itertools import repeat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalorra.adapter.layer import HEAD, Updates
 from dalorra.forward.batches import sample_groups
@@ -47,6 +47,7 @@ class PackedLlama:
         labels: where they are read off; token ids are on the base's device.
         bank: what it runs under.
         scope: which rows the adapter acts on.
+        class_head: what labels are read off in place of the base's output projection.
 
     Attributes:
         noise: of the bank, arranged for the forwards.
@@ -61,9 +62,11 @@ class PackedLlama:
         labels: Labels,
         bank: NoiseBank,
         scope: Scope,
+        class_head: nn.Linear | None = None,
     ) -> None:
         self._base = base
-        self.head = head_of(base.head_weight, updates.get(HEAD), labels)
+        output = base.head_weight if class_head is None else class_head.weight.detach()
+        self.head = head_of(output, updates.get(HEAD), labels)
         self._layers = base.adapted(updates)
         self.scope = scope
         self.noise = self._bound(bank)
