@@ -158,6 +158,11 @@ class Prompt:
         return len(self.prompt_ids) + len(self.cue_ids)
 
     @property
+    def state_ids(self) -> TokenIds:
+        """The shared ones."""
+        return self.prompt_ids[: self.shared]
+
+    @property
     def tail_rows(self) -> int:
         """t, rows behind the prompt: the cue's and the trie's."""
         return len(self.cue_ids) + (len(self.trie.nodes) if self.trie else 0)

@@ -15,6 +15,7 @@ from typing import Final, Self
 import torch
 
 from dalorra.hardware import has_amx
+from dalorra.labels import TokenIds
 from dalorra.prompts import Prompt, Scope
 
 DEFAULT_ROW_BUDGET: Final = 2048
@@ -33,6 +34,30 @@ def packed_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
     if scope == "all_tokens":
         return samples * (len(prompt.prompt_ids) + prompt.tail_rows)
     return len(prompt.prompt_ids) + samples * prompt.tail_rows
+
+
+def shared_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
+    """Rows of these that other questions about the same state share."""
+    return prompt.shared * (samples if scope == "all_tokens" else 1)
+
+
+def own_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
+    """Rows of these that are the prompt's own."""
+    return packed_row_count(prompt, samples, scope) - shared_row_count(prompt, samples, scope)
+
+
+def tree_row_count(prompts: Sequence[Prompt], samples: int, scope: Scope) -> int:
+    """Rows of questions about one state, which is read once."""
+    own = sum(own_row_count(prompt, samples, scope) for prompt in prompts)
+    return shared_row_count(prompts[0], samples, scope) + own
+
+
+def by_state(prompts: Sequence[Prompt]) -> dict[TokenIds, list[int]]:
+    """The places of questions, by the state that they are about."""
+    found: dict[TokenIds, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        found.setdefault(prompt.state_ids, []).append(place)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
