@@ -20,6 +20,7 @@ from dalorra.forward.arranged import ArrangedBase, arrange, network_on, question
 from dalorra.forward.batches import (
     DEFAULT_ROW_BUDGET,
     Batching,
+    State,
     packed_row_count,
     shared_row_count,
 )
@@ -241,9 +242,10 @@ class Predictor:
         """Rows that this prompt adds to a forward."""
         return packed_row_count(prompt, self.samples, self.scope)
 
-    def shared_rows(self, prompt: Prompt) -> int:
-        """Those of them that questions about the same state need only once."""
-        return shared_row_count(prompt, self.samples, self.scope)
+    def state_of(self, prompt: Prompt) -> State:
+        """What a question is about, and which of its rows others about the same share."""
+        rows = shared_row_count(prompt, self.samples, self.scope)
+        return State(hash(prompt.state_ids), rows)
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """Predictive moments of each prompt, and how novel it is; order kept.

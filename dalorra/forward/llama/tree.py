@@ -30,7 +30,7 @@ from dalorra.prompts import Scope
 SCORES: Final = 1 << 18
 """Scores of each head that are computed at once; more only where a single row has more."""
 
-_WASTE: Final = 1 << 14
+WASTE: Final = 1 << 14
 """Scores of each head that padding may cost in a bunch; another bunch costs about as much."""
 
 
@@ -296,7 +296,7 @@ def _bunched(tree: Tree, samples: int) -> Iterator[list[int]]:
         grown = [*bunch, place]
         own = _scores(tree, [place], samples)
         padded = _scores(tree, grown, samples)
-        if bunch and (padded > SCORES or padded - real - own > _WASTE):
+        if bunch and (padded > SCORES or padded - real - own > WASTE):
             yield bunch
             grown, real = [place], 0
         bunch, real = grown, real + own
