@@ -28,7 +28,7 @@ from dalorra.forward.in_forwards import posterior_samples, question_samples
 from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.forward.network import Network
-from dalorra.labels import Labels
+from dalorra.labels import Labels, TokenIds
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, NoiseBank
 from dalorra.prompts import InputFields, Overflow, Prompt, Scope
@@ -183,6 +183,17 @@ class Predictor:
         """Label names, in the order of the adapter; none where they come with the questions."""
         own = self.tokenizer
         return () if isinstance(own, QuestionTokenizer) else tuple(own.format.labels)
+
+    @property
+    def label_ids(self) -> TokenIds:
+        """The token of each label, or its class of a head.
+
+        Raises:
+            AdapterError: labels are read by a trie, or come with the questions.
+        """
+        if isinstance(self.tokenizer, QuestionTokenizer):
+            raise AdapterError(f"{self.card.adapter} has no labels of its own, which this needs")
+        return self.tokenizer.label_ids
 
     @property
     def fields(self) -> tuple[str, ...]:

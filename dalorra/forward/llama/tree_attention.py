@@ -129,8 +129,8 @@ def _at_once(query: Tensor, above: Sequence[Keys], own: Keys, unseen: Tensor) ->
     weights = scores.softmax(dim=-1).to(query.dtype).split([p.shape[-1] for p in parts], dim=-1)
     attended = torch.zeros_like(query)
     for (_, value), weight in zip(levels, weights, strict=True):
-        own = weight.reshape(len(value), -1, value.shape[1])
-        attended.view(len(value), -1, width).baddbmm_(own, value)
+        of_level = weight.reshape(len(value), -1, value.shape[1])
+        attended.view(len(value), -1, width).baddbmm_(of_level, value)
     return attended.view(shape)
 
 
