@@ -244,7 +244,7 @@ def _order(order: Mapping[str, Any]) -> list[str]:
         return []
     return [
         "",
-        f"In {order['n']:,} questions the options were reversed and rotated: an option's probability",
+        f"In {order['n']:,} questions the options were reversed and rotated: a probability",
         f"changed by {order['mean_change']:.2g} on average, and {_share(order['changed'])} of the",
         "answers became another one.",
     ]

@@ -11,13 +11,11 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import optimize
 from torch import Tensor
 
 from dalorra.decision.predictive import PosteriorSamples
-from dalorra.prompts import Prompt
-from training.answers import Evaluable, encode_example, labels_of
+from training.answers import Evaluable, encode_example, labels_of, padded_samples
 from training.tasks import Example
 
 TemperatureChoice = Literal["auto", "on", "off"]
@@ -98,29 +96,8 @@ def temperature_on(
     labels = [labels_of(predictor, example) for example in examples]
     targets = [own.index(e.label) for own, e in zip(labels, examples, strict=True)]
     options = [len(own) for own in labels]
-    samples = _samples(predictor, prompts, options)
+    samples = padded_samples(predictor, prompts)
     return choose_temperature(samples, targets, choice, options)
-
-
-def _samples(
-    predictor: Evaluable, prompts: Sequence[Prompt], options: Sequence[int]
-) -> PosteriorSamples:
-    """Distributions of prompts with so many labels, 0 behind the last of each."""
-    if not prompts:
-        return predictor.posterior_samples(prompts)
-    groups = {
-        count: [place for place, of in enumerate(options) if of == count] for count in options
-    }
-    found = {
-        count: predictor.posterior_samples([prompts[place] for place in places])
-        for count, places in groups.items()
-    }
-    widest = max(options)
-    padded = torch.cat(
-        [F.pad(found[n].probabilities, (0, widest - n)) for n in groups]  # [b, M, S, K]
-    )
-    back = torch.tensor([place for places in groups.values() for place in places]).argsort()
-    return replace(next(iter(found.values())), probabilities=padded[back])
 
 
 def _evidence(

@@ -18,6 +18,7 @@ from dalorra.errors import AdapterError
 from dalorra.posteriors import Deterministic, Laplace
 from dalorra.predictor import Predictor, about_inputs
 from dalorra.prompts import InputFields, Prompt, Scope
+from dalorra.questions import Asked
 from training.laplace.curvature import Curvature, along_contrasts, contrasts, in_batches
 from training.laplace.gradients import LabelGradients
 from training.prompt_cache import PromptCache
@@ -128,7 +129,7 @@ class LaplacePredictor:
         """1, whatever the number of draws."""
         return 1
 
-    def encode(self, value: InputFields) -> Prompt:
+    def encode(self, value: InputFields | Asked) -> Prompt:
         """Tokenises one input; `InputError` when it does not fit."""
         return self.mode.encode(value)
 
