@@ -180,22 +180,20 @@ class Batching:
         return groups[::-1]
 
     def _take_questions(self, rows: Sequence[int], states: Sequence[State]) -> list[int]:
-        batch, total = [0], rows[0]
-        own, others = [], []
+        first, batch, total = states[0], [0], rows[0]
         for i in range(1, len(rows)):
-            (own if states[i].name == states[0].name else others).append(i)
-        for i in own:
-            if total + rows[i] <= self.budget:
+            if states[i].name == first.name and total + rows[i] <= self.budget:
                 batch.append(i)
                 total += rows[i]
-        total += states[0].rows
-        read = {states[0].name}
-        whole = rows[0] + states[0].rows
-        for i in sorted(others, key=lambda i: abs(rows[i] + states[i].rows - whole)):
-            more = rows[i] + (0 if states[i].name in read else states[i].rows)
-            if total + more <= self.budget:
+        total += first.rows
+        whole = [own + state.rows for own, state in zip(rows, states, strict=True)]
+        read = {first.name}
+        for i in sorted(range(len(rows)), key=lambda i: abs(whole[i] - whole[0])):
+            state = states[i]
+            more = rows[i] if state.name in read else whole[i]
+            if state.name != first.name and total + more <= self.budget:
                 batch.append(i)
-                read.add(states[i].name)
+                read.add(state.name)
                 total += more
         return sorted(batch)
 
