@@ -66,10 +66,10 @@ class Contenders:
         self.model.eval()
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
         self.labels = torch.tensor([5, 9], device=self.device)
-        self._arranged = ArrangedLlama(base)
+        self.arranged = ArrangedLlama(base)
         self.networks = {scope: self.network(self.labels, scope) for scope in get_args(Scope)}
-        self._batching = Batching.on(self.device, pads=False, budget=DEFAULT_ROW_BUDGET)
-        self.step = row_step(self._arranged.layer_weights)
+        self.batching = Batching.on(self.device, pads=False, budget=DEFAULT_ROW_BUDGET)
+        self.step = row_step(self.arranged.layer_weights)
         self.recorded = RecordedNetwork(
             self.networks["answer_tokens"], CudaGraphs(), self.device, self.step
         )
@@ -79,7 +79,7 @@ class Contenders:
     ) -> PackedLlama:
         """Ours, with other labels."""
         updates = low_rank_updates(self.model)
-        return PackedLlama(self._arranged, updates, labels, self.bank, scope, class_head)
+        return PackedLlama(self.arranged, updates, labels, self.bank, scope, class_head)
 
     def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
         """The chosen plans as functions without arguments, the unit first."""
@@ -121,11 +121,11 @@ class Contenders:
         self, network: PackedLlama, prompts: list[Prompt], samples: range
     ) -> Callable[[], object]:
         """In the forwards that a predictor would have."""
-        budget = self._batching.budget
+        budget = self.batching.budget
         rows = [packed_row_count(prompt, len(samples), network.scope) for prompt in prompts]
 
         def run() -> None:
-            for places in self._batching.forwards(rows):
+            for places in self.batching.forwards(rows):
                 if rows[places[0]] > budget:
                     network.in_pieces(prompts[places[0]], samples, budget)
                 else:

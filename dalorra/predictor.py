@@ -20,6 +20,7 @@ from dalorra.forward.arranged import ArrangedBase, arrange, network_on, question
 from dalorra.forward.batches import (
     DEFAULT_ROW_BUDGET,
     Batching,
+    State,
     packed_row_count,
     shared_row_count,
 )
@@ -27,7 +28,7 @@ from dalorra.forward.in_forwards import posterior_samples, question_samples
 from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.forward.network import Network
-from dalorra.labels import Labels
+from dalorra.labels import Labels, TokenIds
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, NoiseBank
 from dalorra.prompts import InputFields, Overflow, Prompt, Scope
@@ -184,6 +185,17 @@ class Predictor:
         return () if isinstance(own, QuestionTokenizer) else tuple(own.format.labels)
 
     @property
+    def label_ids(self) -> TokenIds:
+        """The token of each label, or its class of a head.
+
+        Raises:
+            AdapterError: labels are read by a trie, or come with the questions.
+        """
+        if isinstance(self.tokenizer, QuestionTokenizer):
+            raise AdapterError(f"{self.card.adapter} has no labels of its own, which this needs")
+        return self.tokenizer.label_ids
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Fields of the adapter's template; none where its inputs are questions."""
         own = self.tokenizer
@@ -241,9 +253,10 @@ class Predictor:
         """Rows that this prompt adds to a forward."""
         return packed_row_count(prompt, self.samples, self.scope)
 
-    def shared_rows(self, prompt: Prompt) -> int:
-        """Those of them that questions about the same state need only once."""
-        return shared_row_count(prompt, self.samples, self.scope)
+    def state_of(self, prompt: Prompt) -> State:
+        """What a question is about, and which of its rows others about the same share."""
+        rows = shared_row_count(prompt, self.samples, self.scope)
+        return State(hash(prompt.state_ids), rows)
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """Predictive moments of each prompt, and how novel it is; order kept.

@@ -13,7 +13,7 @@ from dalorra.adapter.manifest import Card
 from dalorra.decision.policy import CalibratedPoint, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError, InputError
-from dalorra.forward.batches import Batching
+from dalorra.forward.batches import Batching, State
 from dalorra.prompts import InputFields, Prompt
 from service.engine import Limits
 
@@ -109,6 +109,9 @@ class FakePredictor:
 
     def packed_rows(self, prompt: Prompt) -> int:
         return len(prompt.prompt_ids) + self.samples * len(prompt.cue_ids)
+
+    def state_of(self, prompt: Prompt) -> State:
+        return State(prompt.state_ids, prompt.shared)
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         self.batches.append(list(prompts))

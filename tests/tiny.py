@@ -34,6 +34,7 @@ from dalorra.decision.predictive import Prediction
 from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.labels import Labels
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, MaskBank, NoiseBank
@@ -248,6 +249,17 @@ def packed(
     """The packed forward of an attached adapter, as it is now, on a base of its own."""
     base = ArrangedLlama(model.get_base_model(), prefix_cache)
     return PackedLlama(base, low_rank_updates(model), labels, bank, scope, class_head(model))
+
+
+def packed_questions(
+    model: StochasticPeftModel,
+    bank: NoiseBank,
+    scope: Scope = "answer_tokens",
+    prefix_cache: PrefixCache | None = None,
+) -> QuestionLlama:
+    """The same of an adapter that answers questions."""
+    base = ArrangedLlama(model.get_base_model(), prefix_cache)
+    return QuestionLlama(base, low_rank_updates(model), bank, scope)
 
 
 def tiny_folders(folder: Path) -> tuple[Path, Path]:

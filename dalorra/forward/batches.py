@@ -8,9 +8,9 @@ own: all weights are read once. So a batch is split where the padding saved is w
 project groups prompts: whoever has many of them gives all to `Predictor.predict`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Self
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, Self
 
 import torch
 
@@ -60,6 +60,13 @@ def by_state(prompts: Sequence[Prompt]) -> dict[TokenIds, list[int]]:
     return found
 
 
+class State(NamedTuple):
+    """What questions are about: its name, and the rows that a forward of them has once for all."""
+
+    name: Hashable
+    rows: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batching:
     """How prompts share the forwards of one network.
@@ -97,18 +104,30 @@ class Batching:
         price = cpu if device.type == "cpu" else _GPU
         return cls(budget, price, 1.0 if pads else _IN_ATTENTION, pads)
 
-    def take(self, rows: Sequence[int]) -> list[int]:
+    @property
+    def of_trees(self) -> Self:
+        """For questions about states, where attention is not padded to the longest state."""
+        return replace(self, padding=0.0)
+
+    def take(self, rows: Sequence[int], states: Sequence[State] = ()) -> list[int]:
         """The next batch of those that wait: the first, and its nearest in length that fit.
 
         Where rows alone count and this leaves more than a twentieth of the budget free, one of
         them makes room for a longer one that fills it best.
 
+        Of questions those about the state of the first go before any other: it is read in any case,
+        so that their own rows may fill the budget, whatever it takes itself.
+
         Args:
-            rows: of each prompt that waits, the oldest first; one at least.
+            rows: of each prompt that waits, the oldest first; one at least. Of questions without
+                the rows of their states.
+            states: of the questions; empty: they are none.
 
         Returns:
             Places in `rows`, in order; always the first, which goes alone beyond the budget.
         """
+        if states:
+            return self._take_questions(rows, states)
         # Stable: among equals the older one is looked at first.
         nearest = sorted(range(len(rows)), key=lambda i: abs(rows[i] - rows[0]))
         batch, longest, total = [0], rows[0], rows[0]
@@ -159,6 +178,24 @@ class Batching:
             groups.append(order[begin[end] : end])
             end = begin[end]
         return groups[::-1]
+
+    def _take_questions(self, rows: Sequence[int], states: Sequence[State]) -> list[int]:
+        first, batch, total = states[0], [0], rows[0]
+        for i in range(1, len(rows)):
+            if states[i].name == first.name and total + rows[i] <= self.budget:
+                batch.append(i)
+                total += rows[i]
+        total += first.rows
+        whole = [own + state.rows for own, state in zip(rows, states, strict=True)]
+        read = {first.name}
+        for i in sorted(range(len(rows)), key=lambda i: abs(whole[i] - whole[0])):
+            state = states[i]
+            more = rows[i] if state.name in read else whole[i]
+            if state.name != first.name and total + more <= self.budget:
+                batch.append(i)
+                read.add(state.name)
+                total += more
+        return sorted(batch)
 
     def _rows(self, count: int, longest: int, total: int) -> int:
         """Rows of a forward of this many prompts."""

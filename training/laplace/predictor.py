@@ -74,7 +74,7 @@ class LaplacePredictor:
         path = adapter.path / FACTORS_FILE
         model = load_adapter(adapter, base)
         mode = Predictor.of(replace(adapter, posterior=Deterministic()), base, model)
-        label_ids = torch.tensor(mode.tokenizer.label_ids, device=base.device)
+        label_ids = torch.tensor(mode.label_ids, device=base.device)
         gradients = LabelGradients(model, label_ids, mode.scope, PromptCache(0))
         curvature = Curvature.load(path, gradients.weights)
         if curvature.digest != posterior.factors:

@@ -38,7 +38,8 @@ class _Found(NamedTuple):
     Attributes:
         states: after the final norm, of the rows that are read off, `[M, A, d]` of each question.
         features: at the end of the cue, `[M, D, d]` of each question.
-        fresh: keys and values of the rows of each state, `[layers, 2, L, kv_heads, rows, w]`.
+        fresh: keys and values of the rows of each state, `[layers, 2, 1, kv_heads, rows, w]`, where
+            they were to be kept.
     """
 
     states: list[Tensor]
@@ -176,7 +177,8 @@ class QuestionLlama:
             room[..., :known, :] = read
         for start in range(known, len(ids), budget):
             end = min(start + budget, len(ids))
-            piece = self._run([Tree(ids[:end], start, ())], noise, [room[..., :start, :]])
+            known_keys = [room[..., :start, :]]
+            piece = self._run([Tree(ids[:end], start, ())], noise, known_keys, keep=True)
             room[..., start:end, :] = piece.fresh[0]
         if cache:
             cache.add([ids], [known], room[..., known:, :])
@@ -197,7 +199,7 @@ class QuestionLlama:
             Tree(state, count, [_branch(prompts[i]) for i in groups[state]])
             for state, count in zip(states, known, strict=True)
         ]
-        found = self._run(trees, noise, past)
+        found = self._run(trees, noise, past, keep=cache is not None)
         if cache:
             for state, count, fresh in zip(states, known, found.fresh, strict=True):
                 cache.add([state], [count], fresh)
@@ -219,7 +221,12 @@ class QuestionLlama:
         ]
 
     def _run(
-        self, trees: Sequence[Tree], noise: ForwardNoise, past: Sequence[Tensor | None]
+        self,
+        trees: Sequence[Tree],
+        noise: ForwardNoise,
+        past: Sequence[Tensor | None],
+        *,
+        keep: bool = False,
     ) -> _Found:
         """One forward.
 
@@ -228,6 +235,8 @@ class QuestionLlama:
             noise: of the tails, or of all rows.
             past: keys and values of the known part of each state,
                 `[layers, 2, 1, kv_heads, C, head_dim]`.
+            keep: whether to return those of the rows of states, which must be the same under every
+                sample.
         """
         base, first, last = self._base, noise.first, len(self._layers) - 1
         layout = TreeLayout.of(trees, noise.samples, base.device)
@@ -235,11 +244,11 @@ class QuestionLlama:
         one, every = (
             TreeRows.of(layout, cos_sin, samples, self.scope) for samples in (1, noise.samples)
         )
-        fresh: list[list[Tensor]] = [[] for _ in trees]
+        fresh: list[list[Tensor]] = [[] for _ in trees] if keep else []
         features: list[Tensor] = []  # `[M, questions, d]` each
 
         def attention(i: int, key: Tensor, value: Tensor) -> TreeAttention:
-            for kept, rows in zip(fresh, layout.states, strict=True):
+            for kept, rows in zip(fresh, layout.states, strict=False):
                 kept.append(torch.stack([key[:, :, rows], value[:, :, rows]]))
             known = [None if own is None else own[i] for own in past]
             return TreeAttention(layout, key, value, known)

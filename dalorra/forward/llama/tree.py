@@ -30,7 +30,7 @@ from dalorra.prompts import Scope
 SCORES: Final = 1 << 18
 """Scores of each head that are computed at once; more only where a single row has more."""
 
-_WASTE: Final = 1 << 14
+WASTE: Final = 1 << 14
 """Scores of each head that padding may cost in a bunch; another bunch costs about as much."""
 
 
@@ -87,7 +87,8 @@ class Rectangle:
 
     def spread(self, x: Tensor) -> Tensor:
         """`[L, F, rows, heads, w]` → `[L, F, Q, longest, heads, w]`."""
-        return x.index_select(2, self.rows.flatten()).unflatten(2, self.rows.shape)
+        spread: Tensor = x.index_select(2, self.rows.flatten()).unflatten(2, self.rows.shape)
+        return spread
 
     def collect(self, x: Tensor) -> Tensor:
         """`[L, F, Q, longest, d]` → `[L, F, n, d]`."""
@@ -296,7 +297,7 @@ def _bunched(tree: Tree, samples: int) -> Iterator[list[int]]:
         grown = [*bunch, place]
         own = _scores(tree, [place], samples)
         padded = _scores(tree, grown, samples)
-        if bunch and (padded > SCORES or padded - real - own > _WASTE):
+        if bunch and (padded > SCORES or padded - real - own > WASTE):
             yield bunch
             grown, real = [place], 0
         bunch, real = grown, real + own
@@ -306,6 +307,6 @@ def _bunched(tree: Tree, samples: int) -> Iterator[list[int]]:
 
 def _scores(tree: Tree, places: Sequence[int], samples: int) -> int:
     """Of each head, with padding."""
-    p, t, _ = map(max, zip(*(tree.branches[place].rows for place in places), strict=True))
-    state = len(tree.state)
+    rows, state = [tree.branches[place].rows for place in places], len(tree.state)
+    p, t = max(own.questions for own in rows), max(own.tails for own in rows)
     return len(places) * (p * (state + p) + samples * t * (state + p + t))

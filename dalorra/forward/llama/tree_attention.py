@@ -102,6 +102,8 @@ def tree_attention(query: Tensor, above: Sequence[Keys], own: Keys, unseen: Tens
     Returns:
         Like `query`.
     """
+    if not query.numel():
+        return query
     copies, _, questions, branches, _, rows, _ = query.shape
     keys = own.key.shape[-2] + sum(level.key.shape[-2] for level in above)
     at_once = max(SCORES // max(copies * questions * keys, 1), 1)  # rows of a question
@@ -118,7 +120,8 @@ def tree_attention(query: Tensor, above: Sequence[Keys], own: Keys, unseen: Tens
 
 def _at_once(query: Tensor, above: Sequence[Keys], own: Keys, unseen: Tensor) -> Tensor:
     shape, width = query.shape, query.shape[-1]
-    levels, query = [*above, own.flat], query.reshape(-1, width)
+    levels = [level for level in (*above, own.flat) if level.key.shape[1]]
+    query = query.reshape(-1, width)
     parts = [query.view(len(key), -1, width) @ key.mT for key, _ in levels]
     scores = torch.cat([part.flatten(0, 1) for part in parts], dim=-1).float().mul_(width**-0.5)
     last = scores.view(*shape[:-1], -1)[..., -unseen.shape[-1] :]
@@ -126,8 +129,8 @@ def _at_once(query: Tensor, above: Sequence[Keys], own: Keys, unseen: Tensor) ->
     weights = scores.softmax(dim=-1).to(query.dtype).split([p.shape[-1] for p in parts], dim=-1)
     attended = torch.zeros_like(query)
     for (_, value), weight in zip(levels, weights, strict=True):
-        own = weight.reshape(len(value), -1, value.shape[1])
-        attended.view(len(value), -1, width).baddbmm_(own, value)
+        of_level = weight.reshape(len(value), -1, value.shape[1])
+        attended.view(len(value), -1, width).baddbmm_(of_level, value)
     return attended.view(shape)
 
 
