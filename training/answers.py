@@ -132,9 +132,7 @@ def encode_example(predictor: Evaluable, example: Example, number: int) -> Promp
     """Tokenises the input of the `number`-th example, which an `InputError` names."""
     value: InputFields | Asked = example.input
     if isinstance(value, Mapping) and len(value) == len(predictor.fields) == 1:
-        [value] = (
-            value.values()
-        )  # the field's name does not matter: any text fits any such template
+        [value] = value.values()  # its name does not matter: any text fits such a template
     try:
         return predictor.encode(value)
     except InputError as error:
