@@ -94,9 +94,14 @@ def test_inside_another_one_nothing_is_judged():
 def test_what_fails_is_counted_too():
     machine = Machine(2)
     machine.others = 1
-    with pytest.raises(ZeroDivisionError), machine.free_cores.computing():
-        machine.now, machine.waited = 1.0, 1.0
-        raise ZeroDivisionError
+
+    def fail():
+        with machine.free_cores.computing():
+            machine.now, machine.waited = 1.0, 1.0
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert machine.threads == 1
 
 
