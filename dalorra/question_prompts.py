@@ -133,6 +133,15 @@ class QuestionTokenizer:
                 "shorten them"
             )
 
+    @property
+    def label_ids(self) -> TokenIds:
+        """None: see `PromptTokenizer.label_ids`.
+
+        Raises:
+            AdapterError: always.
+        """
+        raise AdapterError("this needs labels of one token each, and these come with the questions")
+
     def encode(self, value: Asked) -> Prompt:
         """Tokenises a question about a state.
 
@@ -211,10 +220,7 @@ class QuestionTokenizer:
             if not path:
                 raise InputError(f"option {name!r} has no tokens: give it another name")
             if (other := first.setdefault(path, name)) != name:
-                raise InputError(
-                    f"options {other!r} and {name!r} are the same to the model: give them names "
-                    "that differ in more than white space"
-                )
+                raise InputError(_same(other, name))
         apart = end_apart(paths, self._tokens.end)
         if apart is None:
             raise InputError(
@@ -259,10 +265,26 @@ def tokenizer_for(
 
 
 def _words(question: Question) -> list[str]:
-    """What the model reads of each option's name."""
+    """What the model reads of each option's name.
+
+    Raises:
+        InputError: the same of two of them.
+    """
     if question.kind == "noul":
         return [YES_WORD if option.name == YES else NO_WORD for option in question.options]
-    return [" ".join(option.name.split()) for option in question.options]
+    words: dict[str, str] = {}
+    for option in question.options:
+        word = " ".join(option.name.split())
+        if (other := words.setdefault(word, option.name)) != option.name:
+            raise InputError(_same(other, option.name))
+    return list(words)
+
+
+def _same(one: str, other: str) -> str:
+    return (
+        f"options {one!r} and {other!r} are the same to the model: give them names that differ in "
+        "more than white space"
+    )
 
 
 def _listed(question: Question, words: Sequence[str]) -> list[int]:

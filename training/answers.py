@@ -1,7 +1,7 @@
 """An adapter's answers to labelled examples."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,7 +14,7 @@ from dalorra.decision.predictive import PosteriorSamples, Prediction
 from dalorra.errors import InputError
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.predictor import Predictor
-from dalorra.prompts import Prompt
+from dalorra.prompts import InputFields, Prompt
 from dalorra.questions import Asked
 from training.laplace import LaplacePredictor
 from training.tasks import Example
@@ -130,11 +130,9 @@ def padded_samples(
 
 def encode_example(predictor: Evaluable, example: Example, number: int) -> Prompt:
     """Tokenises the input of the `number`-th example, which an `InputError` names."""
-    value = example.input
-    if not isinstance(value, Asked) and len(value) == len(predictor.fields) == 1:
-        [value] = (
-            value.values()
-        )  # the field's name does not matter: any text fits any such template
+    value: InputFields | Asked = example.input
+    if isinstance(value, Mapping) and len(value) == len(predictor.fields) == 1:
+        [value] = value.values()  # its name does not matter: any text fits such a template
     try:
         return predictor.encode(value)
     except InputError as error:

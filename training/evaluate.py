@@ -55,7 +55,7 @@ def evaluate(
     seeds: Mapping[str, int] | None = None,
     used: Iterable[Example] = (),
     outside: Sequence[Example] = (),
-    more: Callable[[Answers], Mapping[str, Any]] = lambda _: {},
+    more: Callable[[Answers], Mapping[str, Any]] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Predicts and scores every example.
@@ -96,7 +96,7 @@ def evaluate(
         "mean_mask": score(answers.mean_mask, truth, sampled=False),
         "decisions": _by_decision(predictor.policy, answers.sampled, truth),
         **({"out_of_scope": _out_of_scope(predictor, answers.sampled, outside)} if outside else {}),
-        **more(answers),
+        **(more(answers) if more else {}),
         "policy": predictor.policy.model_dump(mode="json"),
         "model": card.model,
         "adapter": card.adapter,

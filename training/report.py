@@ -256,7 +256,7 @@ KINDS_HEAD = ("kind", "n", "accuracy", "NLL", "ECE", "accepted", "error", "… e
 
 def kind_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row for each kind of question, those that were not trained on in italics and last."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind, found in sorted(metrics["kinds"].items(), key=lambda item: -item[1]["trained_on"]):
         across = metrics["across_kinds"].get(kind, {})
         rows.append(

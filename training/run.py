@@ -1,6 +1,6 @@
 """One training run, from a configuration to an adapter with a model card."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from dalorra.predictor import Predictor
 from dalorra.prompts import PromptTokenizer
 from dalorra.question_prompts import AnyTokenizer, QuestionTokenizer, tokenizer_for
 from dalorra.questions import Asked
-from training.answers import Evaluable, answer
+from training.answers import Answers, Evaluable, answer
 from training.asking import prepare
 from training.calibrate import calibrate
 from training.config import TrainingConfig, read_config
@@ -295,10 +295,6 @@ class Run:
             predictor.novelty.save(folder)
         predictor.policy = self._calibrated(predictor)
         predictor.policy.save(folder)
-        more = {}
-        if isinstance(self.task, QuestionTask):
-            promise = Promise(self.config.evaluation.target_error)
-            more["more"] = Kinds(predictor, data.test, self.task.held_out, promise)
         metrics = evaluate(
             predictor,
             data.test,
@@ -307,7 +303,7 @@ class Run:
             seeds={"training": self.config.seed, "bank": self.bank.seed},
             used=self._in_all_spellings(data.train + data.holdout + data.mixture),
             outside=data.outside,
-            **more,
+            more=self._by_kind(predictor),
         )
         write_model_card(folder, manifest.model_dump(), metrics)
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -318,6 +314,13 @@ class Run:
                 "these are no fair test"
             )
         return folder
+
+    def _by_kind(self, predictor: Evaluable) -> Callable[[Answers], Mapping[str, Any]] | None:
+        """What is to be known of an adapter for questions beside the scores of all of them."""
+        if not isinstance(self.task, QuestionTask):
+            return None
+        promise = Promise(self.config.evaluation.target_error)
+        return Kinds(predictor, self.data.test, self.task.held_out, promise)
 
     def _calibrated(self, predictor: Evaluable) -> Policy:
         """The thresholds that the calibration examples show to keep the run's promise."""
@@ -334,6 +337,8 @@ class Run:
         source = f"{self.task.name} train, examples that chose nothing else{spelt}"
         level, _ = novelty_limit(novelty, None, promise.confidence)
 
+        outside = self.task.out_of_scope
+
         def tested() -> Policy:
             return calibrate(
                 predictor,
@@ -344,7 +349,7 @@ class Run:
                 min_novelty_p=level,
                 novelty_digest=novelty.digest if novelty else None,
                 others=self._in_another_precision(predictor),
-                out_of_scope=self.task.out_of_scope,
+                out_of_scope=outside,
             )
 
         settings = {"novelty_level": level, "in": "training"}

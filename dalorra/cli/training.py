@@ -291,11 +291,11 @@ def _labelled(
     out_of_scope: bool = False,
 ) -> tuple["Task", str, "list[Example]"]:
     """The task, split and examples, by default those that the adapter was trained for."""
-    from training.tasks import load_examples, load_task
+    from training.tasks import load_examples, load_labelled_task
 
     reference = task or trained_on
     if reference is None:
         raise ConfigError(f"{adapter} does not say what it was trained on; name a task with --task")
-    described = load_task(reference)
+    described = load_labelled_task(reference)
     split = split or described.evaluation_split
     return described, split, load_examples(described, split, data, out_of_scope=out_of_scope)

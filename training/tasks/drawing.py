@@ -154,8 +154,9 @@ class Drawing:
 
     def _noul(self, way: Way, item: Example, dice: Random) -> Drawn:
         answers, right = self._answers(item)
-        other = right is None or dice.random() < 0.5
-        claimed = self._others(answers, right, dice)[0] if other else right
+        claimed = right
+        if claimed is None or dice.random() < 0.5:
+            claimed = self._others(answers, right, dice)[0]
         answer = answers[claimed]
         denied = bool(way.denies) and dice.random() < _DENIED
         wordings = way.denies if denied else (*way.asks, *answer.asks)
@@ -170,7 +171,7 @@ class Drawing:
         topical = template not in answer.asks and self._recipe.elsewhere == "no"
         return Drawn(
             Question.noul(_text(template, {**item.texts, **about}), yes, no),
-            (YES if other == denied else NO,),
+            (YES if (claimed == right) != denied else NO,),
             (YES if denied else NO) if topical else None,
         )
 

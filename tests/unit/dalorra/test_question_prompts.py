@@ -18,7 +18,7 @@ TONE = Question("choice", "Tone?", tuple(map(Option, ("positive", "negative", "m
 
 
 def tokenizer(question_format: QuestionFormat = TEXTS, **options: int) -> QuestionTokenizer:
-    return QuestionTokenizer(TOKENIZER, question_format, options.get("max_tokens", 2000))
+    return QuestionTokenizer(TOKENIZER, question_format, options.get("max_tokens", 4000))
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -159,8 +159,8 @@ def test_an_option_that_begins_another_ends_with_the_end_of_text():
 
 @pytest.mark.parametrize("state", ["x" * 400, ""])
 def test_what_is_too_long_is_refused_and_never_cut(state):
-    asked = Asked(state, choice(*(f"option number {n}" for n in range(40))))
-    short = tokenizer(max_tokens=300)
+    asked = Asked(state, choice(*(f"{n} of them" for n in range(40))))
+    short = tokenizer(max_tokens=200)
     with pytest.raises(InputError, match=rf"take \d+ tokens, {len(state)} of them the state"):
         short.encode(asked)
     room = tokenizer(max_tokens=2000).encode(asked)
@@ -217,7 +217,7 @@ def test_only_the_author_of_the_format_writes_control_tokens():
     assert prompt.trie is not None
     assert all(turn not in path for path in prompt.trie.paths)
     whole = chat.decode([*prompt.prompt_ids, *prompt.cue_ids])
-    assert whole.count("<|turn|>") == 6
+    assert whole.count("<|turn|>") == 7
 
 
 def test_the_fixed_words_are_yes_and_no_and_the_letters():

@@ -76,6 +76,10 @@ class _Encoded:
     truncated: bool = False
 
     @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(option.name for option in self.asked.question.options)
+
+    @property
     def tokens(self) -> int:
         return len(self.asked.state)
 

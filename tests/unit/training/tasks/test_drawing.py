@@ -97,10 +97,7 @@ def test_a_review_is_what_it_is_asked_for(positive):
 def test_a_level_that_nobody_knows_is_shared_out():
     item = Example({"sentence": "so"}, "positive")
     drawn = [drawing("sst2").draw(item, Random(seed))[0] for seed in range(200)]
-    [four] = {
-        d.question: d for d in drawn if d.question.options[0].name == "hated it"
-    }.values() or [None]
-    assert four is not None
+    four = next(d for d in drawn if d.question.options[0].name == "hated it")
     example = four.about("state", "sst2")
     assert (example.label, example.target) == ("", (0.0, 0.0, 0.5, 0.5))
     two = next(d for d in drawn if d.question.kind == "score" and len(d.question.options) == 2)
