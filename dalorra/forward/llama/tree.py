@@ -27,7 +27,7 @@ from dalorra.forward.llama.staging import to_device
 from dalorra.labels import Tail, TokenIds
 from dalorra.prompts import Scope
 
-SCORES: Final = 1 << 18
+SCORES: Final = 1 << 17
 """Scores of each head that are computed at once; more only where a single row has more."""
 
 WASTE: Final = 1 << 14

@@ -119,18 +119,23 @@ def tree_attention(query: Tensor, above: Sequence[Keys], own: Keys, unseen: Tens
 
 
 def _at_once(query: Tensor, above: Sequence[Keys], own: Keys, unseen: Tensor) -> Tensor:
+    """Scores are rounded to the model's precision once, and so are weights."""
     shape, width = query.shape, query.shape[-1]
     levels = [level for level in (*above, own.flat) if level.key.shape[1]]
+    counts = [level.key.shape[1] for level in levels]
     query = query.reshape(-1, width)
-    parts = [query.view(len(key), -1, width) @ key.mT for key, _ in levels]
-    scores = torch.cat([part.flatten(0, 1) for part in parts], dim=-1).float().mul_(width**-0.5)
+    scores = query.new_empty((len(query), sum(counts)), dtype=torch.float32)
+    for (key, _), part in zip(levels, scores.split(counts, dim=-1), strict=True):
+        rows = query.view(len(key), -1, width)
+        scaled = torch.baddbmm(query.new_empty(()), rows, key.mT, beta=0, alpha=width**-0.5)
+        part.copy_(scaled.flatten(0, 1))
     last = scores.view(*shape[:-1], -1)[..., -unseen.shape[-1] :]
     last.masked_fill_(unseen, -torch.inf)
-    weights = scores.softmax(dim=-1).to(query.dtype).split([p.shape[-1] for p in parts], dim=-1)
     attended = torch.zeros_like(query)
-    for (_, value), weight in zip(levels, weights, strict=True):
-        of_level = weight.reshape(len(value), -1, value.shape[1])
-        attended.view(len(value), -1, width).baddbmm_(of_level, value)
+    weights = scores.softmax(dim=-1).split(counts, dim=-1)
+    for (_, value), part in zip(levels, weights, strict=True):
+        rows = part.to(query.dtype).reshape(len(value), -1, value.shape[1])
+        attended.view(len(value), -1, width).baddbmm_(rows, value)
     return attended.view(shape)
 
 
