@@ -113,7 +113,11 @@ Item = Annotated[
     | Annotated[FunctionCall, Tag("function_call")]
     | Annotated[CustomToolCall, Tag("custom_tool_call")]
     | Annotated[ToolOutput, Tag("output")],
-    Discriminator(_kind_of_item),
+    Discriminator(
+        _kind_of_item,
+        custom_error_type="no_item",
+        custom_error_message="must be a message, a call of a tool, or the output of one",
+    ),
 ]
 Items = Annotated[list[Item], Field(min_length=1)]
 

@@ -305,9 +305,9 @@ def _by_words(
 ) -> Route | None:
     """The first adapter that is registered for these words and takes such a state."""
     for predictor in registered:
-        value = _as_input(state, predictor.fields)
         for one in predictor.registered:
             labels = one.answers(question, predictor.labels)
+            value = None if labels is None else _as_input(state, predictor.fields)
             if labels is not None and value is not None:
                 return Route(predictor, value, labels)
     return None
@@ -324,14 +324,19 @@ def _as_input(state: JsonValue, fields: Sequence[str]) -> InputFields | None:
 
 def _nobody(registered: Sequence[Predictor]) -> str:
     """That a question has no answer here, and which ones have."""
-    words = [repr(one.instructions) for predictor in registered for one in predictor.registered]
+    words = [
+        f"{one.instructions!r} (about {', '.join(predictor.fields)})"
+        for predictor in registered
+        for one in predictor.registered
+    ]
     if not words:
         return (
-            "no adapter that is served answers typed questions: load one that was trained on them"
+            "no adapter that is asked answers typed questions: load one that was trained on them, "
+            "or register this question for one whose labels answer it"
         )
     return (
-        "no adapter that answers any question is asked, and this question is none of those that "
-        f"labelled adapters answer, word for word and without descriptions: {', '.join(words)}"
+        "no adapter that is asked answers any question, and this is none of those that labelled "
+        f"ones answer, word for word and without descriptions: {', '.join(words)}"
     )
 
 

@@ -285,7 +285,7 @@ async def test_a_server_without_a_questions_adapter_says_so():
     async with serving() as server:
         response = await post(server)
         models = (await server.client.get("/v1/models")).json()
-    assert "no adapter that is served answers typed questions" in fault(
+    assert "no adapter that is asked answers typed questions" in fault(
         response, "questions", "refund"
     )
     assert models == {"models": [], "object": "list", "data": []}
