@@ -131,7 +131,7 @@ def _mixed(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _labelled(example: Example) -> Labelled:
-    return next(iter(example.input.values())).strip(), example.label
+    return next(iter(example.texts.values())).strip(), example.label
 
 
 if __name__ == "__main__":

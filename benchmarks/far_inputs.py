@@ -91,7 +91,7 @@ def _usual(
 
 
 def _text(example: Example) -> str:
-    return next(iter(example.input.values()))
+    return next(iter(example.texts.values()))
 
 
 def _texts(examples: Sequence[Example]) -> list[str]:

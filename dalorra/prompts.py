@@ -39,8 +39,9 @@ class PromptFormat(BaseModel):
             of the tool that asks the adapter.
         answer_cue: constant tail after the template, e.g. `"\nSentiment:"`; None for an encoder.
         labels: label name → the text that stands for it after the cue, e.g. `" positive"`. An
-            encoder has a class for each label instead, and does not look at the text.
-        labels_by: whether each label is a single token, or a path in a `LabelTrie`.
+            encoder has a class for each label instead, and does not look at the text; nor does a
+            class head.
+        labels_by: whether each label is a single token, a path in a `LabelTrie`, or a class.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +60,11 @@ class PromptFormat(BaseModel):
         for name in names:
             _check_name(name)
         return template
+
+    @property
+    def by_head(self) -> bool:
+        """Whether the labels are classes of a head that the adapter brings."""
+        return self.answer_cue is None or self.labels_by == "head"
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
@@ -152,6 +158,11 @@ class Prompt:
         return len(self.prompt_ids) + len(self.cue_ids)
 
     @property
+    def state_ids(self) -> TokenIds:
+        """The shared ones."""
+        return self.prompt_ids[: self.shared]
+
+    @property
     def tail_rows(self) -> int:
         """t, rows behind the prompt: the cue's and the trie's."""
         return len(self.cue_ids) + (len(self.trie.nodes) if self.trie else 0)
@@ -194,10 +205,12 @@ class PromptTokenizer:
         cue = prompt_format.answer_cue
         if cue is None:
             self._prefix, self.cue_ids = self._frame(tokenizer)
-            self.label_paths = tuple((i,) for i in range(len(prompt_format.labels)))
         else:
             self._prefix = self._tokens.start
             self.cue_ids = self._tokens(cue)
+        if cue is None or prompt_format.by_head:
+            self.label_paths = tuple((i,) for i in range(len(prompt_format.labels)))
+        else:
             self.label_paths = self._paths(cue)
             single = all(len(path) == 1 for path in self.label_paths)
             if prompt_format.labels_by == "trie" or not single:
@@ -212,7 +225,7 @@ class PromptTokenizer:
 
     @property
     def label_ids(self) -> TokenIds:
-        """The token of each label, or an encoder's class.
+        """The token of each label, or its class of a head.
 
         Raises:
             AdapterError: the labels are paths in a trie.

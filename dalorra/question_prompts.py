@@ -77,6 +77,11 @@ class QuestionFormat(BaseModel):
         return template
 
     @property
+    def by_head(self) -> bool:
+        """No: the options come with the question."""
+        return False
+
+    @property
     def words(self) -> tuple[str, ...]:
         """What stands behind the cue whatever is asked: yes and no, and the codes."""
         return (YES_WORD, NO_WORD, *(ascii_uppercase if self.readout == "letters" else ()))

@@ -47,7 +47,7 @@ from dalorra.errors import InputError
 from service.api.answering import Answering, Reply, takes_questions
 from service.api.problems import INTERNAL, problem_of
 from service.api.questions import TypedQuestions
-from service.api.schemas import PredictOptions, PredictRequest, PredictResponse
+from service.api.schemas import PredictOptions, PredictRequest, PredictResponse, ResponseBody
 from service.api.strict_json import checked
 from service.api.systemone import (
     ChoiceAnswer,
@@ -154,10 +154,11 @@ class McpEndpoint:
         self._telemetry.request_started()
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
-            if params.name == ASK_NAME:
-                text, body, reply = await self._ask(params.arguments, request_id)
-            else:
-                text, body, reply = await self._predict(params.arguments, request_id, adapter)
+            text, body, reply = await (
+                self._ask(params.arguments, request_id)
+                if params.name == ASK_NAME
+                else self._predict(params.arguments, request_id, adapter)
+            )
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type
@@ -187,14 +188,14 @@ class McpEndpoint:
 
     async def _predict(
         self, arguments: dict[str, Any] | None, request_id: str, adapter: str | None
-    ) -> tuple[str, PredictResponse, Reply]:
+    ) -> tuple[str, ResponseBody, Reply]:
         options = PredictOptions(adapter=adapter)
         [body], reply = await self._answering.predict([_checked(arguments)], [request_id], options)
         return sentence(body), body, reply
 
     async def _ask(
         self, arguments: dict[str, Any] | None, request_id: str
-    ) -> tuple[str, SystemOneResponse, Reply]:
+    ) -> tuple[str, ResponseBody, Reply]:
         asked = checked(arguments or {}, SystemOneRequest)
         body, reply = await answer(self._questions, asked, request_id)
         lines = [

@@ -14,7 +14,7 @@ from dalorra.adapter.registered import RegisteredQuestion
 from dalorra.decision.policy import CalibratedPoint, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError, InputError, TooLongError
-from dalorra.forward.batches import Batching
+from dalorra.forward.batches import Batching, State
 from dalorra.prompts import InputFields, Prompt
 from dalorra.questions import Asked
 from service.engine import Limits
@@ -113,6 +113,9 @@ class FakePredictor:
     def packed_rows(self, prompt: Prompt) -> int:
         return len(prompt.prompt_ids) + self.samples * len(prompt.cue_ids)
 
+    def state_of(self, prompt: Prompt) -> State:
+        return State(prompt.state_ids, prompt.shared)
+
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         self.batches.append(list(prompts))
         self.gate.wait()
@@ -149,7 +152,7 @@ class FakeQuestions(FakePredictor):
     max_tokens = 100_000
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(("state", "question"), **options)
+        super().__init__((), **options)
         self.asked: list[Asked] = []
 
     def encode(self, value: Any) -> Prompt:

@@ -164,9 +164,9 @@ def look_at(
         settings: all else that decides the outcome, as JSON can hold it.
         source: what the examples are, in words.
     """
-    in_one_order = sorted(examples, key=lambda one: json.dumps([dict(one.input), one.label]))
+    in_one_order = sorted(examples, key=lambda one: json.dumps([one.content, one.label]))
     test = [asdict(promise), settings, data_digest(in_one_order)]
-    inputs = (json.dumps(dict(one.input), sort_keys=True) for one in examples)
+    inputs = (json.dumps(one.content, sort_keys=True) for one in examples)
     return _look(inputs, adapter_digest, promise, test, source)
 
 

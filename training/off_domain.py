@@ -9,6 +9,7 @@ from importlib.resources import files
 import yaml
 
 from dalorra.decision.policy import Decision
+from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
 from training.answers import Evaluable
 
@@ -21,11 +22,20 @@ def off_domain_texts() -> dict[str, list[str]]:
 
 
 def off_domain_prompts(predictor: Evaluable) -> dict[str, list[Prompt]]:
-    """Kind → its texts as inputs of an adapter, each in all fields of its template."""
+    """Kind → its texts as inputs of an adapter, each in all fields of its template.
+
+    An adapter for questions is asked whether what the text says is so.
+    """
     return {
-        kind: [predictor.encode(dict.fromkeys(predictor.fields, text)) for text in texts]
+        kind: [_says(predictor, text) for text in texts]
         for kind, texts in off_domain_texts().items()
     }
+
+
+def _says(predictor: Evaluable, text: str) -> Prompt:
+    if isinstance(predictor, Predictor):
+        return predictor.probe(text)
+    return predictor.encode(dict.fromkeys(predictor.fields, text))
 
 
 def accepted_by_kind(predictor: Evaluable) -> dict[str, float]:

@@ -45,6 +45,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for decision, part in metrics["decisions"].items():
         cell = f"{_share(part['share'])}, {_share(part['accuracy'])}"
         table.add_row(f"{decision}: share, of it right", cell, "")
+    for kind, *cells in kind_rows(metrics) if "kinds" in metrics else ():
+        table.add_row(f"{kind}: accuracy, NLL, ECE", ", ".join(cells[1:4]), "")
+    if outside := metrics.get("out_of_scope"):
+        table.add_row(f"out of scope, {outside['n']:,}: accepted", _share(outside["accepted"]), "")
     return table
 
 
@@ -87,12 +91,24 @@ def write_model_card(
 
 def _asked(prompt: Mapping[str, Any]) -> dict[str, str]:
     """How an input becomes a question; an encoder is asked none."""
+    if "question" in prompt:
+        cue = prompt["answer_cue"]
+        return {
+            "Prompt": _code(prompt["state"] + prompt["question"] + cue),
+            "Answer cue": _code(cue),
+            "Options are": {"texts": "read by their words", "letters": "read by letters"}[
+                prompt["readout"]
+            ],
+        }
     if prompt["answer_cue"] is None:
         return {"Text": _code(prompt["template"]), "Labels": ", ".join(prompt["labels"])}
+    texts = [f"{name} ({_code(text)})" for name, text in prompt["labels"].items()]
+    by_head = prompt.get("labels_by") == "head"
     return {
         "Prompt": _code(prompt["template"] + prompt["answer_cue"]),
         "Answer cue": _code(prompt["answer_cue"]),
-        "Labels": ", ".join(f"{name} ({_code(text)})" for name, text in prompt["labels"].items()),
+        "Labels": ", ".join(prompt["labels"] if by_head else texts),
+        **({"Labels are": "classes of a head at the end of the cue"} if by_head else {}),
     }
 
 
@@ -141,6 +157,7 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "",
         f"![Reliability diagram]({DIAGRAM_FILE})",
         "",
+        *_kinds(metrics),
         "## Policy",
         "",
         *_policy(metrics),
@@ -202,6 +219,70 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
         f"Picked on {policy['source']}{promise}. On the examples above:",
         "",
         *markdown_table(("decision", "share", "error"), rows),
+        *_outside(metrics.get("out_of_scope")),
+    ]
+
+
+def _kinds(metrics: Mapping[str, Any]) -> list[str]:
+    """Scores by kind of question, of an adapter that answers questions."""
+    if "kinds" not in metrics:
+        return []
+    return [
+        "## Kinds of questions",
+        "",
+        *markdown_table(KINDS_HEAD, kind_rows(metrics)),
+        "",
+        "Kinds in italics were not trained on. The last two columns are of thresholds that were",
+        "chosen on the other kinds in italics.",
+        *_order(metrics["order"]),
+        "",
+    ]
+
+
+def _order(order: Mapping[str, Any]) -> list[str]:
+    if not order["n"]:
+        return []
+    return [
+        "",
+        f"In {order['n']:,} questions the options were reversed and rotated: a probability",
+        f"changed by {order['mean_change']:.2g} on average, and {_share(order['changed'])} of the",
+        "answers became another one.",
+    ]
+
+
+KINDS_HEAD = ("kind", "n", "accuracy", "NLL", "ECE", "accepted", "error", "… elsewhere", "error")
+"""Of `kind_rows`."""
+
+
+def kind_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each kind of question, those that were not trained on in italics and last."""
+    rows = []
+    for kind, found in sorted(metrics["kinds"].items(), key=lambda item: -item[1]["trained_on"]):
+        across = metrics["across_kinds"].get(kind, {})
+        rows.append(
+            (
+                kind if found["trained_on"] else f"*{kind}*",
+                f"{found['n']:,}",
+                _share(found["accuracy"]),
+                _number(found["nll"]),
+                _share(found["ece"]),
+                _share(found["accepted"]),
+                _share(found["error"]),
+                _share(across.get("accepted")),
+                _share(across.get("error")),
+            )
+        )
+    return rows
+
+
+def _outside(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    low, high = found["interval"]
+    return [
+        "",
+        f"Of {found['n']:,} inputs that no label answers it accepts {_share(found['accepted'])}",
+        f"(95 % interval {_share(low)} to {_share(high)}).",
     ]
 
 

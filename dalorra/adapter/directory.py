@@ -2,7 +2,7 @@
 
     adapter_config.json         PEFT's own description (rank, alpha, modules)
     adapter_model.safetensors   A, B and the tensors of the posterior, such as the mask logits φ;
-                                on an encoder also its head
+                                where labels are classes also their head
     dalorra.json                `Manifest`: everything else that decides an answer
     policy.json                 thresholds; names the digests that it was made for
     questions.json              questions in words that its labels answer
@@ -61,7 +61,7 @@ class Adapter:
     """What a directory holds, verified as far as is possible without the base model.
 
     Attributes:
-        tensors: A, B and φ, and an encoder's head, by PEFT's names.
+        tensors: A, B and φ, and the head of classes, by PEFT's names.
         policy: None when the directory has none; one that never accepts, and says why, when it was
             made for another adapter, bank or novelty.
         digest: sha256 over the three files that decide a prediction. The novelty features are not
@@ -109,8 +109,7 @@ def read_adapter(path: Path) -> Adapter:
         config = LoraConfig.from_pretrained(str(path))
     except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise AdapterError(f"{path / CONFIG_FILE} is not a PEFT LoRA config: {error}") from error
-    encoder = manifest.base_model.kind == "encoder"
-    if (foreign := foreign_setting(config, has_head=encoder)) is not None:
+    if (foreign := foreign_setting(config, has_head=manifest.prompt.by_head)) is not None:
         raise AdapterError(
             f"{path / CONFIG_FILE} is not a PEFT LoRA config that DALorRA can serve: {foreign} is "
             f"{getattr(config, foreign)!r}"
@@ -201,8 +200,8 @@ def load_adapter(adapter: Adapter, base: BaseModel) -> StochasticPeftModel:
     check_base(adapter, base)
     if problem := too_long(base.model, adapter.manifest.max_tokens):
         raise AdapterError(f"{adapter.path / MANIFEST_FILE}: max_tokens: {base.name} {problem}")
-    if base.kind == "encoder":
-        _prepare_encoder(adapter, base)
+    if adapter.manifest.prompt.by_head:
+        _prepare_head(adapter, base)
     try:
         model: StochasticPeftModel = attach(base.model, adapter.config, adapter.posterior)
     except ValueError as error:
@@ -218,7 +217,7 @@ def load_adapter(adapter: Adapter, base: BaseModel) -> StochasticPeftModel:
     return model.eval()
 
 
-def _prepare_encoder(adapter: Adapter, base: BaseModel) -> None:
+def _prepare_head(adapter: Adapter, base: BaseModel) -> None:
     """A head of the adapter's size; what it may not be that `attach` does not see is refused."""
     head = head_modules(base.model)
     if tuple(adapter.config.modules_to_save or ()) != head:
@@ -244,7 +243,7 @@ def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 
 
 def adapter_tensors(model: StochasticPeftModel) -> dict[str, Tensor]:
-    """A, B, the posterior's tensors and an encoder's head by PEFT's names, detached.
+    """A, B, the posterior's tensors and the head of classes by PEFT's names, detached.
 
     Never a weight of the base.
     """

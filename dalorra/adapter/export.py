@@ -6,7 +6,8 @@ rank masks B · diag(z) · A = (B · diag(z)) · A.
 `export_mean` folds the posterior's mean, one deterministic adapter; `export_bank` writes every
 sample of the bank. An `answer_tokens` adapter acts on the cue alone: its export is an activated
 LoRA (`alora_invocation_tokens`), which a server must support; applied to every token it would be
-another adapter. An encoder's adapter is a plain LoRA for sequence classification, head included.
+another adapter. Labels that are classes make a plain LoRA for sequence classification, head
+included; there nothing runs an activated one, so that under `answer_tokens` no export equals it.
 """
 
 import shutil
@@ -18,7 +19,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from dalorra.adapter.directory import WEIGHTS_FILE, Adapter, read_adapter
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, ConfigError
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.posteriors.noise import ModuleTensors
 
@@ -74,6 +75,11 @@ def _write(
     folders: Sequence[str],
     out: Path,
 ) -> Path:
+    if adapter.manifest.prompt.by_head and adapter.manifest.scope == "answer_tokens":
+        raise ConfigError(
+            f"no plain LoRA equals {adapter.path}: activated ones, which act on the answer cue "
+            "alone, have no class head; train it with `scope: all_tokens` to export it"
+        )
     if out.exists():
         raise AdapterError(f"{out} exists: name a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +106,7 @@ def _plain_config(adapter: Adapter) -> LoraConfig:
     source, manifest = adapter.config, adapter.manifest
     on_cue = manifest.scope == "answer_tokens"
     return LoraConfig(
-        task_type="SEQ_CLS" if manifest.base_model.kind == "encoder" else "CAUSAL_LM",
+        task_type="SEQ_CLS" if manifest.prompt.by_head else "CAUSAL_LM",
         inference_mode=True,
         r=source.r,
         lora_alpha=source.lora_alpha,

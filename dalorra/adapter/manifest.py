@@ -62,7 +62,7 @@ class Manifest(BaseModel):
         cue_tokens: token ids of the answer cue, compared with the tokenizer's at load; on an
             encoder, what ends a text.
         label_tokens: label name → token id, compared likewise, or token ids where labels are read
-            by a trie; on an encoder, the class; for questions, of each of the format's words.
+            by a trie; of a head, the class; for questions, of each of the format's words.
         modules: adapted modules in the order of the bank's masks.
         max_tokens: limit on T that it was trained with.
         training: data digest, configuration and metrics, for the reader.

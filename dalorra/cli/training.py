@@ -23,7 +23,7 @@ from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
     from dalorra.decision.policy import Policy
-    from training.tasks import Example
+    from training.tasks import Example, Task
 
 
 class Temperature(StrEnum):
@@ -78,16 +78,20 @@ def evaluate(
 ) -> None:
     """Score an adapter on labelled data."""
     from dalorra.adapter.directory import read_adapter
+    from training.data import parted
     from training.evaluate import evaluate as score
     from training.load import load_evaluable
     from training.orthography import in_spelling
 
     trained_on = read_adapter(adapter).manifest.training.get("task")
-    name, split, examples = _labelled(adapter, trained_on, data, task, split)
-    spelt = [in_spelling(example, spelling) for example in examples]
+    asked, split, examples = _labelled(adapter, trained_on, data, task, split, out_of_scope=True)
+    inside, outside = (
+        [in_spelling(example, spelling) for example in part]
+        for part in parted(examples, asked.out_of_scope)
+    )
     predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype)
-    said = f"{name} {split}" if spelling == "given" else f"{name} {split}, {spelling} spelling"
-    score(predictor, spelt, out, task=said)
+    said = f"{asked.name} {split}" + (f", {spelling} spelling" if spelling != "given" else "")
+    score(predictor, inside, out, task=said, outside=outside)
 
 
 def novelty(
@@ -154,6 +158,15 @@ def calibrate(
             show_default="picked on texts of other kinds",
         ),
     ] = None,
+    out_of_scope: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="Share of inputs that no label answers, taken from those of the task; accepted, "
+            "each is an error.",
+        ),
+    ] = 0.0,
     look_again: Annotated[
         bool,
         typer.Option(
@@ -184,6 +197,7 @@ def calibrate(
     from dalorra.predictor import Predictor
     from service.feedback.export import read_labelled
     from training.calibrate import calibrate as run_calibration
+    from training.data import mixed, parted
     from training.from_feedback import calibrate_from_feedback
     from training.looks import look_at, look_at_feedback, take_look
     from training.novelty import novelty_limit
@@ -204,10 +218,10 @@ def calibrate(
         "novelty_digest": novelty.digest if novelty and level else None,
     }
     if from_feedback is not None:
-        if data or task or split or temperature is not Temperature.AUTO:
+        if data or task or split or out_of_scope or temperature is not Temperature.AUTO:
             raise ConfigError(
                 "--from-feedback brings labelled answers as they were served: leave out --data, "
-                "--task, --split and --temperature"
+                "--task, --split, --out-of-scope and --temperature"
             )
         served_at = read.policy.temperature if read.policy else 1.0
         answers = read_labelled(
@@ -224,14 +238,20 @@ def calibrate(
             again=look_again,
         )
     else:
-        name, split, examples = _labelled(adapter, manifest.training.get("task"), data, task, split)
-        if data is None and split == "train" and manifest.training.get("task") == name:
+        trained_on = manifest.training.get("task")
+        asked, split, examples = _labelled(
+            adapter, trained_on, data, task, split, out_of_scope=out_of_scope > 0.0
+        )
+        if out_of_scope:
+            examples = mixed(*parted(examples, asked.out_of_scope), out_of_scope)
+        if data is None and split == "train" and trained_on == asked.name:
             raise ConfigError(
                 "the adapter was trained on that split: name another one with --split"
             )
         first, *others = dtype or ["auto"]
         settings |= {"temperature": temperature.value, "dtype": [first, *others]}
-        source = f"{name} {split}"
+        source = f"{asked.name} {split}"
+        source += f", {out_of_scope:.0%} of them out of scope" if out_of_scope else ""
         load = partial(Predictor.load, adapter, base_model, device=device)
 
         def tested() -> "Policy":
@@ -246,6 +266,7 @@ def calibrate(
                 min_novelty_p=level,
                 novelty_digest=novelty.digest if novelty else None,
                 others=(load(dtype=other) for other in others),
+                out_of_scope=asked.out_of_scope,
                 quiet=False,
             )
             said.append(off_domain_in_words(accepted_by_kind(predictor)))
@@ -261,9 +282,15 @@ def calibrate(
 
 
 def _labelled(
-    adapter: Path, trained_on: Any, data: Path | None, task: str | None, split: str | None
-) -> tuple[str, str, "list[Example]"]:
-    """Name of the task, split and examples, by default those that the adapter was trained for."""
+    adapter: Path,
+    trained_on: Any,
+    data: Path | None,
+    task: str | None,
+    split: str | None,
+    *,
+    out_of_scope: bool = False,
+) -> tuple["Task", str, "list[Example]"]:
+    """The task, split and examples, by default those that the adapter was trained for."""
     from training.tasks import load_examples, load_task
 
     reference = task or trained_on
@@ -271,4 +298,4 @@ def _labelled(
         raise ConfigError(f"{adapter} does not say what it was trained on; name a task with --task")
     described = load_task(reference)
     split = split or described.evaluation_split
-    return described.name, split, load_examples(described, split, data)
+    return described, split, load_examples(described, split, data, out_of_scope=out_of_scope)

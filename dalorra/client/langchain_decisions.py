@@ -145,7 +145,7 @@ class ToolCallRequest(Protocol):
 
 
 def unaccepted(
-    model: BaseDecisionModel,
+    model: DalorraDecisionModel,
     question: Question,
     *,
     reads: Callable[[ToolCallRequest], State] | None = None,
@@ -156,7 +156,7 @@ def unaccepted(
     get equal answers as long as the server has the same adapters, which a resumed run relies on.
 
     Args:
-        model: a `DalorraDecisionModel`.
+        model: whose answers have a decision.
         question: what must be so before the tool runs on its own.
         reads: what the question is about; name and arguments of the call by default.
     """
@@ -165,9 +165,11 @@ def unaccepted(
     def when(request: ToolCallRequest) -> bool:
         response = model.invoke({"state": read(request), "questions": {"question": question}})
         answer = response.answers["question"]
-        if not isinstance(answer, Doubt) or answer.decision != "accept":
+        if not isinstance(answer, DoubtfulNoul | DoubtfulChoice | DoubtfulScore):
+            raise TypeError("a guard needs a DalorraDecisionModel, whose answers have a decision")
+        if answer.decision != "accept":
             return True
-        return isinstance(answer, NoulAnswer) and answer.noul < 0.5
+        return isinstance(answer, DoubtfulNoul) and answer.noul < 0.5
 
     return when
 

@@ -146,8 +146,8 @@ def rendered(
     if isinstance(conversation, str):
         return conversation
     match conversation:
-        case [Message(role="user") as message]:
-            return spoken(message.content)
+        case [Message(role="user") as alone]:
+            return spoken(alone.content)
     called: dict[str, str] = {}
     lines = []
     for place, item in enumerate(conversation):

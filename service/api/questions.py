@@ -270,7 +270,8 @@ class TypedQuestions:
         aliases = self._settings.question_models
         if model in named:
             only = named[model]
-            general, registered = (only, ()) if takes_questions(only) else (None, (only,))
+            general = only if takes_questions(only) else None
+            registered: tuple[Predictor, ...] = () if general else (only,)
         elif model in aliases or "*" in aliases:
             general, registered = self.models.general, self.models.registered
         else:

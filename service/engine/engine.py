@@ -182,13 +182,21 @@ class Engine:
         return seats
 
     def _tokenize(self, entries: list[Entry]) -> list[_TokenizedInput | Exception]:
-        """Runs on a tokeniser thread and changes nothing there."""
+        """Runs on a tokeniser thread and changes nothing there.
+
+        Of several questions about one state the first has its rows.
+        """
         results: list[_TokenizedInput | Exception] = []
+        states: set[Hashable] = set()
         for entry in entries:
             started = time.perf_counter()
             try:
                 prompt = entry.predictor.encode(entry.value)
                 rows = entry.predictor.packed_rows(prompt)
+                if prompt.options is not None:
+                    state = entry.predictor.state_of(prompt)
+                    rows -= state.rows if (entry.predictor, state.name) in states else 0
+                    states.add((entry.predictor, state.name))
             except Exception as error:  # noqa: BLE001 - it belongs to this input
                 results.append(error)
             else:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dalorra.decision.novelty import Novelty
     from dalorra.decision.policy import Policy
     from dalorra.decision.predictive import Prediction
-    from dalorra.forward.batches import Batching
+    from dalorra.forward.batches import Batching, State
     from dalorra.prompts import InputFields, Prompt
     from dalorra.questions import Asked
 
@@ -57,6 +57,9 @@ class Predictor(Protocol):
 
     def packed_rows(self, prompt: Prompt, /) -> int:
         """Rows that this prompt adds to a forward."""
+
+    def state_of(self, prompt: Prompt, /) -> State:
+        """What a question is about, and which of its rows others about the same share."""
 
     def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
         """Answers one batch, order kept; one caller at a time."""

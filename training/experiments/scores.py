@@ -82,7 +82,7 @@ def _shifted(shift: Shift, run: Run) -> list[Example]:
 
 
 def _text(example: Example) -> str:
-    return " ".join(" ".join(example.input.values()).split()).lower()
+    return " ".join(" ".join(example.texts.values()).split()).lower()
 
 
 def _size(predictor: Evaluable, run: Run) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalorra.adapter.layer import StochasticLoraLinear
+from dalorra.adapter.layer import StochasticLoraLinear, Updates
 from dalorra.base.families import family_of, head_width
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.projection import (
@@ -73,6 +73,11 @@ AdaptedLayer = Layer[FusedProjection]
 """Of one adapter's forward."""
 
 
+def nbytes_of(layers: Sequence[AdaptedLayer]) -> int:
+    """Memory of an adapter's updates."""
+    return sum(projection.nbytes for layer in layers for projection in layer.projections)
+
+
 class ArrangedLlama:
     """A base model arranged for packed rows.
 
@@ -82,6 +87,9 @@ class ArrangedLlama:
             stay.
         prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
         record: of short forwards, for `RecordedNetwork`; None: none is recorded.
+
+    Attributes:
+        thirds: after how many layers one third and two thirds of them are done.
     """
 
     def __init__(
@@ -103,7 +111,8 @@ class ArrangedLlama:
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
         self._width = head_width(causal_lm)
-        last = len(trunk.layers) - 1
+        count, last = len(trunk.layers), len(trunk.layers) - 1
+        self.thirds = {-(-count // 3), -(-2 * count // 3)}
         prepack, normed = can_prepack(self.head_weight), family_of(causal_lm).head_norms
         with torch.no_grad():
             self.layers = [
@@ -131,6 +140,13 @@ class ArrangedLlama:
     def dtype(self) -> torch.dtype:
         """What they are stored in."""
         return self.head_weight.dtype
+
+    def adapted(self, updates: Updates) -> list[AdaptedLayer]:
+        """The layers with an adapter's updates."""
+        return [
+            layer.map(lambda projection: FusedProjection(projection, updates))
+            for layer in self.layers
+        ]
 
     def room_for(self, tokens: int) -> Tensor:
         """Where keys and values of one sequence go, `[layers, 2, 1, kv_heads, tokens, head_dim]`.

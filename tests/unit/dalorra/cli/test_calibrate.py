@@ -41,7 +41,7 @@ def on_examples(monkeypatch, adapter):
     def run(n, *arguments):
         predictor, examples = world(n)
         monkeypatch.setattr("dalorra.predictor.Predictor.load", lambda *_, **__: predictor)
-        monkeypatch.setattr("training.tasks.load_examples", lambda *_: examples)
+        monkeypatch.setattr("training.tasks.load_examples", lambda *_, **__: examples)
         return CliRunner().invoke(app, ["calibrate", str(adapter), *arguments])
 
     return run

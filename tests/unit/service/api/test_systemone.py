@@ -154,7 +154,8 @@ async def test_the_state_counts_once():
     async with serving(FakeQuestions()) as server:
         one = (await post(server, {"a": NOUL})).json()["usage"]
         two = (await post(server, {"a": NOUL, "b": SCORE})).json()["usage"]
-        more = [server.predictor.encode(asked) for asked in server.predictor.asked]  # type: ignore[attr-defined]
+        asked = tuple(server.predictor.asked)  # type: ignore[attr-defined]
+        more = [server.predictor.encode(one) for one in asked]
     assert one == {"input_tokens": more[0].tokens, "output_tokens": 0}
     assert two["input_tokens"] == more[0].tokens + more[2].tokens - len(STATE)
 
@@ -543,7 +544,7 @@ _BODY = (
 def fuzzed() -> Iterator[Any]:
     """Posts to one server, from tests that are no coroutines."""
     with asyncio.Runner() as runner:
-        context = serving(FakeQuestions())
+        context = serving(FakeQuestions(), mcp=False)  # which wants one task for all
         server = runner.run(context.__aenter__())
 
         def send(path: str, content: bytes) -> httpx.Response:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dalorra.prompts import Prompt
 from service.engine.entry import Entry
 from service.engine.queue import Queue
-from tests.fakes import FakePredictor
+from tests.fakes import CUE, FakePredictor
 
 
 def entry(name: object, rows: int, predictor: FakePredictor) -> Entry:
@@ -116,3 +117,19 @@ def test_nothing_is_lost_repeated_or_starved(
         take()
 
     assert sorted(taken, key=lambda one: int(str(one.key))) == pushed
+
+
+def question(name: object, state: str, predictor: FakePredictor) -> Entry:
+    """A question of twelve tokens, with 10 tails of two."""
+    one = entry(name, 0, predictor)
+    ids = (*map(ord, state), *range(12))
+    one.prompt = Prompt(ids, CUE, shared=len(state), options=("true", "false"))
+    return one
+
+
+def test_questions_about_one_state_go_together_whoever_asked_and_their_state_counts_once():
+    predictor, queue = FakePredictor(batch_rows=200), Queue()
+    for number, state in enumerate(["a" * 80, "b" * 80, "a" * 80, "b" * 80, "a" * 80]):
+        queue.push(question(number, state, predictor))
+
+    assert [[one.key for one in batch] for batch in iter(queue.take, [])] == [[0, 2, 4], [1, 3]]
