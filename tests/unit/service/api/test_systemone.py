@@ -215,7 +215,7 @@ def several(tmp_path: Any) -> Any:
     """A server with labels of its own, which come first, and one for questions."""
     labelled = FakePredictor()
     labelled.registered = (POSITIVE,)
-    base = FakeBase(sentiment=labelled, ask=FakeQuestions(), other=FakeQuestions())
+    base = FakeBase(sentiment=labelled, ask=FakeQuestions(policy=PROMISE), other=FakeQuestions())
     adapters = {name: tmp_path / name for name in ("sentiment", "ask", "other")}
     return lambda **options: serving(base=base, adapters=adapters, **options)
 
