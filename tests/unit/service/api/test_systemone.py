@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from dalorra.questions import YES, Asked, Question
+from dalorra.questions import YES, Question
 from service.api.confidence import choice_confidence, score_confidence
 from tests.fakes import POLICY, PROMISE, FakeBase, FakePredictor, FakeQuestions, expected_prediction
 from tests.questions import (
@@ -332,11 +335,22 @@ async def test_feedback_names_an_answer_and_its_options(several: Any, tmp_path: 
     assert again.status_code == 409
 
 
-async def test_inputs_are_logged_and_kept_in_a_readable_form():
-    asked = Asked("a", Question.noul("b?", yes="c"))
-    assert json.loads(json.dumps(asked.as_dict())) == {
-        "state": "a", "kind": "noul", "instructions": "b?", "options": {"true": "c", "false": ""},
+async def test_inputs_are_logged_and_kept_in_a_readable_form(tmp_path: Any):
+    store = tmp_path / "f.sqlite"
+    with capture_logs() as lines:
+        async with serving(
+            FakeQuestions(), feedback_store=store, feedback_inputs=True, log_inputs=True
+        ) as server:
+            await answers(server, {"q": {**NOUL, "criteria": {"true": "money"}}})
+    with closing(sqlite3.connect(store)) as database:
+        [(kept,)] = database.execute("SELECT input FROM answers").fetchall()
+    readable = {
+        "state": STATE, "kind": "noul", "instructions": NOUL["instructions"],
+        "options": {"true": "money", "false": ""},
     }  # fmt: skip
+    assert json.loads(kept) == readable
+    [logged] = [line for line in lines if line["event"] == "request"]
+    assert logged["texts"] == [readable]
 
 
 # Errors
