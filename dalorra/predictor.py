@@ -29,6 +29,7 @@ from dalorra.forward.in_forwards import posterior_samples, question_samples
 from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.forward.network import Network
+from dalorra.free_cores import on_free_cores
 from dalorra.labels import Labels, TokenIds
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, NoiseBank
@@ -323,6 +324,7 @@ class Predictor:
         each = zip(asked, prompts, strict=True)
         return [self.policy.summarise(own, p.options or ())[0] for own, p in each], features
 
+    @on_free_cores()
     def _run(self, network: Network, prompts: Sequence[Prompt]) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""
         if not prompts:
