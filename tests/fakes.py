@@ -149,7 +149,12 @@ class FakePredictor:
 
 
 class FakeQuestions(FakePredictor):
-    """Answers questions: each option is as likely as a hash of it and of what is asked."""
+    """Answers questions: each option is as likely as a hash of it and of what is asked.
+
+    Attributes:
+        asked: every question, as it came.
+        own: `Question.digest` → policy of that question alone.
+    """
 
     labels = ()
     max_tokens = 100_000
@@ -157,6 +162,10 @@ class FakeQuestions(FakePredictor):
     def __init__(self, **options: Any) -> None:
         super().__init__((), **options)
         self.asked: list[Asked] = []
+        self.own: dict[str, Policy] = {}
+
+    def policy_for(self, value: Any) -> Policy:
+        return self.own.get(value.question.digest, self.policy)
 
     def encode(self, value: Any) -> Prompt:
         if not isinstance(value, Asked):

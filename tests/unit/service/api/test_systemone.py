@@ -198,6 +198,20 @@ async def test_what_is_promised_is_said_of_accepted_answers():
     assert "looser than the 0.05" in fault(response)
 
 
+async def test_a_question_with_thresholds_of_its_own_is_decided_by_these():
+    predictor = FakeQuestions(policy=POLICY)
+    always = PROMISE.model_copy(update={"min_probability": 0.0, "max_variance": 1.0})
+    predictor.own[Question.noul(NOUL["instructions"]).digest] = always
+    async with serving(predictor) as server:
+        found = await answers(server)
+        stricter = await answers(server, {"refund": NOUL}, x_target_error=0.04)
+        response = await post(server, x_target_error=0.04)
+    assert found["refund"]["x_promise"] == {"target_error": 0.05, "confidence": 0.95}
+    assert [found[name]["x_promise"] for name in ("team", "anger")] == [None, None]
+    assert stricter["refund"]["x_decision"] in {"accept", "escalate"}
+    assert "promises none" in fault(response)
+
+
 # Which adapter answers
 
 
