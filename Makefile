@@ -22,7 +22,7 @@ help: ## List the targets
 	@echo "make serve      start the server on http://localhost:8000 with the bundled adapter"
 	@echo "                (PORT=9000, ARGS='--adapter DIR --base-model ID' change that)"
 	@echo "make test       check everything: ruff, mypy, import-linter, pytest"
-	@echo "make test-all   the same, then the slow tests (brings Prometheus, Chromium and Ray)"
+	@echo "make test-all   the same, then the slow tests (brings Prometheus, Chromium, Ray and others' clients)"
 	@echo "make lint       the checks without the tests"
 	@echo "make generate   write the Grafana dashboards and the Prometheus operator's rules"
 	@echo "make format     put the code in the form that lint asks for"
@@ -71,8 +71,8 @@ test: setup lint ## All checks
 test-all: test $(RAY) system-deps ## All checks, slow tests included
 	"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)
 
-system-deps: $(STAMP) ## Ray, Prometheus, promtool and Chromium, which the slow tests run
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[ray]'
+system-deps: $(STAMP) ## Ray, Prometheus, promtool, Chromium and others' clients, for the slow tests
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[ray,protocols]'
 	@tests/install_programs.sh "$(abspath $(BIN))"
 
 generate: $(STAMP) ## The files under deploy/ that are written by others there

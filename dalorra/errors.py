@@ -9,7 +9,19 @@ class DalorraError(Exception):
 
 
 class InputError(DalorraError, ValueError):
-    """An input that the adapter's template cannot take: missing field, empty, over-long."""
+    """An input that the adapter's template cannot take: missing field, empty, over-long.
+
+    Attributes:
+        place: which of several inputs of one request it is; None where there is only one.
+    """
+
+    def __init__(self, message: str, place: int | None = None) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+class TooLongError(InputError):
+    """A question that takes more tokens than its adapter reads."""
 
 
 class AdapterError(DalorraError):

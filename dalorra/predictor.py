@@ -11,6 +11,7 @@ from torch import Tensor
 from dalorra.adapter.directory import Adapter, attached, bundled_adapter, read_adapter
 from dalorra.adapter.layer import StochasticPeftModel, module_tensors
 from dalorra.adapter.manifest import Card, check_tokens
+from dalorra.adapter.registered import RegisteredQuestion
 from dalorra.base.model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
 from dalorra.decision.novelty import Novelty
 from dalorra.decision.policy import Policy
@@ -52,6 +53,7 @@ class Predictor:
         novelty: where the training data lie; None: answers carry no novelty.
         row_budget: most packed rows of one forward; a longer prompt takes several.
         arranged: the base as arranged for other adapters, too; None: for this one alone.
+        registered: questions in words that its labels answer.
 
     Attributes:
         batching: which prompts share a forward.
@@ -72,7 +74,9 @@ class Predictor:
         novelty: Novelty | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
         arranged: ArrangedBase | None = None,
+        registered: tuple[RegisteredQuestion, ...] = (),
     ) -> None:
+        self.registered = registered
         self.tokenizer = tokenizer
         self.scope = scope
         self.card = card
@@ -163,6 +167,7 @@ class Predictor:
             novelty=adapter.novelty,
             row_budget=row_budget,
             arranged=arranged,
+            registered=adapter.registered,
         )
         policy = adapter.policy or predictor.policy
         predictor.policy = policy.served_in(predictor.precision)
@@ -326,6 +331,7 @@ class Predictor:
         samples, features = posterior_samples(network, prompts, self.batching, self.scope)
         return replace(samples, error_ratio=self._error_of(network)), features
 
+    @on_free_cores()
     def _asked(
         self, network: QuestionLlama, prompts: Sequence[Prompt]
     ) -> tuple[list[PosteriorSamples], Tensor]:

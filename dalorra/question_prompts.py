@@ -17,7 +17,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from transformers import PreTrainedTokenizerBase
 
-from dalorra.errors import AdapterError, InputError
+from dalorra.errors import AdapterError, InputError, TooLongError
 from dalorra.labels import LabelTrie, TokenIds, end_apart
 from dalorra.prompts import Overflow, Prompt, PromptFormat, PromptTokenizer
 from dalorra.questions import YES, Asked, Option, Question
@@ -146,7 +146,8 @@ class QuestionTokenizer:
         """Tokenises a question about a state.
 
         Raises:
-            InputError: it is no such question, is over-long, or two options cannot be told apart.
+            InputError: it is no such question, or two options cannot be told apart.
+            TooLongError: it takes more tokens than the limit.
         """
         if not isinstance(value, Asked):
             raise InputError("this adapter answers questions: send a state and a question about it")
@@ -171,7 +172,7 @@ class QuestionTokenizer:
             options=tuple(option.name for option in question.options),
         )
         if (rows := len(prompt.prompt_ids) + prompt.tail_rows) > self.max_tokens:
-            raise InputError(
+            raise TooLongError(
                 f"state and question take {rows} tokens, {len(state)} of them the state, and the "
                 f"limit is {self.max_tokens}: shorten them"
             )

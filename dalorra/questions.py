@@ -86,6 +86,16 @@ class Asked:
     state: str
     question: Question
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same for a log or a file."""
+        question = self.question
+        return {
+            "state": self.state,
+            "kind": question.kind,
+            "instructions": question.instructions,
+            "options": {option.name: option.description for option in question.options},
+        }
+
 
 def as_text(value: Any) -> str:
     """What a model reads of a JSON value: a string as it is, anything else as compact JSON."""

@@ -15,6 +15,7 @@ from dalorra.errors import ConfigError
 from service.api import errors, problems
 from service.api.adapters import adapter_routes
 from service.api.answering import Answering
+from service.api.decisions import decisions_routes
 from service.api.feedback import feedback_routes
 from service.api.middleware import (
     AccessMiddleware,
@@ -28,7 +29,9 @@ from service.api.middleware import (
 from service.api.middleware.auth import OPEN_PATHS
 from service.api.openinference import openinference_routes
 from service.api.page import page_routes
+from service.api.questions import TypedQuestions
 from service.api.routes import operation_routes, prediction_routes
+from service.api.systemone import systemone_routes
 from service.feedback import Ledger
 from service.feedback.metrics import FeedbackCollector
 from service.lifecycle import Lifecycle, LoadBase
@@ -73,7 +76,8 @@ def create_app(
     )
     clients, administrators = settings.key_digests(), settings.admin_key_digests()
     keys = (*clients, *administrators) if clients else ()  # open to all if clients need none
-    mcp = _mcp_endpoint(settings, lifecycle, answering, telemetry)
+    questions = TypedQuestions(settings, lifecycle, answering)
+    mcp = _mcp_endpoint(settings, lifecycle, answering, questions, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -96,6 +100,8 @@ def create_app(
     app.state.lifecycle, app.state.ledger = lifecycle, ledger
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
+    app.include_router(systemone_routes(settings, questions))
+    app.include_router(decisions_routes(settings, questions))
     app.include_router(feedback_routes(ledger))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
     app.include_router(adapter_routes(settings, lifecycle))
@@ -147,7 +153,11 @@ def load_shared_base(settings: Settings) -> Base:
 
 
 def _mcp_endpoint(
-    settings: Settings, lifecycle: Lifecycle, answering: Answering, telemetry: Telemetry
+    settings: Settings,
+    lifecycle: Lifecycle,
+    answering: Answering,
+    questions: TypedQuestions,
+    telemetry: Telemetry,
 ) -> McpEndpoint | None:
     """The endpoint that serves /mcp; None where it is off or not installed.
 
@@ -164,6 +174,7 @@ def _mcp_endpoint(
     return McpEndpoint(
         lifecycle,
         answering,
+        questions,
         telemetry,
         max_body_bytes=settings.max_body_bytes,
         local_only=settings.on_loopback and not settings.key_digests(),

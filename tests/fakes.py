@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from dalorra.adapter.manifest import Card
+from dalorra.adapter.registered import RegisteredQuestion
 from dalorra.decision.policy import CalibratedPoint, Policy
 from dalorra.decision.predictive import Prediction
-from dalorra.errors import AdapterError, InputError
+from dalorra.errors import AdapterError, InputError, TooLongError
 from dalorra.forward.batches import Batching, State
 from dalorra.prompts import InputFields, Prompt
+from dalorra.questions import Asked
 from service.engine import Limits
 
 POISON = ord("☠")
@@ -64,6 +66,7 @@ class FakePredictor:
     samples = 10
     max_tokens = 300
     nbytes = 1_000
+    registered: tuple[RegisteredQuestion, ...] = ()
 
     def __init__(
         self,
@@ -140,6 +143,60 @@ class FakePredictor:
         self._on_warm_up()
         if self.broken:
             raise RuntimeError("the device fell off the bus")
+
+
+class FakeQuestions(FakePredictor):
+    """Answers questions: each option is as likely as a hash of it and of what is asked."""
+
+    labels = ()
+    max_tokens = 100_000
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__((), **options)
+        self.asked: list[Asked] = []
+
+    def encode(self, value: Any) -> Prompt:
+        if not isinstance(value, Asked):
+            raise InputError("this adapter answers questions")
+        self.asked.append(value)
+        question = value.question
+        words = (question.kind, question.instructions, *(o.description for o in question.options))
+        state, asked = tuple(map(ord, value.state)), tuple(map(ord, "\n".join(words)))
+        names = tuple(option.name for option in question.options)
+        prompt = Prompt((*state, *asked), CUE, shared=len(state), options=names)
+        if prompt.tokens > self.max_tokens:
+            raise TooLongError(f"{prompt.tokens} tokens are more than {self.max_tokens}")
+        return prompt
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        return [
+            answer_to_question(prompt, base)
+            for prompt, base in zip(prompts, super().predict(prompts), strict=True)
+        ]
+
+
+def answer_to_question(prompt: Prompt, base: Prediction) -> Prediction:
+    """What the fake answers: `base` says how sure it is."""
+    names = prompt.options or ()
+    weights = []
+    for name in names:
+        digest = hashlib.sha256(f"{prompt.prompt_ids} {name}".encode()).digest()
+        weights.append(math.exp(6 * digest[0] / 255))
+    probabilities = {name: w / sum(weights) for name, w in zip(names, weights, strict=True)}
+    label = max(probabilities, key=probabilities.__getitem__)
+    deviations = [p - base.probability for p in base.sample_probabilities]
+    room = min(probabilities[label], 1 - probabilities[label])
+    scale = min(1.0, room / max(map(abs, deviations))) if any(deviations) else 0.0
+    samples = tuple(probabilities[label] + scale * d for d in deviations)
+    return replace(
+        base,
+        label=label,
+        probability=probabilities[label],
+        probabilities=probabilities,
+        variance=scale**2 * base.variance,
+        standard_error=scale * (base.standard_error or 0.0),
+        sample_probabilities=samples,
+    )
 
 
 class FakeBase:

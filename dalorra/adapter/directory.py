@@ -5,6 +5,7 @@
                                 where labels are classes also their head
     dalorra.json                `Manifest`: everything else that decides an answer
     policy.json                 thresholds; names the digests that it was made for
+    questions.json              questions in words that its labels answer
     laplace.safetensors         a Laplace posterior's factors, whose digest `dalorra.json` names
     novelty.safetensors         where the training data lie; names the digest that it was made for
     looks.json                  what its policies were tested on; no answer depends on it
@@ -38,6 +39,7 @@ from dalorra.adapter.layer import (
     stochastic_layers,
 )
 from dalorra.adapter.manifest import MANIFEST_FILE, Manifest, posterior_of, read_manifest
+from dalorra.adapter.registered import QUESTIONS_FILE, RegisteredQuestion, read_registered
 from dalorra.base.families import head_modules, set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.decision.novelty import NOVELTY_FILE, Novelty
@@ -66,6 +68,7 @@ class Adapter:
             among them, because they are fitted on the adapter as it is and change no probability;
             they have a digest of their own, which a policy with a novelty level names.
         novelty: None when the directory has none.
+        registered: questions in words that its labels answer.
     """
 
     path: Path
@@ -76,6 +79,7 @@ class Adapter:
     policy: Policy | None
     digest: str
     novelty: Novelty | None = None
+    registered: tuple[RegisteredQuestion, ...] = ()
 
 
 def adapter_digest(path: Path) -> str:
@@ -125,7 +129,19 @@ def read_adapter(path: Path) -> Adapter:
     novelty = Novelty.load(path, digest) if (path / NOVELTY_FILE).exists() else None
     if policy:
         policy = policy.held_to(digest, manifest.bank.identity, novelty.digest if novelty else None)
-    return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty)
+    registered = registered_questions(path, manifest)
+    return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty, registered)
+
+
+def registered_questions(path: Path, manifest: Manifest) -> tuple[RegisteredQuestion, ...]:
+    """The questions in words that an adapter's labels answer.
+
+    Raises:
+        AdapterError: their file is damaged, or does not fit the labels.
+    """
+    if not (path / QUESTIONS_FILE).exists():
+        return ()
+    return read_registered(path, tuple(manifest.labelled.labels))
 
 
 def bundled_adapter() -> Path:

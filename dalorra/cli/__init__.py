@@ -16,6 +16,7 @@ from dalorra.cli.adapters import export, fetch, info
 from dalorra.cli.asking import predict
 from dalorra.cli.console import EXIT_REFUSED, EXIT_SIGNALLED, refuse
 from dalorra.cli.experiments import experiment, methods, report
+from dalorra.cli.questions import questions
 from dalorra.cli.serving import hash_key, serve
 from dalorra.cli.training import calibrate, evaluate, novelty, train
 from dalorra.errors import DalorraError, Interrupted
@@ -103,3 +104,4 @@ for command in (
     report,
 ):
     app.command()(command)
+app.add_typer(questions, name="questions")

@@ -99,7 +99,7 @@ class ConflictError(RequestError):
 
 
 class TooLargeError(RequestError):
-    """The body or the batch is larger than `Info.limits` allows."""
+    """The body or the batch is larger than `Info.limits` allows, or a question is too long."""
 
 
 class BusyError(ClientError):
@@ -153,6 +153,7 @@ BY_ERROR_TYPE: dict[str, type[ClientError]] = {
     "feedback_store": NotReadyError,
     "body_too_large": TooLargeError,
     "batch_too_large": TooLargeError,
+    "input_too_long": TooLargeError,
     "queue_full": QueueFullError,
     "rate_limited": RateLimitedError,
     "loading": NotReadyError,

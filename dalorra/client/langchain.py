@@ -1,4 +1,4 @@
-"""The prediction as a LangChain tool.
+"""The prediction as a LangChain tool; and typed questions, see `langchain_decisions`.
 
 ```python
 from dalorra.client.langchain import UncertainPredictTool
@@ -41,7 +41,10 @@ from dalorra.client import (
     UnauthorizedError,
 )
 from dalorra.client import InvalidInputError as _InvalidInputError
+from dalorra.client.langchain_decisions import DalorraDecisionModel, unaccepted
 from dalorra.client.tool import TOOL_NAME, field_description, sentence, tool_description, tool_name
+
+__all__ = ["DalorraDecisionModel", "UncertainPredictTool", "arguments_model", "unaccepted"]
 
 DEFAULT_TIMEOUT = 65.0
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dalorra.errors import AdapterError, InputError
+from dalorra.errors import AdapterError, InputError, TooLongError
 from service import errors
 from service.api.schemas import ErrorBody
 from service.telemetry import Outcome
@@ -99,6 +99,11 @@ INVALID = Problem(
     "The input does not fit the schema or the adapter's template, or is over-long.",
     "input lacks the field 'claim': send claim, evidence",
 )
+TOO_LONG = BODY_TOO_LARGE.alike(
+    "input_too_long",
+    "state and question take 2100 tokens, 2050 of them the state, and the limit is 2048: shorten "
+    "them",
+)
 QUEUE_FULL = Problem(
     429,
     "queue_full",
@@ -171,12 +176,15 @@ GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client close
 
 PROBLEMS: dict[type[Exception], Problem] = {
     InputError: INVALID,
+    TooLongError: TOO_LONG,
     errors.UnauthorizedError: UNAUTHORIZED,
     AdapterError: ADAPTER_REFUSED,
     errors.ForbiddenError: FORBIDDEN,
     errors.UnknownAdapterError: UNKNOWN_ADAPTER,
     errors.DefaultAdapterError: DEFAULT_ADAPTER,
     errors.TooManyAdaptersError: TOO_MANY_ADAPTERS,
+    errors.MalformedBodyError: MALFORMED,
+    errors.InvalidBodyError: INVALID,
     errors.BodyTooLargeError: BODY_TOO_LARGE,
     errors.BatchTooLargeError: BATCH_TOO_LARGE,
     errors.QueueFullError: QUEUE_FULL,
@@ -228,11 +236,16 @@ def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
                 "request_id": "5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e",
             }
         }
-        if problem.status == QUEUE_FULL.status:
-            entry["headers"] = {
-                "Retry-After": {
-                    "description": "Whole seconds to wait.",
-                    "schema": {"type": "integer", "minimum": 1},
-                }
-            }
+        entry.update(headers_of(problem))
     return responses
+
+
+def headers_of(problem: Problem) -> dict[str, Any]:
+    """What OpenAPI says about the headers of an error."""
+    if problem.status != QUEUE_FULL.status:
+        return {}
+    seconds = {
+        "description": "Whole seconds to wait.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+    return {"headers": {"Retry-After": seconds}}

@@ -27,7 +27,8 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
-    from dalorra.prompts import InputFields, Prompt
+    from dalorra.prompts import Prompt
+    from service.engine.interfaces import Input
 
 _log = structlog.get_logger("dalorra.engine")
 
@@ -105,17 +106,23 @@ class Engine:
         self._task.add_done_callback(self._stopped)
 
     async def predict(
-        self, predictor: Predictor, inputs: Sequence[InputFields], *, within: float
+        self, predictor: Predictor, inputs: Sequence[Input], *, within: float
+    ) -> list[Answer]:
+        """Answers inputs by one predictor, see `predict_each`."""
+        return await self.predict_each([(predictor, value) for value in inputs], within=within)
+
+    async def predict_each(
+        self, asked: Sequence[tuple[Predictor, Input]], *, within: float
     ) -> list[Answer]:
         """Answers inputs, order kept. Cancelling it frees the places it holds.
 
         Args:
-            predictor: warmed up; answers these inputs whatever is loaded or unloaded meanwhile.
-            inputs: at least one; all are admitted or none is.
+            asked: at least one input and who answers it: a predictor that is warmed up, and answers
+                whatever is loaded or unloaded meanwhile. All are admitted or none is.
             within: seconds until it gives up.
 
         Raises:
-            InputError: an input does not fit the template; names its index if there are several.
+            InputError: an input does not fit the template; has its place if there are several.
             QueueFullError: there is no place for all of them.
             DeadlineError: not all answers were ready in time.
             InferenceError: the forward failed on one of them.
@@ -124,7 +131,7 @@ class Engine:
         if self._refusal is not None:
             raise self._refusal()
         deadline = asyncio.get_running_loop().time() + within
-        seats = self._admit(predictor, inputs, deadline)
+        seats = self._admit(asked, deadline)
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait(
@@ -153,19 +160,17 @@ class Engine:
         self._fail_all(self._refusal)
 
     def _admit(
-        self, predictor: Predictor, inputs: Sequence[InputFields], deadline: float
+        self, asked: Sequence[tuple[Predictor, Input]], deadline: float
     ) -> list[tuple[Entry, asyncio.Future[Answer]]]:
         """A seat for each input: beside an equal one that is on its way, or in a new entry."""
-        keys = [(predictor, _key(value, predictor.fields)) for value in inputs]
+        keys = [(predictor, _key(value, predictor.fields)) for predictor, value in asked]
         fresh = {
-            key: value
-            for key, value in zip(keys, inputs, strict=True)
-            if key not in self._in_flight
+            key: one for key, one in zip(keys, asked, strict=True) if key not in self._in_flight
         }
         estimate = self._admission.reserve(len(fresh)) if fresh else 0
         for _ in range(len(keys) - len(fresh)):
             self._observer.coalesced()
-        entries = [Entry(key, predictor, value, estimate) for key, value in fresh.items()]
+        entries = [Entry(key, *one, estimate) for key, one in fresh.items()]
         self._in_flight.update((entry.key, entry) for entry in entries)
         self._idle.clear()
         seats = [(entry, entry.join(deadline)) for entry in (self._in_flight[key] for key in keys)]
@@ -263,11 +268,16 @@ def _broken() -> ServiceError:
     return UnavailableError("the model no longer works: restart the server")
 
 
-def _key(value: InputFields, fields: Sequence[str]) -> Hashable:
-    """Equal for inputs that make equal prompts: a string is short for its template's one field."""
+def _key(value: Input, fields: Sequence[str]) -> Hashable:
+    """Equal for inputs that make equal prompts: a string is short for its template's one field.
+
+    A question about a state is what it asks: what its client calls it is no part of it.
+    """
     if isinstance(value, Mapping):
         return frozenset(value.items())
-    return frozenset({(fields[0], value)}) if len(fields) == 1 else value
+    if isinstance(value, str) and len(fields) == 1:
+        return frozenset({(fields[0], value)})
+    return value
 
 
 def _raise_first(waiters: Sequence[asyncio.Future[Answer]]) -> None:
@@ -275,7 +285,8 @@ def _raise_first(waiters: Sequence[asyncio.Future[Answer]]) -> None:
     for index, waiter in enumerate(waiters):
         if waiter.done() and (error := waiter.exception()) is not None:
             if isinstance(error, InputError) and len(waiters) > 1:
-                raise InputError(f"inputs[{index}]: {error}") from error
+                # A new one: the same failure may belong to other requests, at other places.
+                raise type(error)(str(error), index) from error
             raise error
 
 

@@ -12,7 +12,8 @@ from service.engine.interfaces import Predictor
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
-    from dalorra.prompts import InputFields, Prompt
+    from dalorra.prompts import Prompt
+    from service.engine.interfaces import Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Answer:
     Attributes:
         prediction: the predictive moments.
         tokens: T of its prompt.
+        shared_tokens: those of the state, which other questions about it begin with, too.
         truncated: whether free text was cut to fit.
         tokenize_seconds: spent in the tokeniser.
         queued_at: when it was tokenised, in loop time.
@@ -32,6 +34,7 @@ class Answer:
 
     prediction: Prediction
     tokens: int
+    shared_tokens: int
     truncated: bool
     tokenize_seconds: float
     queued_at: float
@@ -68,7 +71,7 @@ class Entry:
 
     key: Hashable
     predictor: Predictor
-    value: InputFields
+    value: Input
     rows: int
     stage: Stage = Stage.TOKENIZING
     deadline: float = 0.0

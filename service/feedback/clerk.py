@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections import Counter
@@ -161,23 +162,25 @@ class Clerk:
                 "served any more"
             )
         served = alike[0]
-        if judgement.label not in served.labels:
+        known: dict[str, str] = (
+            json.loads(kept.called) if kept.called else {label: label for label in served.labels}
+        )
+        if judgement.label not in known:
             return UnknownLabelError(
                 f"label {judgement.label[:LONGEST_ECHO]!r} is unknown to adapter "
-                f"{served.adapter!r}: send one of {', '.join(served.labels)}"
+                f"{served.adapter!r}: send one of {', '.join(known)}"
             )
+        label = known[judgement.label]
         if kept.true_label is not None:
             return AlreadyJudgedError(
                 f"the answer {judgement.request_id!r} was judged before, as {kept.true_label!r}: "
                 "the first judgement stays"
             )
-        self._store.judge(judgement.request_id, judgement.label, time.time())
+        self._store.judge(judgement.request_id, label, time.time())
         if kept.accepted:
-            watches.observe(kept.source, served.labels, kept.label, judgement.label)
+            watches.observe(kept.source, served.labels, kept.label, label)
         self._stale.update(one.adapter for one in alike)
-        return Feedback(
-            judgement.request_id, judgement.label, kept.label, kept.decision, served.adapter
-        )
+        return Feedback(judgement.request_id, label, kept.label, kept.decision, served.adapter)
 
     def _refresh(self, *, at_once: bool = False) -> None:
         """Adds up what has changed, but spends no more than a small share of the time on it."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from dalorra.decision.policy import Decision, Verdict
 from service.errors import FeedbackOffError, QueueFullError
@@ -31,13 +31,13 @@ from service.feedback.messages import (
     NewPolicy,
     ServedPolicy,
 )
-from service.feedback.records import Feedback, KeptAnswer, Source
+from service.feedback.records import Feedback, KeptAnswer, Source, readable
 from service.feedback.store import FeedbackStore
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
-    from dalorra.prompts import InputFields
     from service.engine import Predictor
+    from service.engine.interfaces import Input
 
 INBOX_SIZE = 10_000
 """Requests whose answers or judgements may wait to be written."""
@@ -66,13 +66,23 @@ class FeedbackOptions:
     strict: bool
 
 
-class Body(Protocol):
-    """The part of a response's body that is kept."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An answer as its client got it.
 
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def decision(self) -> Decision: ...
+    Attributes:
+        request_id: names the answer.
+        value: the input.
+        prediction: the answer.
+        decision: what the client was told to do with it.
+        called: what the client calls each label, where that is not its name.
+    """
+
+    request_id: str
+    value: Input
+    prediction: Prediction
+    decision: Decision
+    called: Mapping[str, str] | None = None
 
 
 class Ledger:
@@ -158,35 +168,30 @@ class Ledger:
             self._inbox.put(CatchUp(done))
             await asyncio.wrap_future(done)
 
-    def keep(
-        self,
-        predictor: Predictor,
-        inputs: Sequence[InputFields],
-        predictions: Sequence[Prediction],
-        bodies: Sequence[Body],
-    ) -> None:
-        """Keeps what was answered, for feedback to come."""
+    def keep(self, predictor: Predictor, told: Sequence[Told]) -> None:
+        """Keeps what a predictor answered, for feedback to come."""
         if self._options is None:
             return
         if self._full:
-            self._refused += len(predictions)
+            self._refused += len(told)
             return
         now, decide = time.time(), predictor.policy.decide
         answers = [
             KeptAnswer(
-                request_id=body.request_id,
+                request_id=one.request_id,
                 answered_at=now,
-                label=prediction.label,
-                probability=prediction.probability,
-                variance=prediction.variance,
-                novelty=prediction.novelty,
-                cut_at=prediction.cut_at,
-                samples=prediction.samples,
-                decision=str(body.decision),
-                accepted=decide(prediction).decision is Decision.ACCEPT,
-                input=json.dumps(value) if self._options.inputs else None,
+                label=one.prediction.label,
+                probability=one.prediction.probability,
+                variance=one.prediction.variance,
+                novelty=one.prediction.novelty,
+                cut_at=one.prediction.cut_at,
+                samples=one.prediction.samples,
+                decision=str(one.decision),
+                accepted=decide(one.prediction).decision is Decision.ACCEPT,
+                input=json.dumps(readable(one.value)) if self._options.inputs else None,
+                called=None if one.called is None else json.dumps(dict(one.called)),
             )
-            for value, prediction, body in zip(inputs, predictions, bodies, strict=True)
+            for one in told
         ]
         # Where another has taken the adapter's name since, what answered is kept with the answers.
         served = self._current(predictor) or _describe(predictor)

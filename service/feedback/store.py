@@ -19,8 +19,10 @@ from service.feedback.live import Group
 from service.feedback.records import AnswerRecord, KeptAnswer, Source
 
 _APPLICATION = 0x44414C46  # "DALF": no other program's file is taken for a store
-VERSION = 2
-"""Of the file's tables; the first one had no `cut_at`."""
+VERSION = 3
+"""Of the file's tables; the first had no `cut_at`, the second no `called`."""
+_ADDED = {1: "cut_at INTEGER", 2: "called TEXT"}
+"""What each version lacks of the next."""
 _WAIT_SECONDS = 10.0  # for another process's transaction
 _TABLES = """
 CREATE TABLE sources (
@@ -43,6 +45,7 @@ CREATE TABLE answers (
     decision TEXT NOT NULL,
     accepted INTEGER NOT NULL,
     input TEXT,
+    called TEXT,
     source INTEGER NOT NULL REFERENCES sources (id),
     true_label TEXT,
     labelled_at REAL
@@ -54,14 +57,14 @@ CREATE INDEX answers_with_truth ON answers (source) WHERE true_label IS NOT NULL
 # A repeated id means the later answer, unless the earlier one has been judged already.
 _ADD = """
 INSERT INTO answers (request_id, answered_at, label, probability, variance, novelty, cut_at,
-                     samples, decision, accepted, input, source)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                     samples, decision, accepted, input, called, source)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (request_id) DO UPDATE SET
     answered_at = excluded.answered_at, label = excluded.label,
     probability = excluded.probability, variance = excluded.variance, novelty = excluded.novelty,
     cut_at = excluded.cut_at,
     samples = excluded.samples, decision = excluded.decision, accepted = excluded.accepted,
-    input = excluded.input, source = excluded.source
+    input = excluded.input, called = excluded.called, source = excluded.source
 WHERE true_label IS NULL
 """
 # Confidence bins (lo, hi] as in `dalorra.decision.metrics.reliability_bins`: ceil(15 p) − 1.
@@ -113,9 +116,9 @@ class FeedbackStore:
                     self._database.execute(statement)
                 self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self._database.execute(f"PRAGMA user_version = {VERSION}")
-            if check_kind(self._database, self._path) < VERSION:
-                self._database.execute("ALTER TABLE answers ADD COLUMN cut_at INTEGER")
-                self._database.execute(f"PRAGMA user_version = {VERSION}")
+            for version in range(check_kind(self._database, self._path), VERSION):
+                self._database.execute(f"ALTER TABLE answers ADD COLUMN {_ADDED[version]}")
+            self._database.execute(f"PRAGMA user_version = {VERSION}")
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(
@@ -177,7 +180,7 @@ class FeedbackStore:
     def find(self, request_id: str) -> AnswerRecord | None:
         """What is kept under an id."""
         record = self._database.execute(
-            "SELECT source, label, decision, accepted, true_label FROM answers "
+            "SELECT source, label, decision, accepted, true_label, called FROM answers "
             "WHERE request_id = ?",
             (request_id,),
         ).fetchone()

@@ -35,6 +35,20 @@ class Settings(BaseSettings):
         description="Folders, separated by commas, below which adapters may be loaded over HTTP; "
         "none may if there is none.",
     )
+    questions_adapter: str | None = Field(
+        None,
+        description="Name of the adapter that answers typed questions; the first that can if "
+        "unset.",
+    )
+    question_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("jev-latest", "jev-preview", "gpt-6-luna"),
+        description="Names of models, separated by commas, that stand for that adapter; * for "
+        "any name.",
+    )
+    refuse_unaccepted: bool = Field(
+        False,
+        description="/v1/decisions answers with a refusal where an answer is not accepted.",
+    )
     max_adapters: int = Field(16, ge=1, description="Adapters loaded at once.")
     base_model: str | None = Field(
         None,
@@ -66,6 +80,9 @@ class Settings(BaseSettings):
         "them; they do without the prefix cache. On a GPU where nothing else is said.",
     )
     max_batch_inputs: int = Field(128, ge=1, description="Inputs of one /predict/batch request.")
+    max_questions: int = Field(
+        400, ge=1, description="Questions of one request to /v1/systemone or /v1/decisions."
+    )
     max_body_bytes: int = Field(2_000_000, ge=1, description="Longest request body.")
     request_timeout_seconds: float = Field(60.0, gt=0, description="Then 504.")
     drain_seconds: float = Field(30.0, ge=0, description="Time to finish the queue on SIGTERM.")
@@ -142,7 +159,9 @@ class Settings(BaseSettings):
     def _split_adapters(cls, value: object) -> object:
         return named_adapters(value)
 
-    @field_validator("adapter_roots", "api_keys", "admin_keys", "cors_origins", mode="before")
+    @field_validator(
+        "adapter_roots", "question_models", "api_keys", "admin_keys", "cors_origins", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value

@@ -12,7 +12,7 @@ from service.keys import fingerprint
 from service.telemetry import Outcome, Telemetry
 
 _log = structlog.get_logger("dalorra.access")
-_PREDICTION_PATH = re.compile(r"/predict(/batch)?|/v2/models/[^/]+/infer")
+_PREDICTION_PATH = re.compile(r"/predict(/batch)?|/v1/(systemone|decisions)|/v2/models/[^/]+/infer")
 
 
 class AccessMiddleware:
