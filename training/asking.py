@@ -1,9 +1,13 @@
 """How a run asks its base model, and what is refused before it starts."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
-from dalorra.base.families import set_head, too_long
+import torch
+from torch import nn
+
+from dalorra.base.families import head_modules, set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat, PromptTokenizer
@@ -43,7 +47,19 @@ def prepare(
     if asked.by_head:
         _check_head(config, "the encoder's" if base.kind == "encoder" else "a class")
         set_head(base.model, len(task.labels))
+        if base.kind != "encoder":
+            _start_from_texts(base, tuple(task.labels.values()))
     return asked
+
+
+@torch.no_grad()
+def _start_from_texts(base: BaseModel, texts: Sequence[str]) -> None:
+    """A class begins as its label's text would be read off: the mean output row of its tokens."""
+    output = cast(nn.Linear, base.model.get_output_embeddings()).weight
+    head = cast(nn.Linear, base.model.get_submodule(*head_modules(base.model)))
+    for row, text in zip(head.weight, texts, strict=True):
+        if ids := base.tokenizer(text, add_special_tokens=False).input_ids:
+            row.copy_(output[ids].float().mean(dim=0))
 
 
 def _asked(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat:
