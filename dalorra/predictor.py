@@ -78,7 +78,7 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        adapter_dir: Path | None = None,
+        adapter_dir: Path | str | None = None,
         base_model: str | None = None,
         *,
         device: str = "auto",
@@ -86,7 +86,10 @@ class Predictor:
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
     ) -> "Predictor":
-        """Loads an adapter (the bundled one by default) and the base model it was trained on.
+        """Loads an adapter and the base model it was trained on.
+
+        The adapter is a folder, or `owner/name` or `owner/name@revision` on the hub; the bundled
+        one by default.
 
         Raises:
             AdapterError: the directory is damaged or does not fit the base model.

@@ -56,7 +56,7 @@ class SharedBase:
     def load(
         cls,
         base_model: str | None = None,
-        adapter_dir: Path | None = None,
+        adapter_dir: Path | str | None = None,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -88,8 +88,8 @@ class SharedBase:
         """Shared by all adapters."""
         return self._arranged.prefix_cache
 
-    def read(self, path: Path | None = None) -> Adapter:
-        """Reads and verifies a directory (the bundled one by default).
+    def read(self, path: Path | str | None = None) -> Adapter:
+        """Reads and verifies a directory or an adapter of the hub (the bundled one by default).
 
         On any thread: one that is not the model's takes no cores from it.
 

@@ -11,7 +11,11 @@ from training.laplace import LaplacePredictor
 
 
 def load_evaluable(
-    adapter_dir: Path, base_model: str | None = None, *, device: str = "auto", dtype: str = "auto"
+    adapter_dir: Path | str,
+    base_model: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> Evaluable:
     """Loads an adapter of any method, and the base model it was trained on.
 

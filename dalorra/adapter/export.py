@@ -26,7 +26,7 @@ _DOWN = ".lora_A.weight"
 _UP = ".lora_B.weight"
 
 
-def export_mean(adapter_dir: Path, out: Path) -> Path:
+def export_mean(adapter_dir: Path | str, out: Path) -> Path:
     """Writes one plain LoRA, the posterior's mean.
 
     Raises:
@@ -38,7 +38,7 @@ def export_mean(adapter_dir: Path, out: Path) -> Path:
     return _write(adapter, modules, adapter.posterior.mean(list(modules.values())), (".",), out)
 
 
-def export_bank(adapter_dir: Path, out: Path) -> Path:
+def export_bank(adapter_dir: Path | str, out: Path) -> Path:
     """Writes the M samples of the bank as plain LoRAs, in `out/member-00`, `out/member-01`, …
 
     Raises:

@@ -13,15 +13,6 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -40,6 +31,7 @@ from dalorra.base.families import HEADS, BaseKind, head_modules, is_encoder, req
 from dalorra.base.fetch import DEFAULT_BASE_MODEL, PINNED, fetch, from_gguf, pinned_folder
 from dalorra.errors import BaseModelError
 from dalorra.hardware import multiplies_bfloat16
+from dalorra.hub import HubReference, in_words
 
 __all__ = ["DEFAULT_BASE_MODEL", "BaseModel", "fetch", "load_base_model", "weight_digest"]
 
@@ -224,7 +216,7 @@ def _locate(reference: str) -> tuple[Path, str]:
 
 def _from_hub(hub_id: str) -> Path:
     """Download a hub model's files, after a look at its configuration alone."""
-    try:
+    with in_words(HubReference(hub_id), "model", BaseModelError):
         config = hf_hub_download(hub_id, "config.json")
         require_known(AutoConfig.from_pretrained(config, local_files_only=True), hub_id)
         return Path(
@@ -232,22 +224,6 @@ def _from_hub(hub_id: str) -> Path:
                 hub_id, allow_patterns=[*_HUB_FILES], ignore_patterns=[*_HUB_FILES_UNUSED]
             )
         )
-    except GatedRepoError as error:
-        raise BaseModelError(
-            f"the hub model {hub_id} needs its licence accepted on its page, and HF_TOKEN set"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BaseModelError(
-            f"the hub has no model {hub_id}, or it is private and HF_TOKEN does not open it"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise BaseModelError(
-            f"{hub_id} is no local folder, and the model hub cannot be reached to download it"
-        ) from error
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise BaseModelError(
-            f"the hub model {hub_id} cannot be downloaded: {str(error).splitlines()[0]}"
-        ) from error
 
 
 @contextmanager

@@ -82,10 +82,11 @@ def predict(
     if workers and not ray:
         raise ConfigError("--workers goes with --ray")
     from dalorra.adapter.directory import bundled_adapter, read_adapter
+    from dalorra.adapter.hub import located
     from dalorra.predictor import Predictor
     from dalorra.scoring.job import Job
 
-    folder = (adapter or bundled_adapter()).resolve()
+    folder = located(adapter or bundled_adapter()).resolve()
     job = Job.for_adapter(
         read_adapter(folder),
         Path(what),

@@ -10,8 +10,17 @@ import typer
 from dalorra.errors import ConfigError
 
 AdapterDir = Annotated[
-    Path | None, typer.Option("--adapter", help="Adapter folder.", show_default="bundled sentiment")
+    Path | None,
+    typer.Option(
+        "--adapter",
+        help="Adapter folder, or owner/name[@revision] on the hub.",
+        show_default="bundled sentiment",
+    ),
 ]
+AnyAdapter = Annotated[
+    Path, typer.Argument(help="Adapter folder, or owner/name[@revision] on the hub.")
+]
+OwnAdapter = Annotated[Path, typer.Argument(help="Adapter folder; it is written into.")]
 BaseModelOption = Annotated[
     str | None,
     typer.Option(

@@ -9,10 +9,12 @@ import typer
 
 from dalorra.cli.console import EXIT_NOTHING_QUALIFIES, refuse
 from dalorra.cli.options import (
+    AnyAdapter,
     BaseModelOption,
     DataSource,
     Device,
     Dtype,
+    OwnAdapter,
     Split,
     TaskReference,
     assignments,
@@ -61,7 +63,7 @@ def train(
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: AnyAdapter,
     data: DataSource = None,
     task: TaskReference = None,
     split: Split = None,
@@ -91,7 +93,7 @@ def evaluate(
 
 
 def novelty(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: OwnAdapter,
     data: DataSource = None,
     task: TaskReference = None,
     augment: Annotated[
@@ -107,11 +109,12 @@ def novelty(
     novelty level is void afterwards, if the features have changed: calibrate again.
     """
     from dalorra.adapter.directory import read_adapter
+    from dalorra.adapter.hub import own_folder
     from dalorra.decision.novelty import NOVELTY_FILE
     from dalorra.predictor import Predictor
     from training.novelty import fit_novelty, trained_and_held_out
 
-    with set_aside(adapter / NOVELTY_FILE):  # it may be damaged or another adapter's
+    with set_aside(own_folder(adapter) / NOVELTY_FILE):  # it may be damaged or another adapter's
         training = read_adapter(adapter).manifest.training
         _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
         trained, held_out = trained_and_held_out(training, examples)
@@ -121,7 +124,7 @@ def novelty(
 
 
 def calibrate(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: OwnAdapter,
     target_error: Annotated[
         float, typer.Option(help="Largest error rate (with costs: mean cost) among accepted.")
     ],
@@ -181,6 +184,7 @@ def calibrate(
     no thresholds keep the target.
     """
     from dalorra.adapter.directory import read_adapter
+    from dalorra.adapter.hub import own_folder
     from dalorra.predictor import Predictor
     from service.feedback.export import read_labelled
     from training.calibrate import calibrate as run_calibration
@@ -196,7 +200,7 @@ def calibrate(
         numbers(class_target or (), "--class-target"),
         numbers(cost or (), "--cost"),
     )
-    read = read_adapter(adapter)
+    read = read_adapter(own_folder(adapter))
     manifest, novelty = read.manifest, read.novelty
     level, *said = novelty_limit(novelty, novelty_level, confidence)
     settings: dict[str, Any] = {
