@@ -29,19 +29,28 @@ def prepare(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat
     """
     if problem := too_long(base.model, config.adapter.max_tokens):
         raise ConfigError(f"adapter.max_tokens: {base.name} {problem}")
-    if task.messages:
-        if base.kind == "encoder":
-            raise ConfigError(f"task.template: nobody chats with the encoder {base.name}")
-        return chat_format(task.messages, task.prompt_format, base.tokenizer, base.name)
     if base.kind != "encoder":
-        if task.answer_cue is None:
-            raise ConfigError(
-                f"task.answer_cue: the language model {base.name} needs one, such as '\\nAnswer:'"
-            )
-        return task.prompt_format
+        return asked(task, base)
+    if task.messages:
+        raise ConfigError(f"task.template: nobody chats with the encoder {base.name}")
     _check(config, base)
     set_head(base.model, len(task.labels))
     return task.prompt_format.model_copy(update={"answer_cue": None})
+
+
+def asked(task: Task, base: BaseModel) -> PromptFormat:
+    """How a language model is asked.
+
+    Raises:
+        ConfigError: the task lacks an answer cue, or its messages are not for this model.
+    """
+    if task.messages:
+        return chat_format(task.messages, task.prompt_format, base.tokenizer, base.name)
+    if task.answer_cue is None:
+        raise ConfigError(
+            f"task.answer_cue: the language model {base.name} needs one, such as '\\nAnswer:'"
+        )
+    return task.prompt_format
 
 
 def _check(config: TrainingConfig, base: BaseModel) -> None:

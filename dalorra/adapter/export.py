@@ -6,7 +6,8 @@ rank masks B · diag(z) · A = (B · diag(z)) · A.
 `export_mean` folds the posterior's mean, one deterministic adapter; `export_bank` writes every
 sample of the bank. An `answer_tokens` adapter acts on the cue alone: its export is an activated
 LoRA (`alora_invocation_tokens`), which a server must support; applied to every token it would be
-another adapter. An encoder's adapter is a plain LoRA for sequence classification, head included.
+another adapter (`where_it_runs`). An encoder's adapter is a plain LoRA for sequence classification,
+head included.
 """
 
 import shutil
@@ -50,6 +51,23 @@ def export_bank(adapter_dir: Path | str, out: Path) -> Path:
     bank = adapter.posterior.bank(list(modules.values()), adapter.manifest.bank)
     folders = tuple(f"member-{m:02d}" for m in range(bank.samples))
     return _write(adapter, modules, bank, folders, out)
+
+
+def where_it_runs(adapter_dir: Path | str) -> str:
+    """Which programs answer with an adapter's exports as it does itself.
+
+    Raises:
+        AdapterError: the adapter is damaged.
+    """
+    manifest = read_adapter(adapter_dir).manifest
+    if manifest.scope == "all_tokens":
+        return "it acts on every token: whatever runs a PEFT LoRA answers with it as dalorra does"
+    return (
+        f"it acts from the answer cue {manifest.prompt.answer_cue!r} on, and on no token before: "
+        "PEFT, and a server with activated LoRAs (alora_invocation_tokens), answer with it as "
+        "dalorra does; whoever applies it to every token, or merges it, has another model, which "
+        "nobody tested. Train with scope: all_tokens for those"
+    )
 
 
 def _modules(adapter: Adapter) -> dict[str, ModuleTensors]:
