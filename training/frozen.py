@@ -32,6 +32,8 @@ class FrozenBase:
             BaseModelError: it cannot be had.
         """
         device = Process.this().device(config.device)
-        model = load_base_model(config.base_model, device=device, dtype=config.dtype)
+        model = load_base_model(
+            config.base_model, device=device, dtype=config.dtype, quantize=config.quantize
+        )
         cache = PromptCache(round(config.prompt_cache_gib * 2**30))
         return cls(model, arrange(model.model, prefix_cache), cache)

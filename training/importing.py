@@ -32,6 +32,7 @@ from dalorra.adapter.manifest import (
 from dalorra.adapter.plain_lora import PlainLora, read_plain_loras, side_by_side
 from dalorra.base.families import too_long
 from dalorra.base.model import BaseModel, load_base_model
+from dalorra.base.quantized import Quantize
 from dalorra.decision.policy import Policy
 from dalorra.errors import AdapterError, ConfigError
 from dalorra.forward.arranged import arrange
@@ -77,6 +78,7 @@ def import_loras(
     base_model: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: Quantize = "none",
 ) -> Path:
     """Writes a complete adapter, which accepts nothing until it is calibrated.
 
@@ -87,6 +89,7 @@ def import_loras(
         base_model: what it stands on; None: what the LoRA names.
         device: see `load_base_model`.
         dtype: likewise.
+        quantize: likewise.
 
     Returns:
         `out`.
@@ -104,7 +107,9 @@ def import_loras(
         raise ConfigError(
             f"method: {source} holds {len(loras)} LoRAs, which are an ensemble; tfb is for one"
         )
-    base = load_base_model(base_model or _named_base(loras), device=device, dtype=dtype)
+    base = load_base_model(
+        base_model or _named_base(loras), device=device, dtype=dtype, quantize=quantize
+    )
     if base.kind == "encoder":
         raise AdapterError(f"{base.name} is an encoder: LoRAs of language models are imported")
     if problem := too_long(base.model, wanted.max_tokens):
@@ -125,7 +130,7 @@ def import_loras(
             posterior=posterior.model_dump(),
             method_parameters=_parameters(wanted, posterior),
             scope=scope,
-            base_model=BaseReference(name=base.name, digest=base.digest, kind=base.kind),
+            base_model=BaseReference.to(base),
             prompt=tokenizer.format,
             cue_tokens=list(tokenizer.cue_ids),
             label_tokens=label_tokens(tokenizer),

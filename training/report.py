@@ -143,8 +143,8 @@ def _head(manifest: Mapping[str, Any], what: str) -> list[str]:
         "",
         what,
         "It answers with a label, its probability averaged over fixed samples of its posterior,",
-        "and the variance between them. `dalorra serve --adapter` takes its folder, or its id on the",
-        "hub.",
+        "and the variance between them. `dalorra serve --adapter` takes its folder, or its id on",
+        "the hub.",
         "",
         *markdown_table(("", ""), fields.items()),
     ]

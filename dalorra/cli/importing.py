@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dalorra.cli.console import note
-from dalorra.cli.options import DataSource, Device, Dtype
+from dalorra.cli.options import Bits, DataSource, Device, Dtype
 from dalorra.errors import ConfigError
 
 
@@ -42,6 +42,9 @@ def import_lora(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Annotated[
+        Bits, typer.Option(help="Base model in none, 8bit or 4bit (bitsandbytes).")
+    ] = Bits.NONE,
 ) -> None:
     """Make a complete adapter of a plain PEFT LoRA (causal language model); print its folder.
 
@@ -64,6 +67,14 @@ def import_lora(
         anchors=load_examples(described, split, data) if bayesian else (),
         max_tokens=max_tokens,
     )
-    folder = import_loras(lora, out, wanted, base_model=base_model, device=device, dtype=dtype)
+    folder = import_loras(
+        lora,
+        out,
+        wanted,
+        base_model=base_model,
+        device=device,
+        dtype=dtype,
+        quantize=quantize.value,
+    )
     note(f"it accepts nothing yet: dalorra calibrate {folder} --data FILE --target-error 0.05")
     typer.echo(folder)

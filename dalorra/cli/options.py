@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,23 @@ Split = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+
+
+class Bits(StrEnum):
+    """How linear modules of the base model are stored."""
+
+    NONE = "none"
+    EIGHT = "8bit"
+    FOUR = "4bit"
+
+
+Quantize = Annotated[
+    Bits | None,
+    typer.Option(
+        help="Base model in none, 8bit or 4bit (bitsandbytes).",
+        show_default="as the adapter was trained",
+    ),
+]
 
 
 def assignments(pairs: Iterable[str], option: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from dalorra.cli.options import (
     Device,
     Dtype,
     OwnAdapter,
+    Quantize,
     Split,
     TaskReference,
     assignments,
@@ -77,6 +78,7 @@ def evaluate(
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Score an adapter on labelled data."""
     from dalorra.adapter.directory import read_adapter
@@ -87,7 +89,8 @@ def evaluate(
     trained_on = read_adapter(adapter).manifest.training.get("task")
     name, split, examples = _labelled(adapter, trained_on, data, task, split)
     spelt = [in_spelling(example, spelling) for example in examples]
-    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype)
+    bits = quantize.value if quantize else None
+    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype, quantize=bits)
     said = f"{name} {split}" if spelling == "given" else f"{name} {split}, {spelling} spelling"
     score(predictor, spelt, out, task=said)
 
@@ -102,6 +105,7 @@ def novelty(
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Fit what tells novel inputs from those that the adapter was trained on; print the file.
 
@@ -118,7 +122,8 @@ def novelty(
         training = read_adapter(adapter).manifest.training
         _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
         trained, held_out = trained_and_held_out(training, examples)
-        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
+        bits = quantize.value if quantize else None
+        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype, quantize=bits)
         fitted = fit_novelty(predictor, trained, held_out, augment=augment.value)
         typer.echo(fitted.save(adapter))
 
@@ -176,6 +181,7 @@ def calibrate(
             show_default="auto",
         ),
     ] = None,
+    quantize: Quantize = None,
 ) -> None:
     """Choose thresholds whose error among accepted answers stays within a target.
 
@@ -237,6 +243,9 @@ def calibrate(
         settings |= {"temperature": temperature.value, "dtype": [first, *others]}
         source = f"{name} {split}"
         load = partial(Predictor.load, adapter, base_model, device=device)
+        if quantize:
+            load = partial(load, quantize=quantize.value)
+            settings["quantize"] = quantize.value
 
         def tested() -> "Policy":
             predictor = load(dtype=first)

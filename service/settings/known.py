@@ -46,6 +46,11 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model.")
+    quantize: Literal["none", "8bit", "4bit"] | None = Field(
+        None,
+        description="Linear modules of the base model in 8 or 4 bit (bitsandbytes); as the first "
+        "adapter was trained if unset.",
+    )
     on_overflow: Literal["truncate", "reject"] = Field(
         "truncate", description="What happens to an over-long input: cut, or answered with 422."
     )
