@@ -79,7 +79,7 @@ def _port_when_ready(lines: Iterable[str]) -> int:
     for line in lines:
         said.append(line)
         event = json.loads(line) if line.startswith("{") else {}
-        port = event.get("port", port)
+        port = int(event.get("port", port))
         if event.get("event") == "ready":
             return port
     raise SystemExit("the server did not become ready:\n" + "".join(said[-20:]))

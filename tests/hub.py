@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._may_write(owner):
             return
         if self.hub.commits.get(repository):
-            self._send(409, {"error": "You already created this model repo"})
+            self._send(409, {"error": "There is one", "url": f"{self.hub.url}/{repository}"})
             return
         if wanted.get("visibility") == "private" or wanted.get("private"):
             self.hub.private.add(repository)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dalorra.adapter.directory import WeightDtype, save_adapter
 from dalorra.adapter.layer import (
@@ -196,9 +196,8 @@ def _check_fit(lora: PlainLora, base: BaseModel) -> None:
                 f"has {own[0]} × {own[1]} there"
             )
     for name, copy in lora.base_weights.items():
-        weight = getattr(modules.get(name), "weight", None)
-        same = weight is not None and weight.shape == copy.shape
-        if not (same and torch.equal(weight.cpu().float(), copy.to(weight.dtype).float())):
+        weight: Tensor | None = getattr(modules.get(name), "weight", None)
+        if weight is None or not torch.equal(weight.cpu(), copy.to(weight.dtype)):
             raise AdapterError(
                 f"{lora.path} brings weights of its own for {name}, which cannot be imported: only "
                 "A and B can"

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dalorra.adapter.directory import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
+from dalorra.adapter.directory import CONFIG_FILE, WEIGHTS_FILE
 from dalorra.adapter.hub import located
 from dalorra.adapter.layer import LowRankUpdate, Updates
+from dalorra.adapter.manifest import MANIFEST_FILE
 from dalorra.errors import AdapterError
 
 _PREFIX: Final = "base_model.model."
@@ -64,12 +65,13 @@ class _Settings(BaseModel):
 
     def scale(self, module: str, rank: int) -> float:
         """What multiplies B·A in a module, whose A has `rank` rows."""
-        alpha = self.alpha_pattern.get(get_pattern_key(self.alpha_pattern, module), self.lora_alpha)
+        pattern = get_pattern_key([*self.alpha_pattern], module)
+        alpha = self.alpha_pattern.get(pattern, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def rank(self, module: str) -> int:
         """Rows of a module's A."""
-        return self.rank_pattern.get(get_pattern_key(self.rank_pattern, module), self.r)
+        return self.rank_pattern.get(get_pattern_key([*self.rank_pattern], module), self.r)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

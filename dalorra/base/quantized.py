@@ -5,6 +5,7 @@ for, and so are the products. 8 bit is LLM.int8() (Dettmers et al., 2022), 4 bit
 constants quantised again, as for QLoRA (Dettmers et al., 2023).
 """
 
+import logging
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +43,8 @@ def loading(bits: Bits, dtype: torch.dtype, device: torch.device) -> dict[str, A
         raise BaseModelError(
             f"quantize {bits} needs bitsandbytes: pip install 'dalorra-service[quantized]'"
         )
+    # In 8 bit it says of every product that bfloat16 is cast to float16 for it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     settings = _SETTINGS[bits] | {"bnb_4bit_compute_dtype": dtype}
     return {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
 

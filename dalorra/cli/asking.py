@@ -18,6 +18,7 @@ from dalorra.cli.options import (
     Dtype,
     Quantize,
     assignments,
+    named,
 )
 from dalorra.errors import ConfigError
 
@@ -77,7 +78,7 @@ def predict(
 
     Rows keep their order. The file appears once all of them are answered.
     """
-    bits = quantize.value if quantize else None
+    bits = named(quantize)
     if out is None:
         if column or resume or ray or workers or not columns or on_error is OnError.RECORD:
             raise ConfigError("these options are for a file: say with --out where its answers go")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,11 @@ class Bits(StrEnum):
     NONE = "none"
     EIGHT = "8bit"
     FOUR = "4bit"
+
+
+def named(bits: Bits | None) -> Literal["none", "8bit", "4bit"] | None:
+    """The same as a setting."""
+    return bits.value if bits else None
 
 
 Quantize = Annotated[

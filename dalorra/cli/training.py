@@ -19,6 +19,7 @@ from dalorra.cli.options import (
     Split,
     TaskReference,
     assignments,
+    named,
     numbers,
     set_aside,
 )
@@ -89,7 +90,7 @@ def evaluate(
     trained_on = read_adapter(adapter).manifest.training.get("task")
     name, split, examples = _labelled(adapter, trained_on, data, task, split)
     spelt = [in_spelling(example, spelling) for example in examples]
-    bits = quantize.value if quantize else None
+    bits = named(quantize)
     predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype, quantize=bits)
     said = f"{name} {split}" if spelling == "given" else f"{name} {split}, {spelling} spelling"
     score(predictor, spelt, out, task=said)
@@ -122,7 +123,7 @@ def novelty(
         training = read_adapter(adapter).manifest.training
         _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
         trained, held_out = trained_and_held_out(training, examples)
-        bits = quantize.value if quantize else None
+        bits = named(quantize)
         predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype, quantize=bits)
         fitted = fit_novelty(predictor, trained, held_out, augment=augment.value)
         typer.echo(fitted.save(adapter))
