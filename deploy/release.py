@@ -9,13 +9,14 @@ adapter, and its client asks it.
 """
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
 import venv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -45,14 +46,15 @@ def install(wheel: Path, folder: Path) -> Path:
 
     pip then checks that these are what the extra `server` asks for.
     """
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     commands = folder / "bin"
-    pip = (commands / "python", "-m", "pip", "--disable-pip-version-check", "install", "--no-index")
-    _run(*pip, "--no-deps", wheel)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    install_there = (*pip, "--python", commands / "python", "install", "--no-index")
+    _run(*install_there, "--no-deps", wheel, env=_clean())
     (site_packages,) = folder.glob("lib/python*/site-packages")
     # A path alone: what pip has made editable there, the checkout, is not found through it.
     (site_packages / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    _run(*pip, "dalorra-service[server]")
+    _run(*install_there, "dalorra-service[server]", env=_clean())
     return commands
 
 
@@ -61,17 +63,24 @@ def ask(commands: Path) -> str:
     serve = [str(commands / "dalorra"), "serve", "--port", "0", "--log-format", "json"]
     with (
         tempfile.TemporaryDirectory() as elsewhere,
-        subprocess.Popen(serve, cwd=elsewhere, stderr=subprocess.PIPE, text=True) as server,
+        subprocess.Popen(
+            serve, cwd=elsewhere, env=_clean(), stderr=subprocess.PIPE, text=True
+        ) as server,
     ):
         late = threading.Timer(START_SECONDS, server.kill)
         late.start()
         try:
             port = _port_when_ready(server.stderr or ())
             url = f"http://127.0.0.1:{port}"
-            return _run(commands / "python", "-c", _ASK, url, cwd=Path(elsewhere))
+            return _run(commands / "python", "-c", _ASK, url, cwd=Path(elsewhere), env=_clean())
         finally:
             late.cancel()
             server.terminate()
+
+
+def _clean() -> dict[str, str]:
+    """The environment's variables, without those that bring other Python code."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def _port_when_ready(lines: Iterable[str]) -> int:
@@ -85,9 +94,14 @@ def _port_when_ready(lines: Iterable[str]) -> int:
     raise SystemExit("the server did not become ready:\n" + "".join(said[-20:]))
 
 
-def _run(*command: object, cwd: Path | None = None) -> str:
+def _run(*command: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")

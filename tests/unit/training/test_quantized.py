@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dalorra.adapter.directory import read_adapter
+from dalorra.adapter.layer import detach
 from dalorra.errors import ConfigError
 from dalorra.forward.arranged import arrange
 from tests.tiny import predictor_on
@@ -24,11 +25,12 @@ def test_it_learns_on_it_and_answers_as_it_was_trained(
     adapter = {"scope": scope, "modules": ["q_proj", "up_proj", "lm_head"]}
     config = read_config(configure(adapter=adapter, quantize="8bit", optimizer={"steps": 12}))
     before = {name: weight.clone() for name, weight in base.model.named_parameters()}
+    config.output_dir.mkdir()
     run = Run(config, frozen)
     start = run.holdout_metrics()["nll"]
     folder = run.execute(None)
     assert run.holdout_metrics()["nll"] < start
-    for name, weight in in_8bit(files / "base").model.named_parameters():
+    for name, weight in detach(run.model).named_parameters():
         assert torch.equal(weight, before[name])
     manifest = read_adapter(folder).manifest
     assert manifest.base_model.quantized == "8bit"

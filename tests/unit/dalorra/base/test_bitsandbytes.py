@@ -4,7 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dalorra.adapter.layer import stochastic_layers
 from dalorra.base.model import BaseModel, load_base_model
+from dalorra.forward.reference import answer_logits
+from dalorra.forward.reference_rows import pack
 from dalorra.predictor import Predictor
 from dalorra.shared_base import SharedBase
 from tests.tiny import (
@@ -12,6 +15,8 @@ from tests.tiny import (
     SHAPE,
     predictor_on,
     save_tiny_adapter,
+    tiny_adapter,
+    tiny_bank,
     tiny_prompts,
     tiny_tokenizer,
 )
@@ -70,3 +75,22 @@ def test_it_is_loaded_as_it_is_asked_for(folder, tmp_path):
     for quantize, start in (("4bit", "4bit "), ("none", "bfloat16"), (None, "bfloat16")):
         options = {"device": DEVICE, "dtype": "bfloat16", "quantize": quantize}
         assert Predictor.load(path, str(folder), **options).precision.startswith(start)
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_gradient_reaches_the_first_layer(folder, bits):
+    """About the one of the unquantised base."""
+    if (bits, DEVICE) == ("4bit", "cpu"):
+        pytest.skip("refused in training: the repacked weights have no backward")
+    gradients = []
+    for quantize in ("none", bits):
+        base = loaded(folder, quantize)
+        model = tiny_adapter(base, modules=("q_proj", "down_proj"))
+        bank, prompts = tiny_bank(model, samples=2), tiny_prompts(base)
+        labels = torch.tensor([257, 258], device=DEVICE)
+        rows = pack(prompts, range(2), "all_tokens").to(model.device)
+        loss = answer_logits(model, rows, bank, labels).log_softmax(-1)[..., 0].mean()
+        layer = next(iter(stochastic_layers(model).values()))
+        loss.backward()
+        gradients.append(torch.cat([layer.down.grad.flatten(), layer.up.grad.flatten()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.9
