@@ -144,6 +144,7 @@ def load_shared_base(settings: Settings) -> Base:
         first,
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         on_overflow=settings.on_overflow,
         max_tokens=settings.max_tokens,
         row_budget=settings.batch_rows,

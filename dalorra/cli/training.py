@@ -9,13 +9,17 @@ import typer
 
 from dalorra.cli.console import EXIT_NOTHING_QUALIFIES, refuse
 from dalorra.cli.options import (
+    AnyAdapter,
     BaseModelOption,
     DataSource,
     Device,
     Dtype,
+    OwnAdapter,
+    Quantize,
     Split,
     TaskReference,
     assignments,
+    named,
     numbers,
     set_aside,
 )
@@ -61,7 +65,7 @@ def train(
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: AnyAdapter,
     data: DataSource = None,
     task: TaskReference = None,
     split: Split = None,
@@ -75,6 +79,7 @@ def evaluate(
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Score an adapter on labelled data."""
     from dalorra.adapter.directory import read_adapter
@@ -89,13 +94,14 @@ def evaluate(
         [in_spelling(example, spelling) for example in part]
         for part in parted(examples, asked.out_of_scope)
     )
-    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype)
+    bits = named(quantize)
+    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype, quantize=bits)
     said = f"{asked.name} {split}" + (f", {spelling} spelling" if spelling != "given" else "")
     score(predictor, inside, out, task=said, outside=outside)
 
 
 def novelty(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: OwnAdapter,
     data: DataSource = None,
     task: TaskReference = None,
     augment: Annotated[
@@ -104,6 +110,7 @@ def novelty(
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Fit what tells novel inputs from those that the adapter was trained on; print the file.
 
@@ -111,21 +118,23 @@ def novelty(
     novelty level is void afterwards, if the features have changed: calibrate again.
     """
     from dalorra.adapter.directory import read_adapter
+    from dalorra.adapter.hub import own_folder
     from dalorra.decision.novelty import NOVELTY_FILE
     from dalorra.predictor import Predictor
     from training.novelty import fit_novelty, trained_and_held_out
 
-    with set_aside(adapter / NOVELTY_FILE):  # it may be damaged or another adapter's
+    with set_aside(own_folder(adapter) / NOVELTY_FILE):  # it may be damaged or another adapter's
         training = read_adapter(adapter).manifest.training
         _, _, examples = _labelled(adapter, training.get("task"), data, task, "train")
         trained, held_out = trained_and_held_out(training, examples)
-        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
+        bits = named(quantize)
+        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype, quantize=bits)
         fitted = fit_novelty(predictor, trained, held_out, augment=augment.value)
         typer.echo(fitted.save(adapter))
 
 
 def calibrate(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: OwnAdapter,
     target_error: Annotated[
         float, typer.Option(help="Largest error rate (with costs: mean cost) among accepted.")
     ],
@@ -186,6 +195,7 @@ def calibrate(
             show_default="auto",
         ),
     ] = None,
+    quantize: Quantize = None,
 ) -> None:
     """Choose thresholds whose error among accepted answers stays within a target.
 
@@ -194,6 +204,7 @@ def calibrate(
     no thresholds keep the target.
     """
     from dalorra.adapter.directory import read_adapter
+    from dalorra.adapter.hub import own_folder
     from dalorra.predictor import Predictor
     from service.feedback.export import read_labelled
     from training.calibrate import calibrate as run_calibration
@@ -210,7 +221,7 @@ def calibrate(
         numbers(class_target or (), "--class-target"),
         numbers(cost or (), "--cost"),
     )
-    read = read_adapter(adapter)
+    read = read_adapter(own_folder(adapter))
     manifest, novelty = read.manifest, read.novelty
     level, *said = novelty_limit(novelty, novelty_level, confidence)
     settings: dict[str, Any] = {
@@ -253,6 +264,9 @@ def calibrate(
         source = f"{asked.name} {split}"
         source += f", {out_of_scope:.0%} of them out of scope" if out_of_scope else ""
         load = partial(Predictor.load, adapter, base_model, device=device)
+        if quantize:
+            load = partial(load, quantize=quantize.value)
+            settings["quantize"] = quantize.value
 
         def tested() -> "Policy":
             predictor = load(dtype=first)

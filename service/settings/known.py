@@ -24,11 +24,15 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
 
-    adapter: Path | None = Field(None, description="Adapter directory; the bundled one if unset.")
+    adapter: Path | None = Field(
+        None,
+        description="Adapter directory, or owner/name[@revision] on the hub; the bundled one if "
+        "unset.",
+    )
     adapters: Annotated[dict[str, Path], NoDecode] = Field(
         default_factory=dict,
-        description="Instead of adapter: several by name, as name=directory,…; the first is the "
-        "default.",
+        description="Instead of adapter: several by name, as name=directory,… or "
+        "name=owner/name,…; the first is the default.",
     )
     adapter_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
@@ -56,6 +60,11 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model.")
+    quantize: Literal["none", "8bit", "4bit"] | None = Field(
+        None,
+        description="Linear modules of the base model in 8 or 4 bit (bitsandbytes); as the first "
+        "adapter was trained if unset.",
+    )
     on_overflow: Literal["truncate", "reject"] = Field(
         "truncate", description="What happens to an over-long input: cut, or answered with 422."
     )

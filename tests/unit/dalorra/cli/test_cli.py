@@ -26,10 +26,13 @@ COMMANDS = (
     "experiment",
     "export",
     "hash-key",
+    "import",
     "info",
     "methods",
     "novelty",
     "predict",
+    "pull",
+    "push",
     "report",
 )
 
