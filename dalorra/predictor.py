@@ -344,7 +344,6 @@ class Predictor:
         samples, features = posterior_samples(network, prompts, self.batching, self.scope)
         return replace(samples, error_ratio=self._error_of(network)), features
 
-    @on_free_cores()
     def _asked(
         self, network: QuestionLlama, prompts: Sequence[Prompt]
     ) -> tuple[list[PosteriorSamples], Tensor]:

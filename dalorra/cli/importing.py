@@ -55,9 +55,9 @@ def import_lora(
     from training.importing import Wanted, import_loras
     from training.methods.mle import Mle
     from training.methods.tfb import Tfb
-    from training.tasks import load_examples, load_task
+    from training.tasks import load_examples, load_labelled_task
 
-    described, bayesian = load_task(task), method is ImportMethod.TFB
+    described, bayesian = load_labelled_task(task), method is ImportMethod.TFB
     if data is not None and not bayesian:
         raise ConfigError("--data are examples that set the noise of --method tfb: mle needs none")
     wanted = Wanted(
