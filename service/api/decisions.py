@@ -15,16 +15,8 @@ from dalorra.questions import LIMITS, Option, Question
 from service.api.confidence import choice_confidence, score_confidence
 from service.api.conversation import Conversation, Words, rendered, spoken
 from service.api.error_forms import DECISIONS, documented, openai
-from service.api.questions import (
-    NOTHING_GENERATED,
-    QUESTION_ERRORS,
-    Answered,
-    Options,
-    OwnFields,
-    QuestionsReply,
-    TypedQuestions,
-    body_of,
-)
+from service.api.question_schemas import NOTHING_GENERATED, QUESTION_ERRORS, OwnFields, body_of
+from service.api.questions import Answered, Options, QuestionsReply, TypedQuestions
 from service.api.routes import note, unless_gone
 from service.api.schemas import RequestBody, ResponseBody
 from service.api.strict_json import read_body

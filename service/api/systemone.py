@@ -19,17 +19,8 @@ from service.api import problems
 from service.api.answering import takes_questions
 from service.api.confidence import choice_confidence, score_confidence
 from service.api.error_forms import MODELS, SYSTEMONE, documented, systemone
-from service.api.questions import (
-    NOTHING_GENERATED,
-    QUESTION_ERRORS,
-    Answered,
-    Models,
-    Options,
-    OwnFields,
-    QuestionsReply,
-    TypedQuestions,
-    body_of,
-)
+from service.api.question_schemas import NOTHING_GENERATED, QUESTION_ERRORS, OwnFields, body_of
+from service.api.questions import Answered, Models, Options, QuestionsReply, TypedQuestions
 from service.api.routes import NOT_NOW, note, unless_gone
 from service.api.schemas import RequestBody, ResponseBody
 from service.api.strict_json import read_body
