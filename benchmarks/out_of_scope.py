@@ -111,7 +111,7 @@ def judged(
         for name, part in (("inside", inside[own]), ("outside", outside[own])):
             answers = contender.answered(part)
             for prediction, example in zip(answers.predictions, part, strict=True):
-                taken = policy.decide(prediction).decision is Decision.ACCEPT  # type: ignore[arg-type]
+                taken = policy.decide(prediction).decision is Decision.ACCEPT
                 accepted[name].append(taken)
                 if name == "inside" and taken:
                     accepted["wrong"].append(prediction.label != example.label)
@@ -147,8 +147,8 @@ def judged(
 def _calibrated(contender: Contender, examples: Sequence[Example]) -> Policy:
     tested, pilot = split_off(examples, PILOT_FRACTION, 0)
     frame = Policy.never().model_copy(update={"min_novelty_p": contender.min_novelty_p})
-    parts = (contender.answered(part) for part in (pilot, tested))
-    return calibrated(frame, *parts, PROMISE, contender.labels)
+    declaring, deciding = (contender.answered(part) for part in (pilot, tested))
+    return calibrated(frame, declaring, deciding, PROMISE, contender.labels)
 
 
 def _halves(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
