@@ -21,7 +21,9 @@ from service.feedback.records import AnswerRecord, KeptAnswer, Source
 _APPLICATION = 0x44414C46  # "DALF": no other program's file is taken for a store
 VERSION = 2
 """Of the file's tables; the first one had no `cut_at`."""
-_WAIT_SECONDS = 10.0  # for another process's transaction
+LOCK_SECONDS = 10.0
+"""What a transaction waits at most for another process's."""
+
 _TABLES = """
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY,
@@ -50,6 +52,10 @@ CREATE TABLE answers (
 CREATE INDEX answers_by_worth ON answers (true_label IS NOT NULL, answered_at);
 CREATE INDEX answers_by_age ON answers (answered_at);
 CREATE INDEX answers_with_truth ON answers (source) WHERE true_label IS NOT NULL;
+"""
+# The last time that was believed: of a table of its own, which earlier software passes over.
+_CLOCK = """
+CREATE TABLE IF NOT EXISTS clock (id INTEGER PRIMARY KEY CHECK (id = 1), seconds REAL NOT NULL)
 """
 # A repeated id means the later answer, unless the earlier one has been judged already.
 _ADD = """
@@ -97,7 +103,7 @@ class FeedbackStore:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(
-                path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
             )
             with ExitStack() as failed:
                 failed.callback(self._database.close)
@@ -116,6 +122,7 @@ class FeedbackStore:
             if check_kind(self._database, self._path) < VERSION:
                 self._database.execute("ALTER TABLE answers ADD COLUMN cut_at INTEGER")
                 self._database.execute(f"PRAGMA user_version = {VERSION}")
+            self._database.execute(_CLOCK)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(
@@ -136,6 +143,16 @@ class FeedbackStore:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+    @property
+    def time(self) -> float | None:
+        """What `set_time` was told last; None in a new store."""
+        found = self._database.execute("SELECT seconds FROM clock").fetchone()
+        return None if found is None else float(found[0])
+
+    def set_time(self, now: float) -> None:
+        """Keeps the time, for the next process."""
+        self._database.execute("INSERT OR REPLACE INTO clock VALUES (1, ?)", (now,))
 
     @property
     def changes_of_others(self) -> int:
