@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from dalorra.client import Client, TransportError
 from dalorra.errors import ConfigError
 from service.settings import Settings
-from service.tls import tls_options
+from service.tls import tls_context
 from tests.server_process import KEY, start
 
 pytestmark = pytest.mark.integration
@@ -92,6 +92,6 @@ def test_what_is_no_certificate_is_refused_in_a_sentence(
     else:
         cert, key = write(tmp_path / "cert.pem", tmp_path / "key.pem", b"secret")
     with pytest.raises(ConfigError, match="the key not encrypted") as refused:
-        tls_options(Settings(ssl_certfile=cert, ssl_keyfile=key))
+        tls_context(Settings(ssl_certfile=cert, ssl_keyfile=key))
     assert str(refused.value).startswith(f"ssl_certfile {cert} and ssl_keyfile {key}: ")
     assert "\n" not in str(refused.value)
