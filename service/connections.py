@@ -206,6 +206,9 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.abort()  # in the middle of another answer
             return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # whatever the application says now is not sent
+            self.cycle.message_event.set()
         request_id = secrets.token_hex(16)
         state = {"request_id": request_id}
         answer = error_response(error, {"path": "", "state": state})

@@ -93,7 +93,8 @@ class McpEndpoint:
                 allowed_origins=[f"http://{name}" for name in names],
             ),
         )
-        self.route = Route(PATH, StreamableHTTPASGIApp(self._manager))
+        # GET would be a stream of messages from the server, of which there are none, without end.
+        self.route = Route(PATH, StreamableHTTPASGIApp(self._manager), methods=["POST"])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -160,14 +160,21 @@ async def test_what_is_no_http_is_told_so_in_the_form_of_every_error(app: Applic
     assert (status, body["error_type"]) == (400, "bad_request")
 
 
-async def test_a_broken_body_in_the_middle_of_an_answer_closes_the_connection(app: Application):
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_broken_body_ends_the_connection_and_no_traceback_is_logged(
+    app: Application, answered: bool, caplog: pytest.LogCaptureFixture
+):
     async with listening(app) as server:
         said = head("POST", "/long", "Transfer-Encoding: chunked")
         async with await server.connect(said) as caller:
+            if answered:
+                await caller.reader.readexactly(100)
             await caller.say(b"this is no chunk\r\n\r\n")
             answer = await caller.rest()
         await empties(server)
-    assert answer.count(b"HTTP/1.1") <= 1
+    assert answer.startswith(b"HTTP/1.1 400 ") is not answered
+    assert answer.count(b"HTTP/1.1 ") == (0 if answered else 2)  # once in the sentence
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_where_there_is_no_room_who_is_late_longest_goes(app: Application):

@@ -44,6 +44,8 @@ async def test_404_before_the_body_is_read():
         ("/adapters/a", "HEAD", "PUT, DELETE"),
         ("/v2/models/a", "POST", "GET, HEAD"),
         ("/v2/models/a/infer", "GET", "POST"),
+        ("/mcp", "GET", "POST"),  # a stream without end
+        ("/mcp", "DELETE", "POST"),
     ],
 )
 async def test_allow_lists_what_is_allowed(path: str, method: str, allowed: str):
