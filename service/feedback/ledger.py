@@ -12,7 +12,7 @@ import json
 import math
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,17 +87,12 @@ class Ledger:
 
     Args:
         options: what is kept; None: nothing.
-        clock: makes the clock, of the time that the store has seen last.
 
     Raises:
         ConfigError: the store cannot be opened.
     """
 
-    def __init__(
-        self,
-        options: FeedbackOptions | None,
-        clock: Callable[[float | None], SteadyClock] = SteadyClock,
-    ) -> None:
+    def __init__(self, options: FeedbackOptions | None) -> None:
         self._options = options
         self._policies: dict[str, ServedPolicy] = {}  # by name of the adapter
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -107,7 +102,7 @@ class Ledger:
         self._handed_over = 0  # answers, to the clerk
         if options is not None:
             store = FeedbackStore(options.path)
-            self._clock = clock(store.time)
+            self._clock = SteadyClock(store.time)
             self._clerk = Clerk(
                 store,
                 self._inbox,
