@@ -61,10 +61,11 @@ def serve(config: Path | None = None, **overrides: Any) -> None:
 def serve_app(app: FastAPI, settings: Settings) -> None:
     """Serves an application of `create_app` until it is told to stop.
 
+    Ends the process where it was told twice, or where the model does not come back.
+
     Raises:
         ConfigError: there is something wrong with the certificate, or too few files may be open.
         Exception: what loading the model raised.
-        SystemExit: with `EXIT_DEAD` or `EXIT_SIGNALLED`.
     """
     lifecycle: Lifecycle = app.state.lifecycle
     door = Door(room_for(settings.max_connections), _patience(settings), tls_context(settings))
@@ -85,13 +86,12 @@ def serve_app(app: FastAPI, settings: Settings) -> None:
     )
     server = Server(config, lifecycle)
     server.run()
-    if lifecycle.hung:  # the interpreter's end would wait for it, or crash in it
+    if lifecycle.hung or server.exit_code:
+        # The interpreter's own end takes seconds, and would crash in a forward that goes on.
         logging.shutdown()
         os._exit(server.exit_code)
     if lifecycle.failure is not None:
         raise lifecycle.failure
-    if server.exit_code:
-        raise SystemExit(server.exit_code)
 
 
 def _patience(settings: Settings) -> dict[Part, float]:
@@ -170,7 +170,10 @@ class Server(uvicorn.Server):
         """Waits for nothing any more."""
         self.config.timeout_graceful_shutdown = _HASTY_CLOSE_SECONDS
         await self._lifecycle.abandon()
-        if self.should_exit:  # what is still open then is waited for already
+        if self.should_exit:  # what is still open is waited for already
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            await asyncio.sleep(_HASTY_CLOSE_SECONDS / 10)  # in which it is told so
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
 
