@@ -111,6 +111,7 @@ class Connection(H11Protocol):
         self._request: object = None  # to which the part belongs
         self._timer: asyncio.TimerHandle | None = None
         self._handshake: asyncio.Task[None] | None = None
+        self._early = bytearray()
 
     def abort(self) -> None:
         """Closes it at once, whatever is still to be sent."""
@@ -139,8 +140,13 @@ class Connection(H11Protocol):
         except OSError as error:  # those of TLS are, too
             self.connection_lost(error)
             return
-        if secured is not None:
-            super().connection_made(secured)
+        if secured is None or secured.is_closing():
+            self.connection_lost(None)
+            return
+        super().connection_made(secured)
+        if self._early:  # it may come with the end of the handshake
+            self.data_received(bytes(self._early))
+            self._early.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.leave(self)
@@ -148,6 +154,9 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.flow is None:
+            self._early += data
+            return
         super().data_received(data)
         if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE) and self._unread > LONGEST_HEAD:
             self.abort()  # more requests than one ahead of the answers

@@ -1,6 +1,7 @@
 """An application behind the real protocol on a real socket, in the test's own loop."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ class Listening:
     port: int
     door: Door
 
-    async def connect(self, said: bytes = b"") -> "Caller":
+    async def connect(self, said: bytes = b"", tls: ssl.SSLContext | None = None) -> "Caller":
         """A connection on which this has been sent."""
-        caller = Caller(*await asyncio.open_connection("127.0.0.1", self.port))
+        caller = Caller(*await asyncio.open_connection("127.0.0.1", self.port, ssl=tls))
         await caller.say(said)
         return caller
 
@@ -82,11 +83,15 @@ def head(method: str, path: str, *lines: str) -> bytes:
 
 @asynccontextmanager
 async def listening(
-    app: Any, *, room: int = 1_000, seconds: dict[Part, float] | None = None
+    app: Any,
+    *,
+    room: int = 1_000,
+    seconds: dict[Part, float] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Listening]:
     """Listens on a free port, with these seconds for a client's parts and ample time for others."""
     loop = asyncio.get_running_loop()
-    door = Door(room, PATIENCE | (seconds or {}))
+    door = Door(room, PATIENCE | (seconds or {}), tls)
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     config.h11_max_incomplete_event_size = LONGEST_HEAD
     config.load()

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import resource
+import ssl
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,9 @@ from structlog.testing import capture_logs
 
 from dalorra.errors import ConfigError
 from service.connections import BACKLOG, GUESTS, LONGEST_HEAD, Part, room_for
+from service.settings import Settings
+from service.tls import tls_context
+from tests.certificates import write
 from tests.listening import Listening, head, listening
 
 SHORT = 0.2
@@ -216,6 +221,47 @@ async def test_where_all_wait_for_their_answers_a_guest_is_known_as_one(app: App
         await asyncio.sleep(0.05)
         assert b"200 OK" in await server.ask("/health/live")
     assert set(app.guests) == {"/slow", "/health/live"}
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The two sides of TLS: a server with a certificate, a client that trusts it."""
+    cert, key = write(tmp_path / "cert.pem", tmp_path / "key.pem")
+    settings = Settings(ssl_certfile=cert, ssl_keyfile=key)
+    context = tls_context(settings)
+    assert context is not None
+    return context, ssl.create_default_context(cafile=str(cert))
+
+
+async def test_over_tls_it_is_the_same(app: Application, certified: Any):
+    ours, theirs = certified
+    async with listening(app, tls=ours, seconds={Part.HEAD: 2.0}) as server:
+        for _ in range(20):
+            said = head("GET", "/", "Connection: close")
+            async with await server.connect(said, theirs) as caller:
+                assert b"200 OK" in await caller.rest()
+        async with await server.connect(b"GET / HTTP/1.1\r\n", theirs) as caller:
+            assert told(await caller.rest())[0] == 408
+        await empties(server)
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_half_a_handshake_has_its_time_and_keeps_no_place(
+    app: Application, certified: Any, said: bytes
+):
+    ours, theirs = certified
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(
+            listening(app, tls=ours, room=5, seconds={Part.HEAD: 2.0})
+        )
+        for _ in range(30):
+            await stack.enter_async_context(await server.connect(said))
+        for _ in range(5):
+            good = head("GET", "/", "Connection: close")
+            async with await server.connect(good, theirs) as caller:
+                assert b"200 OK" in await caller.rest()
+        assert len(server.door) <= 5
+        await empties(server)
 
 
 @pytest.mark.parametrize(
