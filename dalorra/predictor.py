@@ -19,6 +19,7 @@ from dalorra.forward.arranged import ArrangedBase, arrange, network_on
 from dalorra.forward.batches import DEFAULT_ROW_BUDGET, Batching, packed_row_count
 from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.forward.network import Network
+from dalorra.free_cores import on_free_cores
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, NoiseBank
 from dalorra.prompts import InputFields, Overflow, Prompt, PromptTokenizer, Scope
@@ -237,6 +238,7 @@ class Predictor:
         network = self._network.under(bank) if bank else self._network
         return self.policy.tempered(self._run(network, prompts)[0])
 
+    @on_free_cores()
     @torch.inference_mode()
     def _run(self, network: Network, prompts: Sequence[Prompt]) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""

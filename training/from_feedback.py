@@ -133,11 +133,12 @@ def _points(
         step = int(kept[-1])
         count, loss = int(counts[step]), float(losses[step])
         limit = upper_limit(loss, count, promise.confidence)
+        min_probability, max_variance = path.thresholds(step)
         points.append(
             CalibratedPoint(
                 target_error=target,
-                min_probability=float(path.min_probability[step]),
-                max_variance=float(path.max_variance[step]),
+                min_probability=min_probability,
+                max_variance=max_variance,
                 accepted=count / n,
                 error=scale * loss / count,
                 upper_bound=min(scale * limit, target),

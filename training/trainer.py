@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
+from dalorra.free_cores import on_free_cores
 from dalorra.prompts import Prompt
 from training.config import TrainingConfig
 from training.objective import Objective
@@ -87,6 +88,11 @@ class AdapterTrainer(Trainer):
         """As the base class, stopping at Ctrl-C and SIGTERM."""
         with self._saves.listening():
             return super().train(*args, **kwargs)
+
+    @on_free_cores()
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward."""
+        return super().training_step(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
