@@ -17,7 +17,7 @@ from typing import Any
 
 import h11
 import structlog
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from dalorra.errors import ConfigError
 from service.api.errors import error_response
@@ -112,6 +112,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._handshake: asyncio.Task[None] | None = None
         self._early = bytearray()
+        self._open = False  # to requests: behind the handshake
 
     def abort(self) -> None:
         """Closes it at once, whatever is still to be sent."""
@@ -126,6 +127,7 @@ class Connection(H11Protocol):
             self.app_state = {**self.app_state, GUEST: True}
         self._expect(Part.HEAD)
         if self._door.tls is None:
+            self._open = True
             super().connection_made(transport)
         else:
             transport.pause_reading()  # what comes is for TLS
@@ -143,6 +145,7 @@ class Connection(H11Protocol):
         if secured is None or secured.is_closing():
             self.connection_lost(None)
             return
+        self._open = True
         super().connection_made(secured)
         if self._early:  # it may come with the end of the handshake
             self.data_received(bytes(self._early))
@@ -154,7 +157,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.flow is None:
+        if not self._open:
             self._early += data
             return
         super().data_received(data)
@@ -177,6 +180,11 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequestError("this is no request in HTTP/1.1 that the server can read"))
+
+    @property
+    def _answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     @property
     def _unread(self) -> int:
@@ -215,7 +223,7 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.abort()  # in the middle of another answer
             return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._answering:
             self.cycle.disconnected = True  # whatever the application says now is not sent
             self.cycle.message_event.set()
         request_id = secrets.token_hex(16)
@@ -224,7 +232,7 @@ class Connection(H11Protocol):
         answer.headers.update({HEADER: request_id, "Connection": "close"})
         for event in (
             h11.Response(status_code=answer.status_code, headers=answer.raw_headers),
-            h11.Data(data=answer.body),
+            h11.Data(data=bytes(answer.body)),
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
