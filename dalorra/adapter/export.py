@@ -55,19 +55,19 @@ def export_bank(adapter_dir: Path | str, out: Path) -> Path:
 
 
 def where_it_runs(adapter_dir: Path | str) -> str:
-    """Which programs answer with an adapter's exports as it does itself.
+    """Which programs run an adapter's exports as they are meant.
 
     Raises:
         AdapterError: the adapter is damaged.
     """
     manifest = read_adapter(adapter_dir).manifest
     if manifest.scope == "all_tokens":
-        return "it acts on every token: whatever runs a PEFT LoRA answers with it as dalorra does"
+        return "it acts on every token: whatever runs a PEFT LoRA runs it"
     return (
         f"it acts from the answer cue {manifest.prompt.answer_cue!r} on, and on no token before: "
-        "PEFT, and a server with activated LoRAs (alora_invocation_tokens), answer with it as "
-        "dalorra does; whoever applies it to every token, or merges it, has another model, which "
-        "nobody tested. Train with scope: all_tokens for those"
+        "PEFT, and a server with activated LoRAs (alora_invocation_tokens), run it as it is meant; "
+        "whoever applies it to every token, or merges it, has another model, which nobody tested. "
+        "Train with scope: all_tokens for those"
     )
 
 

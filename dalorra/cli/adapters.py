@@ -45,7 +45,7 @@ def export(
         ExportForm, typer.Option(help="mean: one LoRA; bank: one LoRA for each sample.")
     ] = ExportForm.MEAN,
 ) -> None:
-    """Write an adapter as plain LoRA for other programs, and say which of them answer as it does.
+    """Write an adapter as plain LoRA for other programs, and say which of them it is for.
 
     An all_tokens adapter runs wherever a PEFT LoRA does. An answer_tokens adapter acts on the
     answer cue alone, so its export is an activated LoRA: PEFT runs it, and a server that supports
@@ -73,7 +73,7 @@ def push(
 
 def pull(
     adapter: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME[@REVISION]", help="Adapter on the hub.")
+        str, typer.Argument(metavar="OWNER/NAME@REVISION", help="Adapter on the hub.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
 ) -> None:

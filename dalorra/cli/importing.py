@@ -20,7 +20,7 @@ class ImportMethod(StrEnum):
 
 def import_lora(
     lora: Annotated[
-        str, typer.Argument(help="Folder of a PEFT LoRA, or owner/name[@revision] on the hub.")
+        str, typer.Argument(help="Folder of a PEFT LoRA, or owner/name@revision on the hub.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     task: Annotated[str, typer.Option(help="What it is asked: a YAML file, or a built-in task.")],

@@ -14,12 +14,12 @@ AdapterDir = Annotated[
     Path | None,
     typer.Option(
         "--adapter",
-        help="Adapter folder, or owner/name[@revision] on the hub.",
+        help="Adapter folder, or owner/name@revision on the hub.",
         show_default="bundled sentiment",
     ),
 ]
 AnyAdapter = Annotated[
-    Path, typer.Argument(help="Adapter folder, or owner/name[@revision] on the hub.")
+    Path, typer.Argument(help="Adapter folder, or owner/name@revision on the hub.")
 ]
 OwnAdapter = Annotated[Path, typer.Argument(help="Adapter folder; it is written into.")]
 BaseModelOption = Annotated[

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
 
     adapter: Path | None = Field(
         None,
-        description="Adapter directory, or owner/name[@revision] on the hub; the bundled one if "
+        description="Adapter directory, or owner/name@revision on the hub; the bundled one if "
         "unset.",
     )
     adapters: Annotated[dict[str, Path], NoDecode] = Field(
