@@ -59,7 +59,7 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @field_validator("*", mode="before", check_fields=False)
+    @field_validator("*", check_fields=False)
     @classmethod
     def _is_unicode(cls, value: Any) -> Any:
         _check_unicode(value)
