@@ -54,12 +54,16 @@ _PREDICTION: dict[str, JsonValue] = {
 }
 
 
-class RequestBody(BaseModel):
-    """What a client may send: nothing unknown, and all of it Unicode."""
+class BodyPart(BaseModel):
+    """A part of what a client may send: nothing unknown."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @field_validator("*", check_fields=False)
+
+class RequestBody(BodyPart):
+    """What a client may send: nothing unknown, and all of it Unicode."""
+
+    @field_validator("*", mode="before", check_fields=False)
     @classmethod
     def _is_unicode(cls, value: Any) -> Any:
         _check_unicode(value)

@@ -45,6 +45,39 @@ def with_half(value: Any) -> Iterator[Any]:
             yield {**value, HALF: "a"}
 
 
+QUESTIONS: list[tuple[str, dict[str, Any]]] = [
+    (
+        "/v1/systemone",
+        {
+            "model": "fake-adapter",
+            "state": {"a": ["b"]},
+            "questions": {
+                "q": {"type": "choice", "instructions": "which?", "criteria": {"x": "y", "z": None}}
+            },
+        },
+    ),
+    (
+        "/v1/decisions",
+        {
+            "model": "fake-adapter",
+            "input": [{"role": "user", "content": "a"}],
+            "questions": [{"type": "predicate", "name": "n", "instructions": "is it?"}],
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), QUESTIONS)
+async def test_the_protocols_of_others_refuse_it_in_their_form(path: str, body: dict[str, Any]):
+    async with serving() as server:
+        for spoilt in with_half(body):
+            content = json.dumps(spoilt).encode()
+            response = await server.client.post(path, content=content, headers=JSON)
+            assert response.status_code in (400, 404, 422), (spoilt, response.text)
+            response.text.encode()
+        assert server.predictor.batches == []
+
+
 @pytest.mark.parametrize(("method", "path", "body"), BODIES)
 async def test_it_is_refused_before_the_forward(method: str, path: str, body: dict[str, Any]):
     settings = {"api_keys": "k", "admin_keys": "k"}
@@ -70,7 +103,8 @@ async def test_every_body_that_is_taken_is_tried():
         for method, operation in operations.items()
         if "requestBody" in operation
     }
-    assert taken == {(method, path) for method, path, _ in BODIES}
+    tried = {(method, path) for method, path, _ in BODIES}
+    assert taken == tried | {("POST", path) for path, _ in QUESTIONS}
 
 
 async def test_a_whole_pair_is_a_letter():
