@@ -40,12 +40,14 @@ from dalorra.client._errors import (
     RateLimitedError,
     RequestError,
     ServerError,
+    SlowRequestError,
     TimedOutError,
     TooLargeError,
     TransportError,
     UnauthorizedError,
     UnexpectedAnswerError,
     UnknownAdapterError,
+    WrongHostError,
 )
 from dalorra.client._retries import Retries
 
@@ -77,10 +79,12 @@ __all__ = [
     "RequestError",
     "Retries",
     "ServerError",
+    "SlowRequestError",
     "TimedOutError",
     "TooLargeError",
     "TransportError",
     "UnauthorizedError",
     "UnexpectedAnswerError",
     "UnknownAdapterError",
+    "WrongHostError",
 ]
