@@ -265,7 +265,7 @@ def scored(monkeypatch, predictor):
     monkeypatch.setattr("training.load.load_evaluable", lambda *_, **__: predictor)
     monkeypatch.setattr(
         "training.evaluate.evaluate",
-        lambda _, examples, out, task: calls.append((examples, out, task)),
+        lambda _, examples, out, task, outside: calls.append((examples, out, task)),
     )
     return types.SimpleNamespace(calls=calls, manifest=manifest)
 
