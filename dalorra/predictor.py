@@ -1,6 +1,6 @@
 """An adapter on its base model, ready to answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ class Predictor:
 
     Attributes:
         batching: which prompts share a forward.
+        question_policies: `Question.digest` → policy of a single question, in place of `policy`.
 
     One caller at a time: the model thread of the service.
     """
@@ -82,6 +83,7 @@ class Predictor:
         self.scope = scope
         self.card = card
         self.policy = policy
+        self.question_policies: Mapping[str, Policy] = {}
         self.novelty = novelty
         arranged = arranged or arrange(model.get_base_model())
         self.dtype, self._device_type = arranged.dtype, arranged.device.type
@@ -183,7 +185,18 @@ class Predictor:
         )
         policy = adapter.policy or predictor.policy
         predictor.policy = policy.served_in(predictor.precision)
+        predictor.question_policies = {
+            question: own.served_in(predictor.precision)
+            for question, own in adapter.question_policies.items()
+        }
         return predictor
+
+    def policy_for(self, value: InputFields | Asked | Prompt) -> Policy:
+        """Decides on the answer to an input: the question's own policy, or that of all others."""
+        if isinstance(value, Asked):
+            return self.question_policies.get(value.question.digest, self.policy)
+        asked = value.question if isinstance(value, Prompt) else ""
+        return self.question_policies.get(asked, self.policy)
 
     @property
     def precision(self) -> str:
@@ -320,10 +333,9 @@ class Predictor:
         """
         network = self._network.under(bank) if bank else self._network
         if isinstance(network, QuestionLlama):
-            samples = PosteriorSamples.joined(self._asked(network, prompts)[0])
-        else:
-            samples, _ = self._run(network, prompts)
-        return self.policy.tempered(samples)
+            each = zip(prompts, self._asked(network, prompts)[0], strict=True)
+            return PosteriorSamples.joined([self.policy_for(p).tempered(own) for p, own in each])
+        return self.policy.tempered(self._run(network, prompts)[0])
 
     def _predicted(
         self, network: Network | QuestionLlama, prompts: Sequence[Prompt]
@@ -333,8 +345,10 @@ class Predictor:
             samples, features = self._run(network, prompts)
             return self.policy.summarise(samples, self.labels), features
         asked, features = self._asked(network, prompts)
-        each = zip(asked, prompts, strict=True)
-        return [self.policy.summarise(own, p.options or ())[0] for own, p in each], features
+        return [
+            self.policy_for(prompt).summarise(own, prompt.options or ())[0]
+            for own, prompt in zip(asked, prompts, strict=True)
+        ], features
 
     def _run(self, network: Network, prompts: Sequence[Prompt]) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""

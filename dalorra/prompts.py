@@ -143,6 +143,8 @@ class Prompt:
             too.
         options: names of the labels where these come with the prompt; the trie has a path for
             each, in this order, be it of one token or of several.
+        question: digest of what is asked, see `dalorra.questions.Question`; empty where the input
+            is no question.
     """
 
     prompt_ids: tuple[int, ...]
@@ -151,6 +153,7 @@ class Prompt:
     trie: LabelTrie | None = None
     shared: int = 0
     options: tuple[str, ...] | None = None
+    question: str = ""
 
     @property
     def tokens(self) -> int:

@@ -170,6 +170,7 @@ class QuestionTokenizer:
             trie=trie,
             shared=len(state),
             options=tuple(option.name for option in question.options),
+            question=question.digest,
         )
         if (rows := len(prompt.prompt_ids) + prompt.tail_rows) > self.max_tokens:
             raise TooLongError(

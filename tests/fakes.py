@@ -112,6 +112,9 @@ class FakePredictor:
         ids = tuple(map(ord, text))
         return Prompt(ids[:room], CUE, truncated=len(ids) > room)
 
+    def policy_for(self, value: object) -> Policy:
+        return self.policy
+
     def packed_rows(self, prompt: Prompt) -> int:
         return len(prompt.prompt_ids) + self.samples * len(prompt.cue_ids)
 

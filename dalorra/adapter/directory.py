@@ -5,6 +5,7 @@
                                 where labels are classes also their head
     dalorra.json                `Manifest`: everything else that decides an answer
     policy.json                 thresholds; names the digests that it was made for
+    question_policies.json      the same of single questions
     questions.json              questions in words that its labels answer
     laplace.safetensors         a Laplace posterior's factors, whose digest `dalorra.json` names
     novelty.safetensors         where the training data lie; names the digest that it was made for
@@ -20,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
@@ -45,6 +46,7 @@ from dalorra.base.families import head_modules, set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.decision.novelty import NOVELTY_FILE, Novelty
 from dalorra.decision.policy import POLICY_FILE, Policy
+from dalorra.decision.question_policies import read_question_policies
 from dalorra.errors import AdapterError
 from dalorra.posteriors import Posterior
 
@@ -70,6 +72,7 @@ class Adapter:
             they have a digest of their own, which a policy with a novelty level names.
         novelty: None when the directory has none.
         registered: questions in words that its labels answer.
+        question_policies: `Question.digest` → policy of a single question, void as `policy` is.
     """
 
     path: Path
@@ -81,6 +84,7 @@ class Adapter:
     digest: str
     novelty: Novelty | None = None
     registered: tuple[RegisteredQuestion, ...] = ()
+    question_policies: Mapping[str, Policy] = field(default_factory=dict)
 
 
 def adapter_digest(path: Path) -> str:
@@ -127,10 +131,22 @@ def read_adapter(reference: Path | str) -> Adapter:
     policy = Policy.load(policy_path) if policy_path.exists() else None
     digest = adapter_digest(path)
     novelty = Novelty.load(path, digest) if (path / NOVELTY_FILE).exists() else None
-    if policy:
-        policy = policy.held_to(digest, manifest.bank.identity, novelty.digest if novelty else None)
-    registered = registered_questions(path, manifest)
-    return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty, registered)
+    made_for = digest, manifest.bank.identity, novelty.digest if novelty else None
+    return Adapter(
+        path,
+        manifest,
+        posterior,
+        config,
+        tensors,
+        policy.held_to(*made_for) if policy else None,
+        digest,
+        novelty,
+        registered_questions(path, manifest),
+        {
+            question: one.policy.held_to(*made_for)
+            for question, one in read_question_policies(path).items()
+        },
+    )
 
 
 def registered_questions(path: Path, manifest: Manifest) -> tuple[RegisteredQuestion, ...]:

@@ -9,11 +9,9 @@ from dalorra.decision.predictive import PosteriorSamples
 from dalorra.forward.batches import Batching, by_state, packed_row_count, tree_row_count
 from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.forward.network import Answers, Network
-from dalorra.free_cores import on_free_cores
 from dalorra.prompts import Prompt, Scope
 
 
-@on_free_cores()
 @torch.inference_mode()
 def posterior_samples(
     network: Network, prompts: Sequence[Prompt], batching: Batching, scope: Scope
@@ -48,7 +46,6 @@ def posterior_samples(
     return samples, torch.cat(features).cpu()[back]
 
 
-@on_free_cores()
 @torch.inference_mode()
 def question_samples(
     network: QuestionLlama, prompts: Sequence[Prompt], batching: Batching, scope: Scope

@@ -153,10 +153,7 @@ class Answering:
             InputError, ServiceError: see `Policy.at` and `Engine.predict_each`.
         """
         engine = self._lifecycle.engine
-        policies = {
-            predictor: _at(predictor.policy, target_error)
-            for predictor in dict.fromkeys(query.predictor for query in queries)
-        }
+        policies = [_at(query.predictor.policy_for(query.value), target_error) for query in queries]
         asked = [(query.predictor, query.value) for query in queries]
         answers = await engine.predict_each(asked, within=self._timeout_seconds)
         if self._tracing is not None:
@@ -164,10 +161,10 @@ class Answering:
         if uncut:
             _refuse_cut(queries, answers)
         decided = [
-            self._decide(query, answer, policies[query.predictor])
-            for query, answer in zip(queries, answers, strict=True)
+            self._decide(query, answer, policy)
+            for query, answer, policy in zip(queries, answers, policies, strict=True)
         ]
-        for predictor in policies:
+        for predictor in dict.fromkeys(query.predictor for query in queries):
             told = [one.told for one in decided if one.query.predictor is predictor]
             self._ledger.keep(predictor, told)
         for one in decided:

@@ -52,6 +52,9 @@ class Predictor(Protocol):
     def max_tokens(self) -> int:
         """Limit on the tokens of one input."""
 
+    def policy_for(self, value: Input, /) -> Policy:
+        """Decides on the answer to an input."""
+
     def encode(self, value: Input, /) -> Prompt:
         """Tokenises one input; called beside `predict`, on another thread."""
 
