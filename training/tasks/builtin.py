@@ -43,7 +43,7 @@ def _winogrande(size: str, examples: str) -> Task:
         label_values={"1": "A", "2": "B"},
         hub=HubData(id="allenai/winogrande", config=f"winogrande_{size}"),
         # The published sizes differ in their training set only.
-        files={"validation": "winogrande/validation"},
+        files={"train": f"winogrande/train_{size}", "validation": "winogrande/validation"},
     )
 
 
