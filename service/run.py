@@ -50,6 +50,10 @@ def serve(config: Path | None = None, **overrides: Any) -> None:
         DalorraError: the model could not be loaded.
     """
     settings = load_settings(config, **overrides)
+    if settings.adapter is None and not settings.adapters:
+        from dalorra.adapter.directory import bundled_adapters
+
+        settings = settings.model_copy(update={"adapters": bundled_adapters()})
     app = create_app(settings, _load)
     configure_logging(settings.log_level, settings.log_format)
     _log.info("starting", **settings.redacted())

@@ -176,9 +176,16 @@ def _complete(reference: Path | str) -> Path:
     return path
 
 
-def bundled_adapter() -> Path:
-    """The default adapter that ships with the package."""
-    return Path(str(files("dalorra") / "bundled" / "sentiment"))
+def bundled_adapter(name: str = "sentiment") -> Path:
+    """An adapter that ships with the package, the default one if none is named."""
+    return Path(str(files("dalorra") / "bundled" / name))
+
+
+def bundled_adapters() -> dict[str, Path]:
+    """All of them by name, the default one first."""
+    default = bundled_adapter()
+    others = sorted(path for path in default.parent.iterdir() if (path / MANIFEST_FILE).is_file())
+    return {path.name: path for path in (default, *(p for p in others if p != default))}
 
 
 def check_base(adapter: Adapter, base: BaseModel) -> None:

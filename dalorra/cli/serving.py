@@ -24,7 +24,10 @@ def serve(
         list[str] | None, typer.Option("--set", help="name=value, any other setting.")
     ] = None,
 ) -> None:
-    """Start the server. Flags win over DALORRA_... variables, those over the file."""
+    """Start the server. Flags win over DALORRA_... variables, those over the file.
+
+    Where none of them names an adapter, the bundled ones are served.
+    """
     overrides: dict[str, Any] = dict(assignments(others or (), "--set"))
     flags = {
         "host": host,
