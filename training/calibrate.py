@@ -125,6 +125,11 @@ def calibrate(
     return predictor.policy
 
 
+def unpromised(policy: Policy) -> Policy:
+    """The same thresholds where nothing is known of the inputs to come that a promise needs."""
+    return policy.model_copy(update={"confidence": None, "upper_bound": None, "path": ()})
+
+
 def calibrated(
     frame: Policy,
     pilot: AnsweredExamples,

@@ -11,7 +11,7 @@ from random import Random
 from typing import Final
 
 from dalorra.errors import ConfigError
-from training.config import DataConfig, TrainingConfig
+from training.config import DataConfig
 from training.data import Data
 from training.orthography import words
 from training.tasks import TASKS, Example, load_examples, split_off, subsample
@@ -38,16 +38,20 @@ class _Set:
     items: Sequence[Example]
 
 
-def load_questions(config: TrainingConfig, task: QuestionTask) -> Data:
-    """The examples that a configuration names.
+def load_questions(data: DataConfig, task: QuestionTask, seed: int) -> Data:
+    """The examples of a run.
 
     Half of the questions about held-out sets choose the thresholds; the others, and those about
     records of the trained sets that were kept apart, are evaluated on.
 
+    Args:
+        data: where the records are.
+        task: which of them are asked about.
+        seed: of the run.
+
     Raises:
         ConfigError: they cannot be had, are too few, or a setting does not go with questions.
     """
-    data = config.data
     _check(data)
     test, rest = [], []
     for name in task.sets:
@@ -60,13 +64,13 @@ def load_questions(config: TrainingConfig, task: QuestionTask) -> Data:
     train, holdout = [], []
     for part in rest:
         unseen = [item for item in part.items if _text(item) not in tested_texts]
-        remaining, kept = split_off(unseen, data.holdout, config.seed)
+        remaining, kept = split_off(unseen, data.holdout, seed)
         train.append(_Set(part.name, part.drawing, remaining))
         holdout.append(_Set(part.name, part.drawing, kept))
-    trained = questions_about(train, task.per_set, task.elsewhere, config.seed, repeat=True)
+    trained = questions_about(train, task.per_set, task.elsewhere, seed, repeat=True)
     if data.train_limit is not None and data.train_limit < len(trained):
-        trained = subsample(trained, data.train_limit, config.seed)
-    selecting = questions_about(holdout, task.evaluated, 0.0, config.seed)
+        trained = subsample(trained, data.train_limit, seed)
+    selecting = questions_about(holdout, task.evaluated, 0.0, seed)
     asked = questions_about(test, task.evaluated, task.elsewhere, _FIXED_SEED)
     new = [example for example in asked if example.kind in task.held_out and _judged(example)]
     calibration: list[Example] = []

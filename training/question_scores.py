@@ -21,6 +21,7 @@ from training.calibrate import (
     AnsweredExamples,
     calibrate,
     calibrated,
+    unpromised,
 )
 from training.evaluate import score
 from training.promise import Promise
@@ -135,20 +136,23 @@ def calibrated_on_kinds(
         promise: what the thresholds are chosen for.
         bank: of the predictor.
     """
-    kinds = ", ".join(dict.fromkeys(example.kind for example in examples))
     policy = calibrate(
         predictor,
         examples,
         promise,
-        source=f"questions of kinds that were not trained on ({kinds}); of other kinds they "
-        "promise nothing",
+        source=source_of_kinds(examples),
         bank=bank,
         out_of_scope=(OPEN,),
     )
-    predictor.policy = policy.model_copy(
-        update={"confidence": None, "upper_bound": None, "path": ()}
-    )
+    predictor.policy = unpromised(policy)
     return predictor.policy
+
+
+def source_of_kinds(examples: Sequence[Example]) -> str:
+    """What examples of `calibrated_on_kinds` are, in words."""
+    kinds = ", ".join(dict.fromkeys(example.kind for example in examples))
+    of_them = f"questions of kinds that were not trained on ({kinds})"
+    return f"{of_them}; of other kinds they promise nothing"
 
 
 def thresholds_in_words(policy: Policy) -> str:

@@ -109,7 +109,7 @@ class Run:
         self.config = config
         self.task = config.resolved_task()
         self.data = (
-            load_questions(config, self.task)
+            load_questions(config.data, self.task, config.seed)
             if isinstance(self.task, QuestionTask)
             else load_data(config, self.task)
         )
@@ -422,7 +422,11 @@ class Run:
             max_tokens=self.config.adapter.max_tokens,
             bank=self.bank,
             training={
-                "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
+                "task": (
+                    self.task.name
+                    if TASKS.get(self.task.name) == self.task
+                    else self.task.model_dump()
+                ),
                 "examples": len(self.data.train),
                 "held_out": len(self.data.holdout),
                 "calibration": len(self.data.calibration),

@@ -231,7 +231,7 @@ async def answer(
         InvalidBodyError: a question cannot be asked; its fault leads to it.
         ServiceError: see `TypedQuestions.ask`.
     """
-    asked = {name: _question(name, one) for name, one in body.questions.items()}
+    asked = {name: question_of(one, ("questions", name)) for name, one in body.questions.items()}
     options = Options(body.model, body.x_return_samples, body.x_target_error)
     try:
         reply = await questions.ask(body.state, list(asked.values()), request_id, options)
@@ -256,9 +256,18 @@ _UNSAID: Mapping[str, str] = {
 """Instructions of questions that leave all to their criteria."""
 
 
-def _question(name: str, asked: NoulQuestion | ChoiceQuestion | ScoreQuestion) -> Question:
+def question_of(asked: TypedQuestion, place: tuple[str, ...] = ()) -> Question:
+    """A question as it was written.
+
+    Args:
+        asked: see the protocol.
+        place: of it in the body, for messages.
+
+    Raises:
+        InvalidBodyError: it cannot be asked.
+    """
     instructions = as_text(asked.instructions or "").strip() or _UNSAID[asked.type]
-    path = ("questions", name, asked.type)
+    path = (*place, asked.type)
     try:
         match asked:
             case NoulQuestion():

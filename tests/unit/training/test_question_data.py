@@ -6,7 +6,7 @@ import pytest
 from dalorra.errors import ConfigError
 from dalorra.questions import Asked
 from tests.task_files import write_records
-from training.config import DataConfig, TrainingConfig
+from training.config import DataConfig
 from training.question_data import load_questions
 from training.tasks import Example, QuestionTask
 
@@ -43,10 +43,7 @@ def loaded(source: Path, **changes: Any) -> Any:
         }
         | changes
     )
-    config = TrainingConfig(
-        name="q", output_dir=Path("unused"), task=task, seed=seed, data=DataConfig(**data)
-    )
-    return load_questions(config, task)
+    return load_questions(DataConfig(**data), task, seed)
 
 
 def records_of(examples: list[Example]) -> set[str]:
