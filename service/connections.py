@@ -111,6 +111,7 @@ class Connection(H11Protocol):
         self._request: object = None  # to which the part belongs
         self._timer: asyncio.TimerHandle | None = None
         self._handshake: asyncio.Task[None] | None = None
+        self._open = False  # for HTTP
         self._early = bytearray()
 
     def abort(self) -> None:
@@ -126,7 +127,7 @@ class Connection(H11Protocol):
             self.app_state = {**self.app_state, GUEST: True}
         self._expect(Part.HEAD)
         if self._door.tls is None:
-            super().connection_made(transport)
+            self._begin(transport)
         else:
             transport.pause_reading()  # what comes is for TLS
             self._handshake = self.loop.create_task(self._secure(transport, self._door.tls))
@@ -143,10 +144,14 @@ class Connection(H11Protocol):
         if secured is None or secured.is_closing():
             self.connection_lost(None)
             return
-        super().connection_made(secured)
+        self._begin(secured)
         if self._early:  # it may come with the end of the handshake
             self.data_received(bytes(self._early))
             self._early.clear()
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._open = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.leave(self)
@@ -154,7 +159,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.flow is None:
+        if not self._open:
             self._early += data
             return
         super().data_received(data)
@@ -215,7 +220,7 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.abort()  # in the middle of another answer
             return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.conn.our_state is h11.SEND_RESPONSE:
             self.cycle.disconnected = True  # whatever the application says now is not sent
             self.cycle.message_event.set()
         request_id = secrets.token_hex(16)
@@ -224,7 +229,7 @@ class Connection(H11Protocol):
         answer.headers.update({HEADER: request_id, "Connection": "close"})
         for event in (
             h11.Response(status_code=answer.status_code, headers=answer.raw_headers),
-            h11.Data(data=answer.body),
+            h11.Data(data=bytes(answer.body)),
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
