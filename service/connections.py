@@ -17,7 +17,7 @@ from typing import Any
 
 import h11
 import structlog
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dalorra.errors import ConfigError
 from service.api.errors import error_response
@@ -111,8 +111,8 @@ class Connection(H11Protocol):
         self._request: object = None  # to which the part belongs
         self._timer: asyncio.TimerHandle | None = None
         self._handshake: asyncio.Task[None] | None = None
+        self._open = False  # for HTTP
         self._early = bytearray()
-        self._open = False  # to requests: behind the handshake
 
     def abort(self) -> None:
         """Closes it at once, whatever is still to be sent."""
@@ -127,8 +127,7 @@ class Connection(H11Protocol):
             self.app_state = {**self.app_state, GUEST: True}
         self._expect(Part.HEAD)
         if self._door.tls is None:
-            self._open = True
-            super().connection_made(transport)
+            self._begin(transport)
         else:
             transport.pause_reading()  # what comes is for TLS
             self._handshake = self.loop.create_task(self._secure(transport, self._door.tls))
@@ -145,11 +144,14 @@ class Connection(H11Protocol):
         if secured is None or secured.is_closing():
             self.connection_lost(None)
             return
-        self._open = True
-        super().connection_made(secured)
+        self._begin(secured)
         if self._early:  # it may come with the end of the handshake
             self.data_received(bytes(self._early))
             self._early.clear()
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._open = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.leave(self)
@@ -180,11 +182,6 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequestError("this is no request in HTTP/1.1 that the server can read"))
-
-    @property
-    def _answering(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and not cycle.response_complete
 
     @property
     def _unread(self) -> int:
@@ -223,7 +220,7 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.abort()  # in the middle of another answer
             return
-        if self._answering:
+        if self.conn.our_state is h11.SEND_RESPONSE:
             self.cycle.disconnected = True  # whatever the application says now is not sent
             self.cycle.message_event.set()
         request_id = secrets.token_hex(16)
