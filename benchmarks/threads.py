@@ -5,9 +5,10 @@
 
 Each contender is a process of its own, for OpenMP reads its variables once: with libgomp's own
 waiting (`active`), with passive waiting, and as `dalorra.threads.settle` bounds it, where as many
-threads compute as cores are free (`dalorra.free_cores`); `--spins` adds other bounds, without that. They take turns, and the others are asleep meanwhile. The neighbour is a process that
-computes all the time, in one thread. A prediction is one sentence by the bundled adapter, a
-training step one of `all_tokens` on a mini-batch of short texts.
+threads compute as cores are free (`dalorra.free_cores`); `--spins` adds other bounds, without that.
+They take turns, and the others are asleep meanwhile. The neighbour is a process that computes all
+the time, in one thread. A prediction is one sentence by the bundled adapter, a training step one of
+`all_tokens` on a mini-batch of short texts.
 
 The goals: idle, the bounded prediction takes at most 1.05 of the active one; busy, at most 1.05 of
 the passive one; a training step at most 1.2 of the passive one, idle or busy.
