@@ -148,7 +148,8 @@ def test_a_profile_runs_one_server_and_what_watches_it(profile: str, name: str, 
     assert server["read_only"]
     assert server["cap_drop"] == ["ALL"]
     assert variables(server["environment"]) <= set(Settings.model_fields)
-    grace = float(server["stop_grace_period"].removesuffix("s"))
+    minutes, _, seconds = server["stop_grace_period"].removesuffix("s").rpartition("m")
+    grace = 60.0 * float(minutes or 0) + float(seconds)
     assert grace > Settings().drain_seconds + END_SECONDS
     assert server["restart"] == "unless-stopped"
     hosts = server["environment"]["DALORRA_ALLOWED_HOSTS"].split(",")

@@ -22,6 +22,7 @@ def adapter(monkeypatch, tmp_path) -> Path:
     manifest = types.SimpleNamespace(
         training={"task": "sst2"},
         bank=types.SimpleNamespace(identity=BANK, samples=5),
+        prompt=None,
         labelled=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
     )
     read = types.SimpleNamespace(manifest=manifest, novelty=None, policy=None, digest="d" * 64)

@@ -64,7 +64,7 @@ def labelled(folder: Path, predictor: Predictor, wrong: int = 0) -> Path:
 
 def calibrate(adapter: Path, base: Path, data: Path, *arguments: str, asked: object = ASKED):
     question = adapter.parent / "question.yaml"
-    question.write_text(yaml.safe_dump(asked))
+    question.write_text(yaml.safe_dump(asked, sort_keys=False))
     command = ["calibrate", str(adapter), "--question", str(question), "--data", str(data)]
     options = ["--target-error", "0.1", "--base-model", str(base), "--dtype", "float32"]
     return CliRunner().invoke(app, [*command, *options, "--device", "cpu", *arguments])
@@ -157,7 +157,7 @@ def test_a_mistake_is_named(adapter, base, asked, record, message):
     path = adapter.parent / "bad.jsonl"
     path.write_text(json.dumps(record or {"state": "x", "label": "sales"}) + "\n")
     done = calibrate(adapter, base[0], path, asked=asked)
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 2, done.output
     assert message in done.output.replace("\n", " ")
     assert not (adapter / QUESTION_POLICIES_FILE).exists()
 
@@ -168,5 +168,5 @@ def test_it_needs_data_and_an_adapter_for_questions(tmp_path, adapter, base):
     plain = save_tiny_adapter(tmp_path / "plain", tiny_base())
     (tmp_path / "question.yaml").write_text(yaml.safe_dump(ASKED))
     done = calibrate(plain, base[0], adapter.parent / "none.jsonl")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "has labels of its own and answers no other questions" in done.output.replace("\n", " ")

@@ -265,13 +265,13 @@ def test_predict_refuses_a_bad_input_in_one_sentence(run, predictor):
 def scored(monkeypatch, predictor):
     """What `evaluate` scores; the adapter says that it was trained on sst2."""
     calls: list[tuple] = []
-    manifest = types.SimpleNamespace(training={"task": "sst2"})
+    manifest = types.SimpleNamespace(training={"task": "sst2"}, prompt=None)
     read = types.SimpleNamespace(manifest=manifest)
     monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _: read)
     monkeypatch.setattr("training.load.load_evaluable", lambda *_, **__: predictor)
     monkeypatch.setattr(
         "training.evaluate.evaluate",
-        lambda _, examples, out, task, outside: calls.append((examples, out, task)),
+        lambda _, examples, out, task, outside, more: calls.append((examples, out, task)),
     )
     return types.SimpleNamespace(calls=calls, manifest=manifest)
 
