@@ -47,7 +47,9 @@ def measure(base: BaseModel, options: argparse.Namespace) -> Iterator[dict[str, 
             trie = trie_of(base, count)
             cue = tuple(range(100, 104))
             generator = torch.Generator().manual_seed(0)
-            prompts = random_prompts([options.tokens - len(cue)] * batch, generator, cue, 20_000)
+            lengths = [options.tokens - len(cue)] * batch
+            vocabulary = min(20_000, contenders.vocabulary)
+            prompts = random_prompts(lengths, generator, cue, vocabulary)
             head = nn.Linear(base.model.config.hidden_size, count, bias=False, device=base.device)
             by_head = contenders.network(torch.arange(count), "answer_tokens", head)
             by_trie = contenders.network(trie, "answer_tokens")

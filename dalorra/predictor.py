@@ -13,6 +13,7 @@ from dalorra.adapter.layer import StochasticPeftModel, module_tensors
 from dalorra.adapter.manifest import Card, check_tokens
 from dalorra.adapter.registered import RegisteredQuestion
 from dalorra.base.model import DEFAULT_BASE_MODEL, BaseModel, load_base_model
+from dalorra.base.quantized import Quantize
 from dalorra.decision.novelty import Novelty
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import PosteriorSamples, Prediction
@@ -29,7 +30,6 @@ from dalorra.forward.in_forwards import posterior_samples, question_samples
 from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.forward.llama.recorded import RecordedNetwork
 from dalorra.forward.network import Network
-from dalorra.free_cores import on_free_cores
 from dalorra.labels import Labels, TokenIds
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, NoiseBank
@@ -87,6 +87,7 @@ class Predictor:
         self.novelty = novelty
         arranged = arranged or arrange(model.get_base_model())
         self.dtype, self._device_type = arranged.dtype, arranged.device.type
+        self._bits = arranged.bits
         self._hidden_size = arranged.hidden_size
         self._error_ratio = bank.error_ratio
         modules = module_tensors(model)
@@ -103,15 +104,20 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        adapter_dir: Path | None = None,
+        adapter_dir: Path | str | None = None,
         base_model: str | None = None,
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantize: Quantize | None = None,
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
     ) -> "Predictor":
-        """Loads an adapter (the bundled one by default) and the base model it was trained on.
+        """Loads an adapter and the base model it was trained on.
+
+        The adapter is a folder, or `owner/name` or `owner/name@revision` on the hub; the bundled
+        one by default. The base is quantised as it was in training, unless `quantize` says
+        otherwise.
 
         Raises:
             AdapterError: the directory is damaged or does not fit the base model.
@@ -119,8 +125,13 @@ class Predictor:
         """
         adapter = read_adapter(adapter_dir or bundled_adapter())
         adapter.posterior.check_servable()  # before minutes are spent on a base model
-        reference = base_model or adapter.manifest.base_model.name or DEFAULT_BASE_MODEL
-        base = load_base_model(reference, device=device, dtype=dtype)
+        trained_on = adapter.manifest.base_model
+        base = load_base_model(
+            base_model or trained_on.name or DEFAULT_BASE_MODEL,
+            device=device,
+            dtype=dtype,
+            quantize=quantize or trained_on.quantized or "none",
+        )
         with attached(adapter, base) as model:
             return cls.of(adapter, base, model, on_overflow=on_overflow, row_budget=row_budget)
 
@@ -189,8 +200,9 @@ class Predictor:
 
     @property
     def precision(self) -> str:
-        """What its answers are computed in, such as `bfloat16 on cpu`."""
-        return f"{str(self.dtype).removeprefix('torch.')} on {self._device_type}"
+        """What computes its answers, such as `bfloat16 on cpu` or `4bit bfloat16 on cuda`."""
+        computed = f"{str(self.dtype).removeprefix('torch.')} on {self._device_type}"
+        return f"{self._bits} {computed}" if self._bits else computed
 
     @property
     def bank(self) -> NoiseBank:
@@ -338,7 +350,6 @@ class Predictor:
             for own, prompt in zip(asked, prompts, strict=True)
         ], features
 
-    @on_free_cores()
     def _run(self, network: Network, prompts: Sequence[Prompt]) -> tuple[PosteriorSamples, Tensor]:
         """Samples of the posterior, and the features of `novelty_features`."""
         if not prompts:
@@ -347,7 +358,6 @@ class Predictor:
         samples, features = posterior_samples(network, prompts, self.batching, self.scope)
         return replace(samples, error_ratio=self._error_of(network)), features
 
-    @on_free_cores()
     def _asked(
         self, network: QuestionLlama, prompts: Sequence[Prompt]
     ) -> tuple[list[PosteriorSamples], Tensor]:

@@ -74,6 +74,24 @@ class InvalidBodyError(ServiceError):
         self.faults = faults
 
 
+class BadRequestError(ServiceError):
+    """The request breaks the rules of HTTP."""
+
+
+class TooSlowError(ServiceError):
+    """The client takes too long to send what it began."""
+
+
+class UnknownHostError(ServiceError):
+    """The request is for a name that is not the server's."""
+
+
+class BusyError(ServiceError):
+    """The server has as many connections or requests in hand as it takes."""
+
+    retry_after = 1
+
+
 class UnauthorizedError(ServiceError):
     """The request carries no key, or one that is not known."""
 

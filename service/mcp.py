@@ -9,7 +9,7 @@ server, because the tool's schema is that of the adapter, which is known only on
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -68,7 +68,6 @@ PATH = "/mcp"
 
 _log = structlog.get_logger("dalorra.access")
 _OUTPUT_SCHEMA = PredictResponse.model_json_schema(mode="serialization")
-_LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 class McpEndpoint:
@@ -80,8 +79,8 @@ class McpEndpoint:
         questions: answers typed questions.
         telemetry: counts calls of a tool like requests to /predict.
         max_body_bytes: longest request body.
-        local_only: refuses requests whose `Host` is not this machine. For a server without keys
-            on the loopback address, which a web page could otherwise reach by DNS rebinding.
+        hosts: names that requests may have in `Host`, and the pages that ask as their origin; none:
+            any. For a server without keys on the loopback address.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class McpEndpoint:
         telemetry: Telemetry,
         *,
         max_body_bytes: int,
-        local_only: bool,
+        hosts: Sequence[str],
     ) -> None:
         self._lifecycle = lifecycle
         self._answering = answering
@@ -107,19 +106,20 @@ class McpEndpoint:
             on_call_tool=self._call,
             get_tool_input_schema=lambda _: None,  # no argument is passed on in a header
         )
-        names = [f"{name}:*" for name in _LOCAL_NAMES] + list(_LOCAL_NAMES)
+        names = [f"{name}:*" for name in hosts] + list(hosts)
         self._manager = StreamableHTTPSessionManager(
             server,
             json_response=True,
             stateless=True,
             max_request_body_size=max_body_bytes,
             security_settings=TransportSecuritySettings(
-                enable_dns_rebinding_protection=local_only,
+                enable_dns_rebinding_protection=bool(hosts),
                 allowed_hosts=names,
                 allowed_origins=[f"http://{name}" for name in names],
             ),
         )
-        self.route = Route(PATH, StreamableHTTPASGIApp(self._manager))
+        # GET would be a stream of messages from the server, of which there are none, without end.
+        self.route = Route(PATH, StreamableHTTPASGIApp(self._manager), methods=["POST"])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

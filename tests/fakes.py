@@ -20,6 +20,8 @@ from dalorra.questions import Asked
 from service.engine import Limits
 
 POISON = ord("☠")
+BLOW = ord("⚡")
+"""In a prompt, breaks the device for good."""
 CUE = (1, 2)
 POLICY = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
 PROMISE = Policy(
@@ -124,6 +126,8 @@ class FakePredictor:
         self.gate.wait()
         if self.seconds:
             time.sleep(self.seconds)
+        if any(BLOW in prompt.prompt_ids for prompt in prompts):
+            self.broken = True
         if self.broken:
             raise RuntimeError("the device fell off the bus")
         if len(prompts) > self.most:

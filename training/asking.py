@@ -1,9 +1,13 @@
 """How a run asks its base model, and what is refused before it starts."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
-from dalorra.base.families import set_head, too_long
+import torch
+from torch import nn
+
+from dalorra.base.families import head_modules, set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.errors import ConfigError
 from dalorra.prompts import PromptFormat, PromptTokenizer
@@ -39,25 +43,45 @@ def prepare(
         if base.kind == "encoder":
             raise ConfigError(f"task.sets: the encoder {base.name} cannot be asked questions")
         return task.prompt
-    asked = _asked(config, task, base)
-    if asked.by_head:
+    prompt = _asked(config, task, base)
+    if prompt.by_head:
         _check_head(config, "the encoder's" if base.kind == "encoder" else "a class")
         set_head(base.model, len(task.labels))
-    return asked
+        if base.kind != "encoder":
+            _start_from_texts(base, tuple(task.labels.values()))
+    return prompt
+
+
+def asked(task: Task, base: BaseModel) -> PromptFormat:
+    """How a language model is asked.
+
+    Raises:
+        ConfigError: the task lacks an answer cue, or its messages are not for this model.
+    """
+    if task.messages:
+        return chat_format(task.messages, task.prompt_format, base.tokenizer, base.name)
+    if task.answer_cue is None:
+        raise ConfigError(
+            f"task.answer_cue: the language model {base.name} needs one, such as '\\nAnswer:'"
+        )
+    return task.prompt_format
+
+
+@torch.no_grad()
+def _start_from_texts(base: BaseModel, texts: Sequence[str]) -> None:
+    """A class begins as its label's text would be read off: the mean output row of its tokens."""
+    output = cast(nn.Linear, base.model.get_output_embeddings()).weight
+    head = cast(nn.Linear, base.model.get_submodule(*head_modules(base.model)))
+    for row, text in zip(head.weight, texts, strict=True):
+        if ids := base.tokenizer(text, add_special_tokens=False).input_ids:
+            row.copy_(output[ids].float().mean(dim=0))
 
 
 def _asked(config: TrainingConfig, task: Task, base: BaseModel) -> PromptFormat:
-    if task.messages:
-        if base.kind == "encoder":
-            raise ConfigError(f"task.template: nobody chats with the encoder {base.name}")
-        chat = chat_format(task.messages, task.prompt_format, base.tokenizer, base.name)
-        return _with_labels(chat, base)
     if base.kind != "encoder":
-        if task.answer_cue is None:
-            raise ConfigError(
-                f"task.answer_cue: the language model {base.name} needs one, such as '\\nAnswer:'"
-            )
-        return _with_labels(task.prompt_format, base)
+        return _with_labels(asked(task, base), base)
+    if task.messages:
+        raise ConfigError(f"task.template: nobody chats with the encoder {base.name}")
     if config.adapter.scope != "all_tokens":
         raise ConfigError(
             f"adapter.scope: the encoder {base.name} reads all tokens at once: say all_tokens"

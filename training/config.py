@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dalorra.adapter.directory import WeightDtype
 from dalorra.base.model import DEFAULT_BASE_MODEL
+from dalorra.base.quantized import Quantize
 from dalorra.errors import ConfigError
 from dalorra.posteriors.bank import BankSpec
 from dalorra.prompts import Scope
@@ -136,6 +137,7 @@ class TrainingConfig(Section):
     Attributes:
         task: name of a built-in task, a YAML file that describes one, or the description itself,
             of a task with labels or of one that is made of questions.
+        quantize: `8bit` or `4bit` keeps the linear modules of the base model in that.
         prompt_cache_gib: memory for the prompts' keys and values, which under `answer_tokens` are
             the same in every epoch; those that do not fit are computed again.
         report_to: logging back-ends of `transformers.Trainer`, e.g. `tensorboard`.
@@ -147,6 +149,7 @@ class TrainingConfig(Section):
     base_model: str = DEFAULT_BASE_MODEL
     device: str = "auto"
     dtype: str = "auto"
+    quantize: Quantize = Field(default="none", exclude_if=lambda value: value == "none")
     seed: int = 1
     data: DataConfig = DataConfig()
     adapter: AdapterConfig = AdapterConfig()

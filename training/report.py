@@ -12,6 +12,8 @@ from training.orthography import VARIANTS
 
 CARD_FILE = "README.md"
 DIAGRAM_FILE = "reliability.png"
+IMPORTED = "imported"
+"""Where `Manifest.training` says what an adapter is made of that was not trained here."""
 
 _ROWS = (
     # name, key, whether it is a share
@@ -112,8 +114,27 @@ def _asked(prompt: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    prompt, bank, base = manifest["prompt"], manifest["bank"], manifest["base_model"]
+def write_import_card(adapter_dir: Path, manifest: Mapping[str, Any]) -> Path:
+    """Writes `README.md` of an adapter that was made of plain LoRAs, and is not scored yet."""
+    found = manifest["training"]
+    anchors = f" Its noise was set on {found['anchors']:,} anchors." if found["anchors"] else ""
+    lines = [
+        *_head(manifest, "A low-rank adapter made of a plain LoRA."),
+        "",
+        "## Data",
+        "",
+        f"Made of {found[IMPORTED]}, which was trained elsewhere.{anchors} Neither scores nor",
+        "thresholds come with it: `dalorra evaluate` scores it, and it accepts nothing before",
+        "`dalorra calibrate`.",
+    ]
+    card = adapter_dir / CARD_FILE
+    card.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return card
+
+
+def _head(manifest: Mapping[str, Any], what: str) -> list[str]:
+    """Metadata for the hub, name, and how it answers."""
+    bank, base = manifest["bank"], manifest["base_model"]
     parameters = ", ".join(
         f"{k} {v:g}" if isinstance(v, int | float) else f"{k} {v}"
         for k, v in manifest["method_parameters"].items()
@@ -123,7 +144,7 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "Method": manifest["method"] + (f" ({parameters})" if parameters else ""),
         "Scope": f"`{manifest['scope']}`",
         "Mask bank": f"M = {bank['samples']}, seed {bank['seed']}, {bank['sampler']}",
-        **_asked(prompt),
+        **_asked(manifest["prompt"]),
         "Longest input": f"{manifest['max_tokens']} tokens, template included",
     }
     return [
@@ -136,11 +157,18 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "",
         f"# {manifest['name']}",
         "",
-        "A low-rank adapter with a learned posterior over its rank components. It answers with a",
-        "label, its probability averaged over fixed samples of that posterior, and the variance",
-        "between them.",
+        what,
+        "It answers with a label, its probability averaged over fixed samples of its posterior,",
+        "and the variance between them. `dalorra serve --adapter` takes its folder, or its id on",
+        "the hub.",
         "",
         *markdown_table(("", ""), fields.items()),
+    ]
+
+
+def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    return [
+        *_head(manifest, "A low-rank adapter with a posterior over what it adds."),
         "",
         "## Data",
         "",

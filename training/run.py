@@ -358,7 +358,9 @@ class Run:
 
     def _in_another_precision(self, predictor: Evaluable) -> Iterator[Predictor]:
         """The adapter as the other kind of processor serves it, where processors serve it."""
-        if not isinstance(predictor, Predictor) or self.base.device.type != "cpu":
+        if not isinstance(predictor, Predictor):
+            return
+        if self.base.device.type != "cpu" or self.base.bits is not None:
             return
         other = "float32" if predictor.dtype == torch.bfloat16 else "bfloat16"
         yield Predictor.load(
@@ -412,9 +414,7 @@ class Run:
             method_parameters=self.config.method.model_dump(exclude={"name"}),
             scope=self.config.adapter.scope,
             last_layers=self.config.adapter.last_layers,
-            base_model=BaseReference(
-                name=self.base.name, digest=self.base.digest, kind=self.base.kind
-            ),
+            base_model=BaseReference.to(self.base),
             prompt=self.prompt_format,
             cue_tokens=list(self.tokenizer.cue_ids),
             label_tokens=label_tokens(self.tokenizer),

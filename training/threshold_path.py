@@ -37,10 +37,12 @@ class ThresholdPath:
     Attributes:
         strictness: which pair a level stands for.
         levels: of the steps, `[S]`, falling.
+        max_variance: no step accepts more.
     """
 
     strictness: Strictness
     levels: FloatArray
+    max_variance: float = 0.25
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -48,7 +50,8 @@ class ThresholdPath:
     def first_step(self, probability: FloatArray, variance: FloatArray) -> IntArray:
         """First step that accepts each example, `[n]`; S where none does."""
         strictest = self.strictness.levels(probability, variance)
-        return np.searchsorted(-self.levels, -strictest).astype(np.int64)
+        step = np.searchsorted(-self.levels, -strictest).astype(np.int64)
+        return np.where(variance <= self.max_variance, step, len(self))
 
     def totals(self, scored: ScoredExamples, risk: Risk) -> tuple[IntArray, FloatArray]:
         """Number of counted examples that each step accepts, and the sum of their losses, `[S]`."""
@@ -60,19 +63,22 @@ class ThresholdPath:
 
     def thresholds(self, step: int) -> tuple[float, float]:
         """τ_p and τ_v of a step."""
-        return self.strictness.thresholds(float(self.levels[step]))
+        min_probability, max_variance = self.strictness.thresholds(float(self.levels[step]))
+        return min_probability, min(max_variance, self.max_variance)
 
 
 def declare_path(pilot: ScoredExamples, steps: int = STEPS) -> ThresholdPath:
     """The path to test, from pilot examples alone.
 
-    Its levels are quantiles of theirs. The last accepts all of them, and nothing that is more
-    doubtful than any that was seen.
+    Its levels are quantiles of theirs. The last accepts all of them; an answer with more variance
+    than any of theirs is never accepted.
     """
     strictness = declare_strictness(pilot)
     seen = strictness.levels(pilot.probability, pilot.variance)
     levels = np.unique(np.quantile(seen, np.linspace(0.0, 1.0, steps + 1)))[::-1]
-    return ThresholdPath(strictness, np.maximum(levels - _HAIR, 0.0))
+    return ThresholdPath(
+        strictness, np.maximum(levels - _HAIR, 0.0), float(pilot.variance.max(initial=0.0))
+    )
 
 
 def steps_accepting(

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dalorra.adapter.hub import located
 from dalorra.adapter.layer import (
     StochasticPeftModel,
     attach,
@@ -96,17 +97,16 @@ def adapter_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_adapter(path: Path) -> Adapter:
+def read_adapter(reference: Path | str) -> Adapter:
     """Reads and verifies an adapter directory.
+
+    Args:
+        reference: the directory, or the adapter's id on the hub, see `located`.
 
     Raises:
         AdapterError: a missing, damaged or unknown part; the message names it.
     """
-    if not path.is_dir():
-        raise AdapterError(f"{path} is not a directory: name a folder that `dalorra train` wrote")
-    for name in DIGESTED_FILES:
-        if not (path / name).is_file():
-            raise AdapterError(f"{path} has no {name}: it is not a complete DALorRA adapter")
+    path = _complete(reference)
     manifest = read_manifest(path / MANIFEST_FILE)
     posterior = posterior_of(manifest, path / MANIFEST_FILE)
     try:
@@ -160,9 +160,32 @@ def registered_questions(path: Path, manifest: Manifest) -> tuple[RegisteredQues
     return read_registered(path, tuple(manifest.labelled.labels))
 
 
-def bundled_adapter() -> Path:
-    """The default adapter that ships with the package."""
-    return Path(str(files("dalorra") / "bundled" / "sentiment"))
+def _complete(reference: Path | str) -> Path:
+    """Where the files of an adapter are, all of them."""
+    path = located(reference)
+    if not path.is_dir():
+        raise AdapterError(f"{path} is not a directory: name a folder that `dalorra train` wrote")
+    if (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).exists():
+        raise AdapterError(
+            f"{path} has no {MANIFEST_FILE}: it is a plain PEFT adapter, of which `dalorra import "
+            f"{reference} OUT --task task.yaml` makes a complete one"
+        )
+    for name in DIGESTED_FILES:
+        if not (path / name).is_file():
+            raise AdapterError(f"{path} has no {name}: it is not a complete DALorRA adapter")
+    return path
+
+
+def bundled_adapter(name: str = "sentiment") -> Path:
+    """An adapter that ships with the package, the default one if none is named."""
+    return Path(str(files("dalorra") / "bundled" / name))
+
+
+def bundled_adapters() -> dict[str, Path]:
+    """All of them by name, the default one first."""
+    default = bundled_adapter()
+    others = sorted(path for path in default.parent.iterdir() if (path / MANIFEST_FILE).is_file())
+    return {path.name: path for path in (default, *(p for p in others if p != default))}
 
 
 def check_base(adapter: Adapter, base: BaseModel) -> None:

@@ -6,11 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from dalorra.base.families import BaseKind
+from dalorra.base.model import BaseModel as LoadedBase
+from dalorra.base.quantized import Bits
 from dalorra.errors import AdapterError
 from dalorra.labels import TokenIds
 from dalorra.posteriors import Posterior, find_posterior
@@ -40,13 +42,24 @@ AnyPrompt = Annotated[
 
 
 class BaseReference(BaseModel):
-    """The base model an adapter was trained on, and of what kind it is."""
+    """The base model an adapter was trained on, and of what kind it is.
+
+    Attributes:
+        quantized: how its linear modules were stored then, and are unless another way is asked
+            for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     digest: str
     kind: BaseKind = "llama"
+    quantized: Bits | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @classmethod
+    def to(cls, base: LoadedBase) -> Self:
+        """The reference to a base model as it is loaded."""
+        return cls(name=base.name, digest=base.digest, kind=base.kind, quantized=base.bits)
 
 
 class Manifest(BaseModel):

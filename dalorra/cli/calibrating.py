@@ -14,14 +14,18 @@ from dalorra.cli.options import (
     BaseModelOption,
     DataSource,
     Device,
+    OwnAdapter,
+    Quantize,
     Split,
     TaskReference,
+    named,
     numbers,
 )
 from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
     from dalorra.adapter.directory import Adapter
+    from dalorra.base import quantized
     from dalorra.decision.policy import Policy
     from dalorra.predictor import Predictor
     from dalorra.questions import Question
@@ -37,7 +41,7 @@ class Temperature(StrEnum):
 
 
 def calibrate(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: OwnAdapter,
     target_error: Annotated[
         float, typer.Option(help="Largest error rate (with costs: mean cost) among accepted.")
     ],
@@ -106,6 +110,7 @@ def calibrate(
             show_default="auto",
         ),
     ] = None,
+    quantize: Quantize = None,
 ) -> None:
     """Choose thresholds whose error among accepted answers stays within a target.
 
@@ -114,6 +119,7 @@ def calibrate(
     no thresholds keep the target.
     """
     from dalorra.adapter.directory import read_adapter
+    from dalorra.adapter.hub import own_folder
     from dalorra.cli.question_file import read_question
     from dalorra.decision.question_policies import keep_question_policy
     from dalorra.question_prompts import QuestionFormat
@@ -127,7 +133,7 @@ def calibrate(
         numbers(class_target or (), "--class-target"),
         numbers(cost or (), "--cost"),
     )
-    read, in_words = read_adapter(adapter), promise_in_words
+    read, in_words = read_adapter(own_folder(adapter)), promise_in_words
     asked = None if question is None else read_question(question)
     if asked is not None and not isinstance(read.manifest.prompt, QuestionFormat):
         raise ConfigError(f"{adapter} has labels of its own and answers no other questions")
@@ -147,8 +153,10 @@ def calibrate(
             if asked is None
             else place.of_question(asked)
         )
-        predictors = _predictors(adapter, base_model, device, dtype or ["auto"])
-        settings = {"temperature": temperature.value, "dtype": dtype or ["auto"]}
+        bits = named(quantize)
+        predictors = _predictors(adapter, base_model, device, dtype or ["auto"], bits)
+        settings: dict[str, Any] = {"temperature": temperature.value, "dtype": dtype or ["auto"]}
+        settings |= {"quantize": bits} if bits else {}
         policy = test.on_examples(found, predictors, settings, asked)
         if found.new_kinds is not None:
             policy, in_words = unpromised(policy), thresholds_in_words
@@ -163,13 +171,19 @@ def calibrate(
 
 
 def _predictors(
-    adapter: Path, base_model: str | None, device: str, dtypes: Iterable[str]
+    adapter: Path,
+    base_model: str | None,
+    device: str,
+    dtypes: Iterable[str],
+    quantize: "quantized.Quantize | None",
 ) -> "Iterable[Predictor]":
     """The adapter in each precision, loaded when it is asked for."""
     from dalorra.predictor import Predictor
 
     for dtype in dtypes:
-        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
+        predictor = Predictor.load(
+            adapter, base_model, device=device, dtype=dtype, quantize=quantize
+        )
         predictor.question_policies = {}  # what is calibrated takes their place
         yield predictor
 

@@ -8,13 +8,17 @@ import typer
 
 from dalorra.cli.labelled import Place
 from dalorra.cli.options import (
+    AnyAdapter,
     BaseModelOption,
     DataSource,
     Device,
     Dtype,
+    OwnAdapter,
+    Quantize,
     Split,
     TaskReference,
     assignments,
+    named,
     set_aside,
 )
 
@@ -49,7 +53,7 @@ def train(
 
 
 def evaluate(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: AnyAdapter,
     data: DataSource = None,
     task: TaskReference = None,
     split: Split = None,
@@ -63,6 +67,7 @@ def evaluate(
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Score an adapter on labelled data."""
     from dalorra.adapter.directory import read_adapter
@@ -78,7 +83,8 @@ def evaluate(
         for part in (found.examples, found.outside)
     )
     said = found.source + (f", {spelling} spelling" if spelling != "given" else "")
-    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype)
+    bits = named(quantize)
+    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype, quantize=bits)
     kinds = None
     if found.new_kinds is not None:
         promise = Promise(predictor.policy.target_error or DEFAULT_TARGET)
@@ -87,7 +93,7 @@ def evaluate(
 
 
 def novelty(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: OwnAdapter,
     data: DataSource = None,
     task: TaskReference = None,
     augment: Annotated[
@@ -96,6 +102,7 @@ def novelty(
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Fit what tells novel inputs from those that the adapter was trained on; print the file.
 
@@ -103,12 +110,14 @@ def novelty(
     novelty level is void afterwards, if the features have changed: calibrate again.
     """
     from dalorra.adapter.directory import read_adapter
+    from dalorra.adapter.hub import own_folder
     from dalorra.decision.novelty import NOVELTY_FILE
     from dalorra.predictor import Predictor
     from training.novelty import fit_novelty
 
-    with set_aside(adapter / NOVELTY_FILE):  # it may be damaged or another adapter's
+    with set_aside(own_folder(adapter) / NOVELTY_FILE):  # it may be damaged or another adapter's
         trained, held_out = Place(adapter, data, task).to_fit(read_adapter(adapter).manifest)
-        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype)
+        bits = named(quantize)
+        predictor = Predictor.load(adapter, base_model, device=device, dtype=dtype, quantize=bits)
         fitted = fit_novelty(predictor, trained, held_out, augment=augment.value)
         typer.echo(fitted.save(adapter))

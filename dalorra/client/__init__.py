@@ -48,12 +48,14 @@ from dalorra.client._errors import (
     RateLimitedError,
     RequestError,
     ServerError,
+    SlowRequestError,
     TimedOutError,
     TooLargeError,
     TransportError,
     UnauthorizedError,
     UnexpectedAnswerError,
     UnknownAdapterError,
+    WrongHostError,
 )
 from dalorra.client._retries import Retries
 
@@ -91,6 +93,7 @@ __all__ = [
     "Retries",
     "ScoreAnswer",
     "ServerError",
+    "SlowRequestError",
     "State",
     "TimedOutError",
     "TooLargeError",
@@ -99,4 +102,5 @@ __all__ = [
     "UnexpectedAnswerError",
     "UnknownAdapterError",
     "Usage",
+    "WrongHostError",
 ]

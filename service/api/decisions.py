@@ -18,7 +18,7 @@ from service.api.error_forms import DECISIONS, documented, openai
 from service.api.question_schemas import NOTHING_GENERATED, QUESTION_ERRORS, OwnFields, body_of
 from service.api.questions import Answered, Options, QuestionsReply, TypedQuestions
 from service.api.routes import note, unless_gone
-from service.api.schemas import RequestBody, ResponseBody
+from service.api.schemas import BodyPart, ResponseBody
 from service.api.strict_json import read_body
 from service.errors import Fault, InvalidBodyError
 from service.settings import Settings
@@ -29,7 +29,7 @@ Value = StrictStr | StrictBool
 """What a choice is called; a text and a truth are different, whatever they look like."""
 
 
-class PredicateQuestion(RequestBody):
+class PredicateQuestion(BodyPart):
     """How likely it is that something is so."""
 
     type: Literal["predicate"]
@@ -37,14 +37,14 @@ class PredicateQuestion(RequestBody):
     instructions: Words
 
 
-class ChoiceOption(RequestBody):
+class ChoiceOption(BodyPart):
     """What can be chosen."""
 
     value: Value
     description: str | None = None
 
 
-class ChoiceQuestion(RequestBody):
+class ChoiceQuestion(BodyPart):
     """Which one of several values."""
 
     type: Literal["choice"]
@@ -55,14 +55,14 @@ class ChoiceQuestion(RequestBody):
     )
 
 
-class Level(RequestBody):
+class Level(BodyPart):
     """One step of a scale."""
 
     label: str
     description: str | None = None
 
 
-class ScoreQuestion(RequestBody):
+class ScoreQuestion(BodyPart):
     """Which one of several levels."""
 
     type: Literal["score"]

@@ -25,6 +25,14 @@ from service.api.problems import (
 
 _log = structlog.get_logger("dalorra.api")
 
+OF_EVERY_PATH = (
+    "Beside what is listed with it, any path may answer 400 `bad_request` (no valid HTTP), 404 "
+    "`not_found`, 405 `method_not_allowed`, 408 `request_timeout` (the request was too long in "
+    "coming), 421 `unknown_host` (`Host` is not among `allowed_hosts`) and 503 `busy`, in the form "
+    "of every other error."
+)
+"""For the OpenAPI document."""
+
 
 def error_response(error: Exception, scope: Scope) -> JSONResponse:
     """The answer to a request that raised `error`, in the form of its path's protocol.

@@ -14,7 +14,7 @@ _FILES = {
 PATHS = frozenset(_FILES)
 """Open to all: the page has no secret, and is where a key is typed in."""
 
-_HEADERS = {
+HEADERS = {
     # Nothing inline, nothing from elsewhere, and no other page may frame it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -36,6 +36,6 @@ def page_routes() -> APIRouter:
 
 def _serve(content: bytes, content_type: str) -> Callable[[], Awaitable[Response]]:
     async def serve() -> Response:
-        return Response(content, headers={"Content-Type": content_type, **_HEADERS})
+        return Response(content, headers={"Content-Type": content_type, **HEADERS})
 
     return serve

@@ -45,6 +45,19 @@ CLIENT_GONE = 499
 MALFORMED = Problem(
     400, "malformed_json", "The body is not JSON.", "the body is not valid JSON: Expecting value"
 )
+BAD_REQUEST = MALFORMED.alike("bad_request", "send Content-Length or Transfer-Encoding, not both")
+TOO_SLOW = Problem(
+    408,
+    "request_timeout",
+    "The request was too long in coming.",
+    "the body was not here within 30 s",
+)
+UNKNOWN_HOST = Problem(
+    421,
+    "unknown_host",
+    "The request is for another server.",
+    "this server is not 'example.org': ask for 127.0.0.1, localhost",
+)
 UNAUTHORIZED = Problem(
     401,
     "unauthorized",
@@ -127,8 +140,12 @@ INTERNAL = INFERENCE_FAILED.alike(
 LOADING = Problem(
     503,
     "loading",
-    "The server is loading, draining or broken.",
+    "The server is loading, busy, draining or broken.",
     "the model is still loading: try again in a moment",
+)
+BUSY = LOADING.alike(
+    "busy",
+    "the server has as many connections as it takes: try again in a moment",
 )
 DRAINING = LOADING.alike(
     "draining",
@@ -177,6 +194,10 @@ GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client close
 PROBLEMS: dict[type[Exception], Problem] = {
     InputError: INVALID,
     TooLongError: TOO_LONG,
+    errors.BadRequestError: BAD_REQUEST,
+    errors.TooSlowError: TOO_SLOW,
+    errors.UnknownHostError: UNKNOWN_HOST,
+    errors.BusyError: BUSY,
     errors.UnauthorizedError: UNAUTHORIZED,
     AdapterError: ADAPTER_REFUSED,
     errors.ForbiddenError: FORBIDDEN,

@@ -22,7 +22,7 @@ from service.api.error_forms import MODELS, SYSTEMONE, documented, systemone
 from service.api.question_schemas import NOTHING_GENERATED, QUESTION_ERRORS, OwnFields, body_of
 from service.api.questions import Answered, Models, Options, QuestionsReply, TypedQuestions
 from service.api.routes import NOT_NOW, note, unless_gone
-from service.api.schemas import RequestBody, ResponseBody
+from service.api.schemas import BodyPart, ResponseBody
 from service.api.strict_json import read_body
 from service.engine import Predictor
 from service.errors import Fault, InvalidBodyError
@@ -49,14 +49,14 @@ Content = Annotated[
 """Text, or anything that is read as JSON."""
 
 
-class NoulCriteria(RequestBody):
+class NoulCriteria(BodyPart):
     """What counts as yes and as no."""
 
     true: Content | None = None
     false: Content | None = None
 
 
-class NoulQuestion(RequestBody):
+class NoulQuestion(BodyPart):
     """Whether something is so."""
 
     type: Literal["noul"]
@@ -64,7 +64,7 @@ class NoulQuestion(RequestBody):
     criteria: NoulCriteria | None = None
 
 
-class ChoiceQuestion(RequestBody):
+class ChoiceQuestion(BodyPart):
     """Which one of several options."""
 
     type: Literal["choice"]
@@ -76,7 +76,7 @@ class ChoiceQuestion(RequestBody):
     )
 
 
-class ScoreQuestion(RequestBody):
+class ScoreQuestion(BodyPart):
     """Which one of several levels."""
 
     type: Literal["score"]

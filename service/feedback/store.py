@@ -23,7 +23,9 @@ VERSION = 3
 """Of the file's tables; the first had no `cut_at`, the second no `called`."""
 _ADDED = {1: "cut_at INTEGER", 2: "called TEXT"}
 """What each version lacks of the next."""
-_WAIT_SECONDS = 10.0  # for another process's transaction
+LOCK_SECONDS = 10.0
+"""What a transaction waits at most for another process's."""
+
 _TABLES = """
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY,
@@ -53,6 +55,10 @@ CREATE TABLE answers (
 CREATE INDEX answers_by_worth ON answers (true_label IS NOT NULL, answered_at);
 CREATE INDEX answers_by_age ON answers (answered_at);
 CREATE INDEX answers_with_truth ON answers (source) WHERE true_label IS NOT NULL;
+"""
+# The last time that was believed: of a table of its own, which earlier software passes over.
+_CLOCK = """
+CREATE TABLE IF NOT EXISTS clock (id INTEGER PRIMARY KEY CHECK (id = 1), seconds REAL NOT NULL)
 """
 # A repeated id means the later answer, unless the earlier one has been judged already.
 _ADD = """
@@ -100,7 +106,7 @@ class FeedbackStore:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(
-                path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
             )
             with ExitStack() as failed:
                 failed.callback(self._database.close)
@@ -119,6 +125,7 @@ class FeedbackStore:
             for version in range(check_kind(self._database, self._path), VERSION):
                 self._database.execute(f"ALTER TABLE answers ADD COLUMN {_ADDED[version]}")
             self._database.execute(f"PRAGMA user_version = {VERSION}")
+            self._database.execute(_CLOCK)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(
@@ -139,6 +146,16 @@ class FeedbackStore:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+    @property
+    def time(self) -> float | None:
+        """What `set_time` was told last; None in a new store."""
+        found = self._database.execute("SELECT seconds FROM clock").fetchone()
+        return None if found is None else float(found[0])
+
+    def set_time(self, now: float) -> None:
+        """Keeps the time, for the next process."""
+        self._database.execute("INSERT OR REPLACE INTO clock VALUES (1, ?)", (now,))
 
     @property
     def changes_of_others(self) -> int:

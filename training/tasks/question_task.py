@@ -51,7 +51,9 @@ def _kind(value: Any) -> str:
     """What a task is given as: by reference, described, or made of questions."""
     if isinstance(value, Mapping):
         return QuestionTask.__name__ if "sets" in value else Task.__name__
-    return type(value).__name__ if isinstance(value, BaseModel) else "str"
+    if isinstance(value, BaseModel):
+        return type(value).__name__
+    return "str" if isinstance(value, str) else Task.__name__
 
 
 AnyTask = Annotated[

@@ -218,8 +218,8 @@ def test_an_accepted_input_out_of_scope_is_an_error():
     plain = run(predictor, examples, Promise(0.1))
 
     def with_others(examples):
-        """A tenth of them has no label."""
-        return [replace(e, label="other") if i % 10 == 0 else e for i, e in enumerate(examples)]
+        """One in twenty has no label."""
+        return [replace(e, label="other") if i % 20 == 0 else e for i, e in enumerate(examples)]
 
     policy = run(predictor, with_others(examples), Promise(0.1), out_of_scope=("other",))
     assert 0.0 < policy.accepted < plain.accepted

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from dalorra.adapter.directory import adapter_digest, read_adapter
+from dalorra.adapter.layer import class_head
 from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
 from training.asking import MOST_NODES
@@ -75,6 +77,16 @@ def test_a_trie_that_would_be_large_makes_classes_of_labels(tokens, found, confi
     assert (run.tokenizer.trie is None) == (found == "head")
     task["labels_by"] = "trie"
     assert Run(read_config(configure(task=task))).tokenizer.trie is not None
+
+
+def test_a_class_begins_as_the_text_of_its_label(by_head):
+    run = Run(read_config(by_head()))
+    head = class_head(run.model)
+    assert head is not None
+    output = run.base.model.get_output_embeddings().weight
+    for row, text in zip(head.weight, run.task.labels.values(), strict=True):
+        tokens = run.base.tokenizer(text).input_ids
+        torch.testing.assert_close(row, output[tokens].mean(dim=0))
 
 
 @pytest.mark.parametrize(

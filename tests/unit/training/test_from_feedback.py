@@ -16,7 +16,7 @@ ADAPTER = types.SimpleNamespace(
     novelty=None,
     policy=None,
     manifest=types.SimpleNamespace(
-        prompt=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
+        labelled=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
         bank=types.SimpleNamespace(identity={"samples": 10}),
     ),
 )

@@ -77,6 +77,7 @@ def test_the_loosest_pair_accepts_all_that_the_pilot_has_seen():
     path = declare_path(scored(p, v, wrong))
     assert (path.first_step(p, v) < len(path)).all()
     assert path.first_step(p[:1] * 0.0, v[:1]).tolist() == [len(path)]
+    assert path.first_step(p[:1], np.array([v.max() + 1e-6])).tolist() == [len(path)]
 
 
 def test_testing_starts_where_a_share_of_each_risk_s_answers_is_accepted():

@@ -64,7 +64,7 @@ def labelled(folder: Path, predictor: Predictor, wrong: int = 0) -> Path:
 
 def calibrate(adapter: Path, base: Path, data: Path, *arguments: str, asked: object = ASKED):
     question = adapter.parent / "question.yaml"
-    question.write_text(yaml.safe_dump(asked))
+    question.write_text(yaml.safe_dump(asked, sort_keys=False))
     command = ["calibrate", str(adapter), "--question", str(question), "--data", str(data)]
     options = ["--target-error", "0.1", "--base-model", str(base), "--dtype", "float32"]
     return CliRunner().invoke(app, [*command, *options, "--device", "cpu", *arguments])
