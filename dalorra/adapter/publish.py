@@ -10,12 +10,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.hub import READ, located
+from dalorra.adapter.registered import QUESTIONS_FILE
+from dalorra.decision.question_policies import QUESTION_POLICIES_FILE
 from dalorra.errors import AdapterError
 from dalorra.hub import TRANSPORT_ERROR, HubReference, first_line
 
 PUBLISHED: Final = (
     *("*.safetensors", "adapter_config.json", "dalorra.json", "policy.json"),
-    *("README.md", "reliability.png"),
+    *(QUESTIONS_FILE, QUESTION_POLICIES_FILE, "README.md", "reliability.png"),
 )
 """What is uploaded. Which inputs its policies were tested on (`looks.json`) stays with whoever has
 these inputs."""

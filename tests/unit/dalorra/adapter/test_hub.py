@@ -81,11 +81,14 @@ def test_a_revision_stays_what_it_is(hub: Hub, adapter, tmp_path):
 def test_what_is_published_is_the_adapter_and_its_card(hub: Hub, adapter):
     for name in ("looks.json", "notes.txt", "optimizer.pt"):
         (adapter / name).write_text("{}")
+    for name in ("questions.json", "question_policies.json"):
+        (adapter / name).write_text("[]")
     (adapter / "checkpoint").mkdir()
     (adapter / "checkpoint" / "dalorra.json").write_text("{}")
     push(adapter, "acme/tiny", private=True)
     (_, files) = hub.commits["acme/tiny"][-1]
     expected = {"adapter_config.json", "adapter_model.safetensors", "dalorra.json", "README.md"}
+    expected |= {"questions.json", "question_policies.json"}
     assert files == {name: (adapter / name).read_bytes() for name in expected}
     assert hub.private == {"acme/tiny"}
 
