@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dalorra.decision.atomic_file import write_atomically
 from dalorra.decision.policy import Policy
-from dalorra.errors import AdapterError, ConfigError
+from dalorra.errors import AdapterError, ConfigError, first_fault
 from training.from_feedback import JudgedAnswer
 from training.promise import Promise
 from training.tasks import Example, data_digest
@@ -88,10 +88,8 @@ class Looks(BaseModel):
         except OSError as error:
             raise AdapterError(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"])) or "content"
             raise AdapterError(
-                f"{path} is not valid: {field}: {first['msg']}; it says which examples the adapter "
+                f"{path} is not valid: {first_fault(error)}; it says which examples the adapter "
                 "was tested on: restore it, or delete it and calibrate on new examples"
             ) from error
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from dalorra.base.families import BaseKind
 from dalorra.base.model import BaseModel as LoadedBase
 from dalorra.base.quantized import Bits
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, first_fault
 from dalorra.labels import TokenIds
 from dalorra.posteriors import Posterior, find_posterior
 from dalorra.posteriors.bank import BankSpec
@@ -156,9 +156,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in (_LABELS, _QUESTIONS))
-        raise AdapterError(f"{path}: {where}: {first['msg']}") from error
+        fault = first_fault(error, unnamed=(_LABELS, _QUESTIONS))
+        raise AdapterError(f"{path}: {fault}") from error
     encoder = manifest.base_model.kind == "encoder"
     if encoder and manifest.scope != "all_tokens":
         raise AdapterError(f"{path}: scope: an adapter on an encoder acts on all_tokens")

@@ -25,7 +25,7 @@ from dalorra.adapter.directory import CONFIG_FILE, WEIGHTS_FILE
 from dalorra.adapter.hub import located
 from dalorra.adapter.layer import LowRankUpdate, Updates
 from dalorra.adapter.manifest import MANIFEST_FILE
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, first_fault
 
 _PREFIX: Final = "base_model.model."
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
@@ -186,9 +186,7 @@ def _settings(path: Path) -> _Settings:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = _Settings.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise AdapterError(f"{path}: {where}: {first['msg']}") from error
+        raise AdapterError(f"{path}: {first_fault(error)}") from error
     except (ValueError, OSError) as error:
         raise AdapterError(f"{path} is not JSON: {error}") from error
     if settings.peft_type != "LORA":

@@ -13,7 +13,7 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dalorra.decision.atomic_file import write_atomically
-from dalorra.errors import AdapterError, ConfigError
+from dalorra.errors import AdapterError, ConfigError, first_fault
 from dalorra.questions import NO, YES, Question
 
 QUESTIONS_FILE: Final = "questions.json"
@@ -112,9 +112,7 @@ def read_registered(path: Path, labels: Sequence[str]) -> tuple[RegisteredQuesti
     except OSError as error:
         raise AdapterError(f"{file} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise AdapterError(f"{file} is not valid: {where}: {first['msg']}") from error
+        raise AdapterError(f"{file} is not valid: {first_fault(error)}") from error
     for registered in found:
         if problem := registered.misfit(labels):
             raise AdapterError(f"{file}: {registered.instructions!r}: {problem}")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dalorra.errors import ConfigError
+from dalorra.errors import ConfigError, first_fault
 from dalorra.questions import Question
 
 
@@ -23,11 +23,9 @@ def read_question(path: Path) -> Question:
     try:
         return question_of(TypeAdapter(TypedQuestion).validate_json(content))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise ConfigError(
-            f"question {path}: {where + ': ' if where else ''}{first['msg']}; write it as a "
-            "question of /v1/systemone: type, instructions and criteria"
+            f"question {path}: {first_fault(error)}; write it as a question of /v1/systemone: "
+            "type, instructions and criteria"
         ) from error
     except InvalidBodyError as error:
         raise ConfigError(f"question {path}: {error.faults[0].message}") from error

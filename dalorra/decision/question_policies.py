@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dalorra.decision.atomic_file import write_atomically
 from dalorra.decision.policy import Policy
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, first_fault
 from dalorra.questions import Option, Question, QuestionKind
 
 QUESTION_POLICIES_FILE: Final = "question_policies.json"
@@ -71,10 +71,8 @@ def read_question_policies(folder: Path) -> dict[str, QuestionPolicy]:
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "content"
         raise AdapterError(
-            f"{path} is not valid: {where}: {first['msg']}; restore it, or delete it and calibrate "
+            f"{path} is not valid: {first_fault(error)}; restore it, or delete it and calibrate "
             "its questions again"
         ) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dalorra.errors import ConfigError
+from dalorra.errors import ConfigError, first_fault
 from dalorra.tables import Record
 from training.tasks.builtin import TASKS
 from training.tasks.question_task import QuestionTask
@@ -208,8 +208,4 @@ def _validated(content: Mapping[str, Any], where: str) -> Task | QuestionTask:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{where}: {field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        raise ConfigError(f"{where}: {first_fault(error)}") from error

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from dalorra.errors import ConfigError
+from dalorra.errors import ConfigError, first_fault
 from dalorra.questions import LIMITS
 from dalorra.templates import fields_of
 from training.tasks.task import Task, text_keys
@@ -189,6 +189,4 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(read_yaml(path, f"recipe {path}"))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"recipe {path}: {where}: {first['msg']}") from error
+        raise ConfigError(f"recipe {path}: {first_fault(error)}") from error
