@@ -23,10 +23,8 @@ Needs the `langchain` extra; no torch, no server code.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
-from weakref import WeakKeyDictionary
 
 from langchain_core.decisions import (
     BaseDecisionModel,
@@ -39,11 +37,10 @@ from langchain_core.decisions import (
     State,
 )
 from langchain_core.messages import BaseMessage, convert_to_openai_messages
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr
+from pydantic import BaseModel, Field
 
-from dalorra.client import Answers, AsyncClient, Client, Decision, Promise, Retries
-
-DEFAULT_TIMEOUT = 65.0
+from dalorra.client import Answers, Decision, Promise
+from dalorra.client._connected import Connected
 
 
 class Doubt(BaseModel):
@@ -83,7 +80,7 @@ class DoubtfulResponse(ClassifierResponse):
     answers: dict[str, DoubtfulAnswer]  # type: ignore[assignment]  # narrower: a dict is invariant
 
 
-class DalorraDecisionModel(BaseDecisionModel):
+class DalorraDecisionModel(Connected, BaseDecisionModel):
     """Asks a DALorRA server typed questions about a state.
 
     Args:
@@ -98,21 +95,6 @@ class DalorraDecisionModel(BaseDecisionModel):
     """
 
     model: str = "jev-latest"
-    base_url: str = "http://127.0.0.1:8000"
-    api_key: SecretStr | None = Field(default=None, exclude=True)
-    timeout: float = DEFAULT_TIMEOUT
-    retries: Retries = Retries()
-
-    _client: Client = PrivateAttr()
-    # A connection belongs to its event loop, and a program may have several, one after another.
-    _async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = PrivateAttr(
-        default_factory=WeakKeyDictionary
-    )
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Makes the client."""
-        super().model_post_init(context)
-        self._client = Client(**self._connection())
 
     @property
     def _provider(self) -> str:
@@ -122,19 +104,9 @@ class DalorraDecisionModel(BaseDecisionModel):
         return _response(self._client.ask(_plain(state), _asked(questions), model=self.model))
 
     async def _aclassify(self, state: State, questions: dict[str, Question]) -> DoubtfulResponse:
-        loop = asyncio.get_running_loop()
-        client = self._async_clients.get(loop)
-        if client is None:
-            client = self._async_clients[loop] = AsyncClient(**self._connection())
-        return _response(await client.ask(_plain(state), _asked(questions), model=self.model))
-
-    def _connection(self) -> dict[str, Any]:
-        return {
-            "base_url": self.base_url,
-            "api_key": self.api_key.get_secret_value() if self.api_key else None,
-            "timeout": self.timeout,
-            "retries": self.retries,
-        }
+        return _response(
+            await self._async_client().ask(_plain(state), _asked(questions), model=self.model)
+        )
 
 
 class ToolCallRequest(Protocol):

@@ -63,7 +63,7 @@ def scripted(
     transport = httpx.MockTransport(script)
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(
-            f"dalorra.client.langchain_decisions.{kind.__name__}",
+            f"dalorra.client._connected.{kind.__name__}",
             lambda kind=kind, **named: kind(transport=transport, **named),
         )
     return DalorraDecisionModel(retries=Retries(attempts=1), **options)
