@@ -22,7 +22,15 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from dalorra.client import AsyncClient, Client, Info, Prediction, QueueFullError, Retries, langchain
+from dalorra.client import (
+    AsyncClient,
+    Client,
+    Info,
+    Prediction,
+    QueueFullError,
+    Retries,
+    _connected,
+)
 from dalorra.client.langchain import UncertainPredictTool
 from dalorra.client.langgraph import predict_node, route_by_decision
 from dalorra.client.tool import TOOL_NAME, parameters_schema, sentence
