@@ -7,23 +7,16 @@ Reads what `benchmarks.intents`, `benchmarks.many_labels`, `benchmarks.trie_or_h
 `benchmarks.error_ranking` and `benchmarks.out_of_scope` wrote, and measures nothing itself.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import Line, markdown_table
+from benchmarks.report import Line, markdown_table, write_section
 
 
 def main() -> None:
     """Writes the part, where the report finds it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    default = Path("benchmarks/results/experiments/many_labels/SECTION.md")
-    parser.add_argument("--out", type=Path, default=default)
-    options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(section(options.results), "utf-8")
+    write_section(__doc__, "many_labels", section)
 
 
 def section(results: Path) -> str:
