@@ -39,7 +39,7 @@ def test_an_adapter_for_questions_has_no_labels_of_its_own(saved):
 
 def test_a_damaged_format_is_named_by_its_place_in_the_file(saved):
     edit(saved, prompt=LETTERS.model_dump() | {"option": "- {name}"})
-    with pytest.raises(AdapterError, match=r"prompt\.option: Value error, template"):
+    with pytest.raises(AdapterError, match=r"prompt\.option: template"):
         read_adapter(saved)
     edit(saved, prompt=FORMAT.model_dump() | {"labels": {"one": 3, "two": " b"}})
     with pytest.raises(AdapterError, match=r"prompt\.labels\.one: "):
