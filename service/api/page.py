@@ -1,4 +1,4 @@
-"""The page for people: four files of this package, nothing from elsewhere."""
+"""The page for people: seven files of this package, nothing from elsewhere."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -10,6 +10,9 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "/predict.js": ("predict.js", "text/javascript; charset=utf-8"),
+    "/questions.js": ("questions.js", "text/javascript; charset=utf-8"),
+    "/server.js": ("server.js", "text/javascript; charset=utf-8"),
 }
 PATHS = frozenset(_FILES)
 """Open to all: the page has no secret, and is where a key is typed in."""
