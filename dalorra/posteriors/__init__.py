@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from dalorra.errors import AdapterError, first_fault
+from dalorra.posteriors.amortised import AmortisedBank, AmortisedMasks
 from dalorra.posteriors.contextual import ContextBank, ContextualMatrix
 from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
 from dalorra.posteriors.laplace import Laplace
@@ -21,6 +22,7 @@ from dalorra.posteriors.weight_noise import ColumnSpaceNoise, GaussianDown, Weig
 POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
     {
         "dalorra": RankMasks,
+        "amortised": AmortisedMasks,
         "mle": Deterministic,
         "map": Deterministic,
         "mc_dropout": AdapterDropout,
@@ -37,6 +39,8 @@ POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
 __all__ = [
     "POSTERIORS",
     "AdapterDropout",
+    "AmortisedBank",
+    "AmortisedMasks",
     "ColumnSpaceNoise",
     "ContextBank",
     "ContextualMatrix",

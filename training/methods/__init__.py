@@ -4,6 +4,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
+from training.methods.amortised import Amortised
 from training.methods.blob import Blob
 from training.methods.c_lora import CLora
 from training.methods.dalorra import Dalorra
@@ -27,6 +28,7 @@ METHODS: Final[tuple[type[Method], ...]] = (
     CLora,
     RandomMask,
     Dalorra,
+    Amortised,
 )
 
 
@@ -36,7 +38,17 @@ def _named(section: Any) -> Any:
 
 
 AnyMethod = Annotated[
-    Mle | Map | McDropout | Ensemble | Laplace | Blob | Tfb | CLora | RandomMask | Dalorra,
+    Mle
+    | Map
+    | McDropout
+    | Ensemble
+    | Laplace
+    | Blob
+    | Tfb
+    | CLora
+    | RandomMask
+    | Dalorra
+    | Amortised,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
