@@ -47,6 +47,7 @@ EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 EXAMPLES: dict[str, tuple[str, Posterior]] = {
     "dalorra": ("dalorra", posteriors.RankMasks()),
     "amortised": ("amortised", posteriors.AmortisedMasks()),
+    "correlated": ("correlated", posteriors.CorrelatedMasks()),
     "mle": ("mle", posteriors.Deterministic()),
     "map": ("map", posteriors.Deterministic()),
     "input dropout": ("mc_dropout", posteriors.AdapterDropout(rate=0.3)),

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from dalorra.errors import AdapterError, first_fault
 from dalorra.posteriors.amortised import AmortisedBank, AmortisedMasks
 from dalorra.posteriors.contextual import ContextBank, ContextualMatrix
+from dalorra.posteriors.correlated import CorrelatedMasks
 from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
 from dalorra.posteriors.laplace import Laplace
 from dalorra.posteriors.posterior import Posterior
@@ -23,6 +24,7 @@ POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
     {
         "dalorra": RankMasks,
         "amortised": AmortisedMasks,
+        "correlated": CorrelatedMasks,
         "mle": Deterministic,
         "map": Deterministic,
         "mc_dropout": AdapterDropout,
@@ -44,6 +46,7 @@ __all__ = [
     "ColumnSpaceNoise",
     "ContextBank",
     "ContextualMatrix",
+    "CorrelatedMasks",
     "Deterministic",
     "DropoutBank",
     "Ensemble",

@@ -46,14 +46,14 @@ def bernoulli_kl(logits: Tensor, prior: float) -> Tensor:
 
 
 def bernoulli_kl_between(logits: Tensor, others: Tensor) -> Tensor:
-    """KL(Bernoulli(σ(a)) ‖ Bernoulli(σ(b))) of each element in nats, float32; 0 where a is b.
+    """KL(Bernoulli(σ(a)) ‖ Bernoulli(σ(b))) of each element in nats; 0 where a is b.
 
     Args:
         logits: a, finite.
         others: b, likewise, broadcast with a.
     """
-    a, b = logits.float(), others.float()
-    return torch.sigmoid(a) * (a - b) + F.logsigmoid(-a) - F.logsigmoid(-b)
+    on = torch.sigmoid(logits)
+    return on * (logits - others) + F.logsigmoid(-logits) - F.logsigmoid(-others)
 
 
 def logistic_noise(shape: Sequence[int], samples: int, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from training.methods.amortised import Amortised
 from training.methods.blob import Blob
 from training.methods.c_lora import CLora
+from training.methods.correlated import Correlated
 from training.methods.dalorra import Dalorra
 from training.methods.ensemble import Ensemble
 from training.methods.laplace import Laplace
@@ -29,6 +30,7 @@ METHODS: Final[tuple[type[Method], ...]] = (
     RandomMask,
     Dalorra,
     Amortised,
+    Correlated,
 )
 
 
@@ -48,7 +50,8 @@ AnyMethod = Annotated[
     | CLora
     | RandomMask
     | Dalorra
-    | Amortised,
+    | Amortised
+    | Correlated,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
