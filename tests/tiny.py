@@ -48,6 +48,7 @@ EXAMPLES: dict[str, tuple[str, Posterior]] = {
     "dalorra": ("dalorra", posteriors.RankMasks()),
     "amortised": ("amortised", posteriors.AmortisedMasks()),
     "correlated": ("correlated", posteriors.CorrelatedMasks()),
+    "spike_slab": ("spike_slab", posteriors.SpikeSlab()),
     "mle": ("mle", posteriors.Deterministic()),
     "map": ("map", posteriors.Deterministic()),
     "input dropout": ("mc_dropout", posteriors.AdapterDropout(rate=0.3)),
@@ -60,7 +61,7 @@ EXAMPLES: dict[str, tuple[str, Posterior]] = {
 }
 """Method and posterior of everything that a bank can be drawn of."""
 
-_DEVIATIONS = {"down": 0.2, "up": 0.3, "mask_logits": 1.5}
+_DEVIATIONS = {"down": 0.2, "up": 0.3, "mask_logits": 1.5, "log_deviation": 1.0}
 WORDS = ("Review", "Sentiment", *(f"Ġ{word}" for word in ("positive", "negative", "neutral")))
 FORMAT = PromptFormat(
     template="Review: {sentence}",

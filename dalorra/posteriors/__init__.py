@@ -18,6 +18,7 @@ from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
 from dalorra.posteriors.laplace import Laplace
 from dalorra.posteriors.posterior import Posterior
 from dalorra.posteriors.rank_masks import Deterministic, Ensemble, RandomMasks, RankMasks
+from dalorra.posteriors.spike_slab import SpikeSlab, SpikeSlabBank
 from dalorra.posteriors.weight_noise import ColumnSpaceNoise, GaussianDown, WeightNoiseBank
 
 POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
@@ -25,6 +26,7 @@ POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
         "dalorra": RankMasks,
         "amortised": AmortisedMasks,
         "correlated": CorrelatedMasks,
+        "spike_slab": SpikeSlab,
         "mle": Deterministic,
         "map": Deterministic,
         "mc_dropout": AdapterDropout,
@@ -55,6 +57,8 @@ __all__ = [
     "Posterior",
     "RandomMasks",
     "RankMasks",
+    "SpikeSlab",
+    "SpikeSlabBank",
     "WeightNoiseBank",
     "find_posterior",
 ]

@@ -16,6 +16,7 @@ from training.methods.mc_dropout import McDropout
 from training.methods.method import Method
 from training.methods.mle import Mle
 from training.methods.random_mask import RandomMask
+from training.methods.spike_slab import SpikeAndSlab
 from training.methods.tfb import Tfb
 
 METHODS: Final[tuple[type[Method], ...]] = (
@@ -31,6 +32,7 @@ METHODS: Final[tuple[type[Method], ...]] = (
     Dalorra,
     Amortised,
     Correlated,
+    SpikeAndSlab,
 )
 
 
@@ -51,7 +53,8 @@ AnyMethod = Annotated[
     | RandomMask
     | Dalorra
     | Amortised
-    | Correlated,
+    | Correlated
+    | SpikeAndSlab,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Bernoulli, kl_divergence
 
 from dalorra.adapter.export import export_bank, export_mean
-from dalorra.adapter.layer import module_tensors, stochastic_layers
+from dalorra.adapter.layer import module_tensors
 from dalorra.errors import ConfigError
 from dalorra.forward.reference_rows import pack
 from dalorra.labels import LabelTrie
@@ -41,16 +41,9 @@ def module(seed: int = 0, context: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def both(adapted):
+def both(beside_dalorra):
     """An amortised adapter with W = 0, and DALorRA with the same φ, A and B."""
-    amortised, dalorra = adapted(Amortised()), adapted(Dalorra())
-    layers = (stochastic_layers(model).values() for model in (amortised, dalorra))
-    with torch.no_grad():
-        for one, other in zip(*layers, strict=True):
-            one.posterior_tensor("mask_context").zero_()
-            for name in other.tensors:
-                one.tensors[name].copy_(other.tensors[name])
-    return amortised, dalorra
+    return beside_dalorra(Amortised(), "mask_context")
 
 
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])

@@ -3,22 +3,15 @@
 import pytest
 import torch
 
-from dalorra.adapter.layer import module_tensors, stochastic_layers
+from dalorra.adapter.layer import module_tensors
 from training.methods.correlated import Correlated
 from training.methods.dalorra import Dalorra
 
 
 @pytest.fixture
-def both(adapted):
+def both(beside_dalorra):
     """A correlated adapter with Λ = 0, and DALorRA with the same φ, A and B."""
-    correlated, dalorra = adapted(Correlated()), adapted(Dalorra())
-    layers = (stochastic_layers(model).values() for model in (correlated, dalorra))
-    with torch.no_grad():
-        for one, other in zip(*layers, strict=True):
-            one.posterior_tensor("mask_loadings").zero_()
-            for name in other.tensors:
-                one.tensors[name].copy_(other.tensors[name])
-    return correlated, dalorra
+    return beside_dalorra(Correlated(), "mask_loadings")
 
 
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
