@@ -80,7 +80,9 @@ def write_report(results: Path, out: Path) -> Path:
 _ORDER = (
     "comparison",
     "tuned",
+    "posteriors",
     "strengths",
+    "posteriors_strengths",
     "scopes",
     "sensitivity",
     "random_masking",
