@@ -58,8 +58,8 @@ class AmortisedMasks(Posterior):
 
     def mean(self, modules: Sequence[ModuleTensors]) -> "AmortisedBank":
         """π(a) in place of z, which depends on the input as before."""
-        silent = torch.stack([m["mask_logits"] for m in modules])[None].detach() * 0.0
-        return AmortisedBank(silent, tuple(modules), temperature=1.0)
+        logits = torch.stack([m["mask_logits"] for m in modules])
+        return AmortisedBank(torch.zeros_like(logits)[None], tuple(modules), temperature=1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
