@@ -63,6 +63,7 @@ _CHAPTERS: Final = {
         "tuned",
         "posteriors",
         "strengths",
+        "posteriors_strengths",
         "scopes",
         "sensitivity",
         "random_masking",
