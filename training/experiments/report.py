@@ -125,6 +125,7 @@ _INTRODUCTION = (
     "seeds). One that holds zero shows no difference. With one seed it is about these two adapters",
     "and not about the methods; and the first was found on the same examples, which favours it.",
     "Tables without it are of runs whose answers were not kept.",
+    "*C-LoRA* is a redesign of it ([how](../training/methods/c_lora.py)).",
     "*At a temperature* is the NLL with the label logits divided by the number that fits the",
     "hold-out best.",
 )

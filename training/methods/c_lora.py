@@ -1,4 +1,4 @@
-"""Contextual low-rank adaptation (C-LoRA; Rahmati et al., 2025).
+"""Contextual low-rank adaptation, a redesign of C-LoRA (Rahmati et al., 2025).
 
 Between A and B stands an r × r matrix that depends on the row, Gaussian with a mean and a deviation
 that a small network of each module makes of A x; see `dalorra.posteriors.contextual`:
@@ -60,7 +60,7 @@ class CLora(Method):
         context_learning_rate: of the networks, which have no weight decay.
     """
 
-    title = "a Gaussian r × r matrix between A and B that depends on the input (C-LoRA)"
+    title = "a Gaussian r × r matrix between A and B that depends on the input (after C-LoRA)"
 
     name: Literal["c_lora"] = "c_lora"
     hidden: int = Field(default=64, ge=1)
