@@ -263,6 +263,12 @@ class Predictor:
         samples = PosteriorSamples(torch.cat(parts).cpu()[back], weights.cpu(), error_ratio)
         return samples, torch.cat(features).cpu()[back]
 
+    def examples(self) -> list[Prompt]:
+        """Three short prompts that mean nothing, of which no two begin alike; to measure with."""
+        like = self.encode(dict.fromkeys(self.fields, "warm up"))
+        ids = like.prompt_ids
+        return [replace(like, prompt_ids=ids[turn:] + ids[:turn]) for turn in (1, 2, 3)]
+
     def warm_up(self) -> Iterator[Callable[[], object]]:
         """Steps before the first answer: the smallest and the largest input, and each recording."""
         like, network = self.encode(dict.fromkeys(self.fields, "warm up")), self._network

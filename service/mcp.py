@@ -36,6 +36,7 @@ from dalorra.client.tool import adapter_of, parameters_schema, sentence, tool_de
 from dalorra.errors import InputError
 from service.api.answering import Answering
 from service.api.problems import INTERNAL, problem_of
+from service.api.routes import client_of
 from service.api.schemas import PredictOptions, PredictRequest, PredictResponse
 from service.engine import Predictor
 from service.errors import ServiceError
@@ -120,14 +121,16 @@ class McpEndpoint:
             adapter = adapter_of(params.name)
         except ValueError as error:
             raise MCPError(INVALID_PARAMS, str(error)) from None
-        request_id = context.request.state.request_id if context.request else ""
+        request = context.request
+        request_id = request.state.request_id if request else ""
+        client = client_of(request) if request else None
         started = time.perf_counter()
         self._telemetry.request_started()
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
             inputs = [_checked(params.arguments)]
             options = PredictOptions(adapter=adapter)
-            reply = await self._answering.answer(inputs, [request_id], options)
+            reply = await self._answering.answer(inputs, [request_id], options, client=client)
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type

@@ -69,6 +69,8 @@ class Answering:
         inputs: Sequence[InputFields],
         request_ids: Sequence[str],
         options: PredictOptions,
+        *,
+        client: bytes | None = None,
     ) -> Reply:
         """Answers at least one input; all of them or none.
 
@@ -76,6 +78,7 @@ class Answering:
             inputs: strings, or the template's fields.
             request_ids: one for each.
             options: the same for all.
+            client: digest of the key that asks, if keys are needed; see `Engine.predict`.
 
         Raises:
             InputError, ServiceError: see `Adapters.find`, `Policy.at` and `Engine.predict`.
@@ -84,7 +87,9 @@ class Answering:
         predictor = self._lifecycle.adapters.find(options.adapter)
         policy, target = predictor.policy, options.target_error
         policy = policy if target is None else policy.at(target)
-        answers = await engine.predict(predictor, inputs, within=self._timeout_seconds)
+        answers = await engine.predict(
+            predictor, inputs, within=self._timeout_seconds, client=client
+        )
         if self._tracing is not None:
             self._tracing.stages(answers)
         predictions = [one.prediction for one in answers]

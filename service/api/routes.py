@@ -102,10 +102,17 @@ async def ask(
     """
     request_id = request.state.request_id
     ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
-    reply = await _unless_gone(request, answering.answer(inputs, ids, options))
+    work = answering.answer(inputs, ids, options, client=client_of(request))
+    reply = await _unless_gone(request, work)
     response.headers["Server-Timing"] = reply.server_timing
     request.state.facts = reply.facts
     return reply.bodies
+
+
+def client_of(request: Request) -> bytes | None:
+    """Digest of the key that a request came with; None where keys are not needed."""
+    key: bytes | None = getattr(request.state, "key", None)
+    return key
 
 
 def check_batch(inputs: int, settings: Settings) -> None:

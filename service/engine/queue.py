@@ -1,50 +1,129 @@
 """Tokenised entries that wait for the model, and which of them go together."""
 
-from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from itertools import islice
+from operator import attrgetter
 
 from service.engine.entry import Entry
+from service.engine.pace import Speed
 
 _WINDOW = 256
-"""Entries of one predictor, oldest first, among which a batch is looked for."""
+"""Entries of one predictor among which a batch is looked for."""
+
+_by_turn: Callable[[Entry], int] = attrgetter("turn")
+_by_deadline: Callable[[Entry], float] = attrgetter("deadline")
 
 
 class Queue:
-    """Owner of the waiting line. Pure data: it knows neither time nor threads."""
+    """Owner of the waiting line. Pure data: it reads no clock and knows no threads.
+
+    Clients take turns, by rows: an entry's turn is where its client's last one ended, or where
+    service is now if its client has nothing waiting (self-clocked fair queueing: S. J. Golestani,
+    A self-clocked fair queueing scheme for broadband applications, INFOCOM 1994). Of one client,
+    entries have their turns as they came.
+    """
 
     def __init__(self) -> None:
-        # A linked list with O(1) removal anywhere: a client may leave from the middle.
-        self._entries: OrderedDict[Entry, None] = OrderedDict()
+        self._entries: dict[Entry, None] = {}  # O(1) removal anywhere: clients leave as they like
+        self._ends: dict[Hashable, int] = {}  # turn of each client's last entry
+        self._turn = 0  # of the entry that the last batch was made for
+        self.rows = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def push(self, entry: Entry) -> None:
-        """Adds an entry at the end."""
+        """Adds an entry."""
+        entry.turn = max(self._turn, self._ends.get(entry.client, 0)) + entry.rows
+        self._ends[entry.client] = entry.turn
         self._entries[entry] = None
+        self.rows += entry.rows
 
     def discard(self, entry: Entry) -> None:
         """Removes an entry from wherever it is."""
-        self._entries.pop(entry, None)
+        if entry in self._entries:
+            del self._entries[entry]
+            self.rows -= entry.rows
 
-    def take(self) -> list[Entry]:
-        """Removes the next batch: the oldest entry and those that its predictor runs with it.
+    def hopeless(self, now: float, speed: Speed) -> list[Entry]:
+        """Those that would not be answered in time, though the most urgent always go first.
+
+        There are some only after the model has become slower: places are given to what can be
+        answered in time.
+        """
+        if self._all_in_time(now, speed, 0):
+            return []
+        late, ahead = [], 0
+        for entry in sorted(self._entries, key=_by_deadline):
+            if now + speed.seconds(ahead + entry.rows) > entry.deadline:
+                late.append(entry)
+            else:
+                ahead += entry.rows
+        return late
+
+    def take(self, now: float, speed: Speed) -> list[Entry]:
+        """Removes the next batch: the entry whose turn it is, and those that are run with it.
 
         All of one predictor: a forward is that of one adapter, and two small forwards cost what
-        two batches do. Each predictor takes its turn when its entry is the oldest. The oldest
-        entry is always part of the batch, so an entry with p others ahead of it leaves within
-        p + 1 batches, whatever the lengths are.
+        two batches do. Only those are chosen from that leave everyone else time enough. The entry
+        whose turn it is always is part of the batch, so an entry with p others ahead of it leaves
+        within p + 1 batches, whatever the lengths are.
+
+        Args:
+            now: in loop time.
+            speed: a careful estimate.
 
         Returns:
-            Entries, the oldest first; empty when nothing waits.
+            Entries, in the order of their turns; empty when nothing waits.
         """
-        oldest = next(iter(self._entries), None)
-        if oldest is None:
+        if not self._entries:
             return []
-        alike = (entry for entry in self._entries if entry.predictor is oldest.predictor)
+        choice = self._affordable(now, speed)
+        first = choice[0]
+        alike = (entry for entry in choice if entry.predictor is first.predictor)
         window = list(islice(alike, _WINDOW))
-        places = oldest.predictor.batching.take([entry.rows for entry in window])
+        batching = first.predictor.batching
+        budget = round(min(batching.budget, speed.rows(first.deadline - now)))
+        places = replace(batching, budget=budget).take([entry.rows for entry in window])
         batch = [window[place] for place in places]
+        self._turn = max(self._turn, first.turn)
         for entry in batch:
-            del self._entries[entry]
+            self.discard(entry)
+        if not self._entries:
+            self._ends.clear()
         return batch
+
+    def _affordable(self, now: float, speed: Speed) -> list[Entry]:
+        """Entries that may run next without making another one late, first the one that must."""
+        if self._all_in_time(now, speed, max(entry.rows for entry in self._entries)):
+            return sorted(self._entries, key=_by_turn)
+        batch_rows = min(self.rows, speed.batch_rows)
+        batch_seconds = speed.seconds(batch_rows)
+        by_deadline = sorted(self._entries, key=_by_deadline)
+        # A batch of which a part would be late is wasted to that part: who still has time goes
+        # first, and whoever has not may find the model faster than expected.
+        in_time = [
+            entry
+            for entry in by_deadline
+            if now + max(batch_seconds, speed.seconds(entry.rows)) <= entry.deadline
+        ]
+        chosen, ahead, urgent = [], 0, False
+        for entry in in_time:
+            if urgent and ahead + entry.rows > batch_rows:
+                break
+            chosen.append(entry)
+            ahead += entry.rows
+            if not urgent and now + batch_seconds + speed.seconds(ahead) > entry.deadline:
+                if ahead >= batch_rows:
+                    break
+                urgent = True
+        if not urgent:
+            chosen.sort(key=_by_turn)
+        return chosen or by_deadline
+
+    def _all_in_time(self, now: float, speed: Speed, longest: int) -> bool:
+        """Whether everyone could wait for all others, and for one more batch where `longest`."""
+        more = speed.seconds(max(longest, min(self.rows, speed.batch_rows))) if longest else 0.0
+        last = now + speed.seconds(self.rows) + more
+        return all(entry.deadline >= last for entry in self._entries)

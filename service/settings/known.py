@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         "ones: those are answered with 422.",
     )
 
-    max_queue_requests: int = Field(512, ge=1, description="Inputs that may wait.")
+    max_queue_requests: int = Field(2_048, ge=1, description="Inputs that may wait.")
     max_queue_rows: int = Field(65_536, ge=1, description="Packed rows that may wait.")
     batch_rows: int = Field(2_048, ge=1, description="Packed rows of one forward.")
     prefix_cache_mib: int = Field(
