@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import arguments, print_table, read_json, save_figure, write_json
 from benchmarks.soak_load.attacks import attack
-from benchmarks.soak_load.server import Reading, Server
+from benchmarks.soak_load.server import Reading, Server, read
 from benchmarks.soak_load.summary import in_all, of_client, window
 from benchmarks.soak_load.traffic import Client, Texts, Traffic
 
@@ -91,7 +91,7 @@ async def _soak(server: Server, options: argparse.Namespace) -> list[dict[str, A
     clients = [Client(name, _KEYS[name], share * capacity) for name, share in shares.items()]
     traffic.outcomes.clear()
     seconds = 60.0 * options.minutes
-    readings = [await server.read(traffic.now)]
+    readings = [await read(server.url, traffic.now)]
     reader = asyncio.create_task(_keep_reading(server, traffic, readings, options.window))
     attacks = asyncio.create_task(attack(server.url, options.attacks, seconds, options.seed))
     await traffic.flood(clients, seconds)
@@ -100,7 +100,7 @@ async def _soak(server: Server, options: argparse.Namespace) -> list[dict[str, A
     await asyncio.wait([reader])
     if not reader.cancelled():
         reader.result()  # it failed: the server did not say how it is
-    last = await server.read(traffic.now)
+    last = await read(server.url, traffic.now)
     after = await replace(traffic, outcomes=[]).saturate(_KEYS[GREEDY], _WAITING, options.measure)
     whole = {
         **in_all(
@@ -126,7 +126,7 @@ async def _keep_reading(
 ) -> None:
     while True:
         await asyncio.sleep(every)
-        readings.append(await server.read(traffic.now))
+        readings.append(await read(server.url, traffic.now))
 
 
 def _figure(lines: Sequence[dict[str, Any]], path: Path) -> None:

@@ -6,6 +6,7 @@ Open loop: clients come whether or not those before them were answered, as stran
 import asyncio
 import math
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -38,11 +39,15 @@ class Machine:
     batch_rows: int = 2_048
     noise: float = 0.05
 
+    def room(self, within: float, at: float = 0.0) -> float:
+        """Rows of the largest batch that a quarter of the deadline is enough for."""
+        rows = self.rows_per_second(at) * within / 4 - self.price
+        return min(self.batch_rows, max(rows, 1.0))
+
     def capacity(self, within: float, at: float = 0.0) -> float:
-        """Rows per second in the largest batches that a quarter of the deadline has room for."""
-        speed = self.rows_per_second(at)
-        rows = min(self.batch_rows, max(speed * within / 4 - self.price, 1.0))
-        return speed * rows / (rows + self.price)
+        """Rows per second in such batches."""
+        rows = self.room(within, at)
+        return self.rows_per_second(at) * rows / (rows + self.price)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Crowd:
     """
 
     rows_per_second: float
-    characters: Sequence[int] = (10, 20, 40, 80)
+    characters: Sequence[int] = (20, 60, 120, 240)
     inputs: int = 1
     key: Hashable | None = None
     comes: float = 0.0
@@ -85,10 +90,10 @@ class Outcome:
 
 @dataclass
 class Record:
-    """What became of all requests, and how busy the model was."""
+    """What became of all requests, and what waited."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    most_in_flight: int = 0
+    most_rows_waiting: int = 0
 
     def select(
         self, how: str | None = None, crowd: Crowd | None = None, since: float = 0.0
@@ -102,9 +107,12 @@ class Record:
         ]
 
     def goodput(self, begin: float, end: float, crowd: Crowd | None = None) -> float:
-        """Rows per second that were answered in this time."""
-        answered = self.select("answered", crowd)
-        return sum(one.rows for one in answered if begin <= one.ended < end) / (end - begin)
+        """Rows per second that were answered in this time, from one batch's end to another's."""
+        answered = sorted((one.ended, one.rows) for one in self.select("answered", crowd))
+        ends = [ended for ended, _ in answered]
+        first, last = bisect_right(ends, begin), bisect_right(ends, end)
+        seconds = ends[last - 1] - (ends[first - 1] if first else 0.0)
+        return sum(rows for _, rows in answered[first:last]) / seconds
 
 
 def play(
@@ -154,7 +162,7 @@ def play(
             if outcome.how == "QueueFullError" and outcome.ended > outcome.arrived:
                 outcome.how = "dropped"
             record.outcomes.append(outcome)
-            record.most_in_flight = max(record.most_in_flight, engine.in_flight)
+            record.most_rows_waiting = max(record.most_rows_waiting, engine.queue_rows)
 
         async def arrive(crowd: Crowd) -> None:
             await asyncio.sleep(crowd.comes)

@@ -103,18 +103,6 @@ class Server:
             self._process.wait()
             return None
 
-    async def read(self, at: float) -> Reading:
-        """Asks for its metrics.
-
-        Raises:
-            httpx.HTTPError: it does not answer.
-        """
-        began = time.perf_counter()
-        async with httpx.AsyncClient(timeout=_STOP_SECONDS, trust_env=False) as http:
-            text = (await http.get(f"{self.url}/metrics")).raise_for_status().text
-        seconds = time.perf_counter() - began
-        return await asyncio.to_thread(_reading, text, at, seconds)
-
     def _ready(self) -> bool:
         try:
             return httpx.get(f"{self.url}/health/ready", trust_env=False).is_success
@@ -126,6 +114,23 @@ class Server:
             if '"listening"' in line:
                 return f"http://127.0.0.1:{json.loads(line)['port']}"
         return ""
+
+
+async def read(url: str, at: float) -> Reading:
+    """Asks a server for its metrics.
+
+    Args:
+        url: of the server.
+        at: seconds since the traffic began.
+
+    Raises:
+        httpx.HTTPError: it does not answer.
+    """
+    began = time.perf_counter()
+    async with httpx.AsyncClient(timeout=_STOP_SECONDS, trust_env=False) as http:
+        text = (await http.get(f"{url}/metrics")).raise_for_status().text
+    seconds = time.perf_counter() - began
+    return await asyncio.to_thread(_reading, text, at, seconds)
 
 
 def _reading(text: str, at: float, seconds: float) -> Reading:

@@ -103,18 +103,17 @@ class Admission:
         Jittered upwards by as much again, and by at least up to one second, so that the clients
         that were refused together do not come back together.
         """
-        wait = share * (self._pace.rest(now) + self._pace.typical().seconds(self.rows))
+        wait = share * (self._pace.rest(now) + self._pace.typical(now).seconds(self.rows))
         return max(1, math.ceil(wait + self._jitter() * max(wait, 1.0)))
 
     def _check(
         self, requests: int, rows: int, client: Hashable | None, within: float, now: float
     ) -> None:
-        alone = self._pace.typical().seconds(rows)
-        # What was measured that long ago may be wrong by now, and only a batch can tell.
-        if alone > within > self._pace.idle(now):
+        alone = self._pace.typical(now).seconds(rows)
+        if alone > within:
             raise BatchTooLargeError(
-                f"{requests} inputs of this length take about {alone:.0f} s here, and an answer "
-                f"may take {within:g} s: send fewer or shorter ones at once"
+                f"what is asked ({requests} inputs, {rows} rows) takes about {alone:.3g} s here, "
+                f"and an answer may take {within:g} s: send fewer or shorter inputs at once"
             )
         held = self._held.get(client, _Held()) if client is not None else _Held()
         speed, rest = self._pace.careful(now), self._pace.rest(now)

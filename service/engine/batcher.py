@@ -106,9 +106,9 @@ class Batcher:
         return loop.run_in_executor(self._model, self._worker.run, batch.predictor, batch.prompts)
 
     def _next_batch(self, now: float) -> Batch | None:
-        for entry in self._queue.hopeless(now, self._pace.typical()):
+        for entry in self._queue.hopeless(now, self._pace.typical(now)):
             self._drop(entry, now)
-        while entries := self._queue.take(now, self._pace.careful(now)):
+        while entries := self._queue.take(now, self._pace.latest()):
             wanted = [entry for entry in entries if self._start(entry, now)]
             if wanted:
                 prompts = [entry.prompt for entry in wanted if entry.prompt is not None]
@@ -119,19 +119,22 @@ class Batcher:
         """Refuses an entry after all, before anything is computed for it."""
         self._queue.discard(entry)
         self._admission.release(entry)
-        seconds = self._admission.retry_after(1.0, now)
-        sentence = (
-            "the model has become slower, and the answer would not be ready in time: "
-            f"try again in {seconds} s"
-        )
-        entry.fail(QueueFullError(sentence, retry_after=seconds))
+        if not entry.wanted(now):
+            entry.fail(_too_late())
+        else:
+            seconds = self._admission.retry_after(1.0, now)
+            sentence = (
+                "the model has become slower, and the answer would not be ready in time: "
+                f"try again in {seconds} s"
+            )
+            entry.fail(QueueFullError(sentence, retry_after=seconds))
         self._done(entry)
 
     def _start(self, entry: Entry, now: float) -> bool:
         """Takes an entry out of its place; False when its time was up before its turn came."""
         self._admission.release(entry)
         if not entry.wanted(now):
-            entry.fail(DeadlineError("the answer was not ready in time"))
+            entry.fail(_too_late())
             self._done(entry)
             return False
         entry.stage = Stage.RUNNING
@@ -149,6 +152,10 @@ class Batcher:
             else:
                 entry.resolve(_answer(entry, result, seconds, len(batch.entries)))
             self._done(entry)
+
+
+def _too_late() -> DeadlineError:
+    return DeadlineError("the answer was not ready in time")
 
 
 def _answer(entry: Entry, prediction: Prediction, seconds: float, batch_requests: int) -> Answer:

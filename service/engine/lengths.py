@@ -4,6 +4,11 @@ from typing import Any, Final
 
 _DECAY: Final = 0.98  # weight of the past: about the last fifty inputs
 
+_CHARACTERS, _ROWS, _ROWS_PER_CHARACTER = 200, 110, 0.25
+"""What is supposed before anything is known: English, a short template, a short cue ten times."""
+
+_LONG = 2_048
+
 
 class Lengths:
     """Rows by characters: a straight line through recent inputs, by least squares.
@@ -13,13 +18,14 @@ class Lengths:
     """
 
     def __init__(self) -> None:
-        self._weight = 0.0
-        self._characters = self._rows = 0.0  # means
-        self._spread = self._together = 0.0  # variance of the characters; covariance with the rows
-        self._longest = 0
+        self._weight = 1.0
+        self._characters, self._rows = float(_CHARACTERS), float(_ROWS)  # means
+        self._spread = float(_CHARACTERS**2)  # variance of the characters
+        self._together = self._spread * _ROWS_PER_CHARACTER  # covariance with the rows
+        self._longest = _LONG
 
     def rows(self, characters: int) -> int:
-        """The estimate; 0 before anything is known."""
+        """The estimate."""
         slope = self._together / self._spread if self._spread else 0.0
         line = self._rows + slope * (characters - self._characters)
         return min(max(round(line), 0), self._longest)

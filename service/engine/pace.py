@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 _RECENT: Final = 8
 """Batches that an estimate rests on."""
 
+_TRUSTED: Final = 10.0
+"""Seconds of rest after which only a batch can tell how fast the model is by now."""
+
+_LEAST: Final = 4.0
+"""Prices of a batch that its rows are worth at least, however slow the machine is."""
+
 _OVERDUE: Final = 1.5
 """A batch that takes longer than expected is given half as long again."""
 
@@ -48,10 +54,11 @@ class Speed:
 class Pace:
     """Owner of what is known about speed: recent batches, and the one that runs.
 
-    Two estimates: the typical one is the median of recent batches, so that a single hiccup does not
-    change it; the careful one is the slowest of them, which covers their spread, and the one that
-    runs, for as long as it has taken: a slow-down is known before the first slow batch ends. To be
-    too careful costs little: what is refused for it finds a place a few batches later.
+    Three estimates. The typical one is the median of recent batches: a hiccup does not change it,
+    so nobody loses a place for one. The latest is the slower of the last two, for the next batch.
+    The careful one is the slowest of all, which covers their spread, and the one that runs, for as
+    long as it has taken: a slow-down is known before the first slow batch ends. To be too careful
+    costs little: what is refused for it finds a place a few batches later.
 
     Args:
         batch_seconds: what a batch may take; a slower machine gets smaller batches.
@@ -76,9 +83,14 @@ class Pace:
         self._recent.append((now - self._began_at) / self._work)
         self._work, self._ended_at = 0.0, now
 
-    def typical(self) -> Speed:
-        """What is to be expected."""
-        return self._speed(median_low(self._recent) if self._recent else 0.0)
+    def typical(self, now: float) -> Speed:
+        """What is to be expected; nothing is, after a long rest."""
+        known = self._recent and (self._work or now - self._ended_at < _TRUSTED)
+        return self._speed(median_low(self._recent) if known else 0.0)
+
+    def latest(self) -> Speed:
+        """What the next batch hardly exceeds, unless something changes."""
+        return self._speed(max(list(self._recent)[-2:], default=0.0))
 
     def careful(self, now: float) -> Speed:
         """What is hardly ever exceeded."""
@@ -93,10 +105,7 @@ class Pace:
             return 0.0
         return max(0.0, self._began_at + self.careful(now).per_row * self._work - now)
 
-    def idle(self, now: float) -> float:
-        """Seconds since the last batch; 0 while one runs."""
-        return 0.0 if self._work else now - self._ended_at
-
     def _speed(self, per_row: float) -> Speed:
+        least = max(_LEAST * self._price, 1.0)
         affordable = self._batch_seconds / per_row - self._price if per_row else math.inf
-        return Speed(per_row, self._price, min(self._budget, max(affordable, 1.0)))
+        return Speed(per_row, self._price, min(self._budget, max(affordable, least)))

@@ -1,5 +1,6 @@
 """Tokenised entries that wait for the model, and which of them go together."""
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from itertools import islice
@@ -52,7 +53,7 @@ class Queue:
         There are some only after the model has become slower: places are given to what can be
         answered in time.
         """
-        if self._all_in_time(now, speed, 0):
+        if not self._entries or self._all_in_time(now, speed, 0):
             return []
         late, ahead = [], 0
         for entry in sorted(self._entries, key=_by_deadline):
@@ -66,13 +67,13 @@ class Queue:
         """Removes the next batch: the entry whose turn it is, and those that are run with it.
 
         All of one predictor: a forward is that of one adapter, and two small forwards cost what
-        two batches do. Only those are chosen from that leave everyone else time enough. The entry
-        whose turn it is always is part of the batch, so an entry with p others ahead of it leaves
-        within p + 1 batches, whatever the lengths are.
+        two batches do. The entry whose turn it is always is part of the batch, so one with p others
+        ahead of it leaves within p + 1 batches, whatever the lengths are. But nobody takes a turn
+        that would make another one late.
 
         Args:
             now: in loop time.
-            speed: a careful estimate.
+            speed: of the batch.
 
         Returns:
             Entries, in the order of their turns; empty when nothing waits.
@@ -96,7 +97,7 @@ class Queue:
 
     def _affordable(self, now: float, speed: Speed) -> list[Entry]:
         """Entries that may run next without making another one late, first the one that must."""
-        if self._all_in_time(now, speed, max(entry.rows for entry in self._entries)):
+        if self._all_in_time(now, speed, 2):
             return sorted(self._entries, key=_by_turn)
         batch_rows = min(self.rows, speed.batch_rows)
         batch_seconds = speed.seconds(batch_rows)
@@ -114,7 +115,9 @@ class Queue:
                 break
             chosen.append(entry)
             ahead += entry.rows
-            if not urgent and now + batch_seconds + speed.seconds(ahead) > entry.deadline:
+            # After this batch, those with an earlier deadline, and to the end of its own batch.
+            batches = 1 + math.ceil(ahead / batch_rows)
+            if not urgent and now + batches * batch_seconds > entry.deadline:
                 if ahead >= batch_rows:
                     break
                 urgent = True
@@ -122,8 +125,8 @@ class Queue:
             chosen.sort(key=_by_turn)
         return chosen or by_deadline
 
-    def _all_in_time(self, now: float, speed: Speed, longest: int) -> bool:
-        """Whether everyone could wait for all others, and for one more batch where `longest`."""
-        more = speed.seconds(max(longest, min(self.rows, speed.batch_rows))) if longest else 0.0
-        last = now + speed.seconds(self.rows) + more
+    def _all_in_time(self, now: float, speed: Speed, batches: int) -> bool:
+        """Whether everyone could wait for all others, and for so many more batches."""
+        batch = max(speed.batch_rows, *(entry.rows for entry in self._entries))
+        last = now + speed.seconds(self.rows) + batches * speed.seconds(min(batch, self.rows))
         return all(entry.deadline >= last for entry in self._entries)

@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     )
     max_batch_inputs: int = Field(128, ge=1, description="Inputs of one /predict/batch request.")
     max_body_bytes: int = Field(2_000_000, ge=1, description="Longest request body.")
-    request_timeout_seconds: float = Field(60.0, gt=0, description="Then 504.")
+    request_timeout_seconds: float = Field(
+        60.0, gt=0, description="For an answer: what will not be ready by then is refused with 429."
+    )
     drain_seconds: float = Field(30.0, ge=0, description="Time to finish the queue on SIGTERM.")
     stall_seconds: float = Field(
         300.0, gt=0, description="A forward that takes longer counts as hung: liveness fails."
