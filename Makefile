@@ -16,17 +16,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup fetch serve test test-all system-deps lint format generate bench clean
+.PHONY: help setup fetch serve test test-all system-deps lint format generate bench dist clean
 
 help: ## List the targets
 	@echo "make serve      start the server on http://localhost:8000 with the bundled adapter"
 	@echo "                (PORT=9000, ARGS='--adapter DIR --base-model ID' change that)"
 	@echo "make test       check everything: ruff, mypy, import-linter, pytest"
-	@echo "make test-all   the same, then the slow tests (brings Prometheus, Chromium and Ray)"
+	@echo "make test-all   the same, then the slow tests (brings Prometheus, Chromium, Ray and others' clients)"
 	@echo "make lint       the checks without the tests"
 	@echo "make generate   write the Grafana dashboards and the Prometheus operator's rules"
 	@echo "make format     put the code in the form that lint asks for"
 	@echo "make bench      run the benchmarks (BENCH_ARGS=...)"
+	@echo "make dist       build wheel and sdist, check them, ask a server of the wheel"
 	@echo "make setup      only make $(VENV), install, and fetch the base model"
 	@echo "make clean      remove $(VENV) and every build output"
 	@echo
@@ -71,8 +72,8 @@ test: setup lint ## All checks
 test-all: test $(RAY) system-deps ## All checks, slow tests included
 	"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)
 
-system-deps: $(STAMP) ## Ray, Prometheus, promtool and Chromium, which the slow tests run
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[ray]'
+system-deps: $(STAMP) ## Ray, Prometheus, promtool, Chromium and others' clients, for the slow tests
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[ray,protocols]'
 	@tests/install_programs.sh "$(abspath $(BIN))"
 
 generate: $(STAMP) ## The files under deploy/ that are written by others there
@@ -81,6 +82,10 @@ generate: $(STAMP) ## The files under deploy/ that are written by others there
 
 bench: setup ## The benchmarks
 	"$(BIN)/python" -m benchmarks $(BENCH_ARGS)
+
+dist: setup ## Wheel and sdist, checked
+	rm -rf dist
+	"$(BIN)/python" -m deploy.release dist
 
 clean: ## Remove what the other targets made (the base model stays in its cache)
 	rm -rf "$(VENV)" dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -29,7 +29,7 @@ from training.config import DataConfig, TrainingConfig
 from training.data import load_data
 from training.novelty import novelty_limit
 from training.promise import Promise
-from training.tasks import Example, load_task
+from training.tasks import Example, load_labelled_task
 
 SOURCES: Final = 200
 """Usual inputs that each half is made of; the others of an adapter's test set calibrate."""
@@ -72,7 +72,7 @@ def unseen_examples(adapter: Path, data: Path) -> list[Example]:
         seed=of_run["seed"],
         data=DataConfig(**{**of_run["data"], "source": data, "evaluation_limit": None}),
     )
-    return load_data(config, load_task(training["task"])).test
+    return load_data(config, load_labelled_task(training["task"])).test
 
 
 def kept(
@@ -131,7 +131,7 @@ def _mixed(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _labelled(example: Example) -> Labelled:
-    return next(iter(example.input.values())).strip(), example.label
+    return next(iter(example.texts.values())).strip(), example.label
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
 from training.novelty import trained_and_held_out
 from training.off_domain import off_domain_texts
-from training.tasks import Example, Task, load_examples, load_task, subsample
+from training.tasks import Example, Task, load_examples, load_labelled_task, subsample
 
 _KIND: Final = "off domain: "
 _GROUPS: Final[dict[str, Callable[[str], bool]]] = {
@@ -62,7 +62,10 @@ def asked(path: Path, data: Path, count: int, seed: int) -> Iterator[dict[str, A
     if adapter.novelty is None or adapter.policy is None or adapter.policy.never_accepts:
         raise ConfigError(f"{path} has no novelty features, or its policy accepts nothing")
     record = adapter.manifest.training
-    task, base = load_task(record["task"]), load_base_model(adapter.manifest.base_model.name)
+    task, base = (
+        load_labelled_task(record["task"]),
+        load_base_model(adapter.manifest.base_model.name),
+    )
     with attached(adapter, base) as model:
         predictor = Predictor.of(adapter, base, model)
     usual, known = _usual(task, record, data, count, seed)
@@ -91,7 +94,7 @@ def _usual(
 
 
 def _text(example: Example) -> str:
-    return next(iter(example.input.values()))
+    return next(iter(example.texts.values()))
 
 
 def _texts(examples: Sequence[Example]) -> list[str]:

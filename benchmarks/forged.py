@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     predictor = Predictor.load(options.adapter, dtype="float32")
     examples = subsample(load_examples("sst2", "validation", options.data), options.examples, 0)
-    results = measure(predictor, [example.input["sentence"].strip() for example in examples])
+    results = measure(predictor, [example.texts["sentence"].strip() for example in examples])
     print_table("Forged inputs", results, COLUMNS)
     write_json(options.json, results)
     options.out.parent.mkdir(parents=True, exist_ok=True)

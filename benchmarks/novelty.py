@@ -105,7 +105,7 @@ def _inputs(
 
 
 def _texts(examples: list[Example]) -> list[str]:
-    return [next(iter(example.input.values())) for example in examples]
+    return [next(iter(example.texts.values())) for example in examples]
 
 
 class Reader:
@@ -120,7 +120,7 @@ class Reader:
         with attached(adapter, base) as model:
             arranged = ArrangedLlama(base.model)
             self._predictor = Predictor.of(adapter, base, model, arranged=arranged)
-            labels = torch.tensor(self._predictor.tokenizer.label_ids, device=base.device)
+            labels = torch.tensor(self._predictor.label_ids, device=base.device)
             self._network = PackedLlama(
                 arranged, low_rank_updates(model), labels, self._predictor.bank, "answer_tokens"
             )

@@ -23,6 +23,7 @@ from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.recorded import CudaGraphs, RecordedNetwork, capture, row_step
 from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
+from dalorra.labels import Labels
 from dalorra.posteriors import RankMasks
 from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.prompts import Prompt, Scope
@@ -65,16 +66,20 @@ class Contenders:
         self.model.eval()
         self.bank = MaskBank.draw(mask_logits(self.model).detach(), BankSpec(samples=samples))
         self.labels = torch.tensor([5, 9], device=self.device)
-        arranged, updates = ArrangedLlama(base), low_rank_updates(self.model)
-        self.networks = {
-            scope: PackedLlama(arranged, updates, self.labels, self.bank, scope)
-            for scope in get_args(Scope)
-        }
-        self._batching = Batching.on(self.device, pads=False, budget=DEFAULT_ROW_BUDGET)
-        self.step = row_step(arranged.layer_weights)
+        self.arranged = ArrangedLlama(base)
+        self.networks = {scope: self.network(self.labels, scope) for scope in get_args(Scope)}
+        self.batching = Batching.on(self.device, pads=False, budget=DEFAULT_ROW_BUDGET)
+        self.step = row_step(self.arranged.layer_weights)
         self.recorded = RecordedNetwork(
             self.networks["answer_tokens"], CudaGraphs(), self.device, self.step
         )
+
+    def network(
+        self, labels: Labels, scope: Scope, class_head: nn.Linear | None = None
+    ) -> PackedLlama:
+        """Ours, with other labels."""
+        updates = low_rank_updates(self.model)
+        return PackedLlama(self.arranged, updates, labels, self.bank, scope, class_head)
 
     def on(self, prompts: list[Prompt], plans: list[str]) -> dict[str, Callable[[], object]]:
         """The chosen plans as functions without arguments, the unit first."""
@@ -91,10 +96,10 @@ class Contenders:
             return answer_logits(self.model, rows, self.bank, self.labels)
 
         every: dict[str, Callable[[], object]] = {
-            "lora": self.synchronised(lambda: self._plain_pass(ids)),
-            "answer_tokens": self._ours(prompts, "answer_tokens", samples),
-            "one sample": self._ours(prompts, "answer_tokens", range(1)),
-            "all_tokens": self._ours(prompts, "all_tokens", samples),
+            "lora": self.plain_pass(prompts),
+            "answer_tokens": self.ours(self.networks["answer_tokens"], prompts, samples),
+            "one sample": self.ours(self.networks["answer_tokens"], prompts, range(1)),
+            "all_tokens": self.ours(self.networks["all_tokens"], prompts, samples),
             "unmodified packed": self.synchronised(torch.inference_mode()(unmodified)),
             "loop": self.synchronised(lambda: [self._plain_pass(ids) for _ in samples]),
             "rows": self.synchronised(lambda: self._plain_pass(ids.repeat(self.samples, 1))),
@@ -107,13 +112,20 @@ class Contenders:
             every["lora recorded"] = self.synchronised(self._graph(ids))
         return {name: every[name] for name in plans}
 
-    def _ours(self, prompts: list[Prompt], scope: Scope, samples: range) -> Callable[[], object]:
+    def plain_pass(self, prompts: list[Prompt]) -> Callable[[], object]:
+        """One plain LoRA pass over prompts of one length."""
+        ids = torch.tensor([[*p.prompt_ids, *p.cue_ids] for p in prompts], device=self.device)
+        return self.synchronised(lambda: self._plain_pass(ids))
+
+    def ours(
+        self, network: PackedLlama, prompts: list[Prompt], samples: range
+    ) -> Callable[[], object]:
         """In the forwards that a predictor would have."""
-        network, budget = self.networks[scope], self._batching.budget
-        rows = [packed_row_count(prompt, len(samples), scope) for prompt in prompts]
+        budget = self.batching.budget
+        rows = [packed_row_count(prompt, len(samples), network.scope) for prompt in prompts]
 
         def run() -> None:
-            for places in self._batching.forwards(rows):
+            for places in self.batching.forwards(rows):
                 if rows[places[0]] > budget:
                     network.in_pieces(prompts[places[0]], samples, budget)
                 else:

@@ -46,7 +46,7 @@ def main() -> None:
     for batch in options.batch:
         for number in range(options.batches):
             chosen = subsample(examples, batch, seed=number)
-            prompts = [predictor.encode(dict(example.input)) for example in chosen]
+            prompts = [predictor.encode(example.texts) for example in chosen]
             rows = [predictor.packed_rows(prompt) for prompt in prompts]
             about = {
                 "shape": options.shape,

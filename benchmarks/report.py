@@ -27,6 +27,23 @@ def arguments(module: str, results: str) -> argparse.ArgumentParser:
     return parser
 
 
+def write_section(module: str, name: str, section: Callable[[Path], str]) -> None:
+    """Writes a part of `docs/results.md` where the report finds it.
+
+    Args:
+        module: docstring of the benchmark.
+        name: of the part's folder.
+        section: makes it, from the folder of the JSON files.
+    """
+    parser = argparse.ArgumentParser(description=module.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    default = Path("benchmarks/results/experiments") / name / "SECTION.md"
+    parser.add_argument("--out", type=Path, default=default)
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(section(options.results), "utf-8")
+
+
 def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """A list of measurements, each with the hardware and versions it was taken with.
 

@@ -66,10 +66,10 @@ def main() -> None:
     predictor = Predictor.load(options.adapter, row_budget=ROW_BUDGET)
     examples = subsample(load_examples("sst2", "validation", options.data), options.examples, 0)
     prompts = sorted(
-        (predictor.encode(dict(example.input)) for example in examples), key=lambda p: p.tokens
+        (predictor.encode(example.texts) for example in examples), key=lambda p: p.tokens
     )
     training = subsample(load_examples("sst2", "train", options.data), options.matched_on, 0)
-    draw = drawing(options.adapter, [predictor.encode(dict(e.input)) for e in training])
+    draw = drawing(options.adapter, [predictor.encode(e.texts) for e in training])
     large = BankSpec.model_validate({"samples": options.reference, **REFERENCE})
     [reference] = moments(predictor, prompts, draw, [large])
     results = []

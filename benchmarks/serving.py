@@ -145,7 +145,7 @@ def _options() -> argparse.Namespace:
 def _inputs(predictor: Predictor, data: Path | None, tokens: int) -> dict[str, list[str]]:
     """Bodies of the inputs by kind; every contender gets the same ones in the same order."""
     examples = load_examples("sst2", "validation", data)
-    sentences = [example.input["sentence"].strip() for example in examples]
+    sentences = [example.texts["sentence"].strip() for example in examples]
     random.Random(0).shuffle(sentences)
     kinds = {"sst2": sentences}
     if tokens:

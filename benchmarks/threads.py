@@ -4,10 +4,11 @@
     python -m benchmarks.threads --spins 1000 3000 30000 100000     # other bounds, to choose one
 
 Each contender is a process of its own, for OpenMP reads its variables once: with libgomp's own
-waiting (`active`), with passive waiting, and as `dalorra.threads.settle` bounds it; `--spins` adds
-other bounds. They take turns, and the others are asleep meanwhile. The neighbour is a process that
-computes all the time, in one thread. A prediction is one sentence by the bundled adapter, a
-training step one of `all_tokens` on a mini-batch of short texts.
+waiting (`active`), with passive waiting, and as `dalorra.threads.settle` bounds it, where as many
+threads compute as cores are free (`dalorra.free_cores`); `--spins` adds other bounds, without that.
+They take turns, and the others are asleep meanwhile. The neighbour is a process that computes all
+the time, in one thread. A prediction is one sentence by the bundled adapter, a training step one of
+`all_tokens` on a mini-batch of short texts.
 
 The goals: idle, the bounded prediction takes at most 1.05 of the active one; busy, at most 1.05 of
 the passive one; a training step at most 1.2 of the passive one, idle or busy.
@@ -27,6 +28,7 @@ from dalorra.threads import DEFAULT_SPINS, SPINS
 
 POLICY = "OMP_WAIT_POLICY"
 BOUNDED = "bounded"
+LIBGOMPS_OWN = "300000"
 ASLEEP = 0.05  # seconds; the longest active waiting of the one before has ended then
 WORKS = ("prediction", "training step")
 SENTENCE = "A film of rare charm, with an ending that nobody expects."
@@ -103,13 +105,15 @@ def _training_step(batch: int) -> Callable[[], object]:
     from benchmarks.training import LABELS, MODULES, objective_loss, training_step
     from dalorra.adapter.layer import attach, lora_config
     from dalorra.base.model import load_base_model
+    from dalorra.free_cores import on_free_cores
     from dalorra.posteriors import RankMasks
 
     model = attach(load_base_model().model, lora_config(8, 16, MODULES, "benchmark"), RankMasks())
     generator = torch.Generator().manual_seed(0)
     prompts = random_prompts([TOKENS] * batch, generator)
     labels = torch.randint(0, len(LABELS), (batch,), generator=generator)
-    return training_step(model, objective_loss(model, "all_tokens", prompts, labels, None))
+    step = training_step(model, objective_loss(model, "all_tokens", prompts, labels, None))
+    return on_free_cores()(step)
 
 
 def measure(contenders: dict[str, Contender], works: dict[str, int]) -> Iterator[dict[str, Any]]:
@@ -153,7 +157,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="texts of a training step")
     options = parser.parse_args()
     variables = {
-        "active": {},
+        "active": {SPINS: LIBGOMPS_OWN},  # said, so that the number of threads stays
         "passive": {POLICY: "passive"},
         BOUNDED: {SPINS: str(DEFAULT_SPINS)},
         **{f"{spins} spins": {SPINS: str(spins)} for spins in options.spins},

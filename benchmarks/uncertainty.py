@@ -7,7 +7,6 @@ Reads what `benchmarks.novelty`, `benchmarks.promise` and `benchmarks.power` wro
 nothing itself.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks import far_inputs
-from benchmarks.report import Line, markdown_table
+from benchmarks.report import Line, markdown_table, write_section
 from benchmarks.shifts import FAR, NEAR
 
 _SCORES = {
@@ -40,13 +39,7 @@ _SHIFTS = {
 
 def main() -> None:
     """Writes the part, where the report finds it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    default = Path("benchmarks/results/experiments/uncertainty/SECTION.md")
-    parser.add_argument("--out", type=Path, default=default)
-    options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(section(options.results), "utf-8")
+    write_section(__doc__, "uncertainty", section)
 
 
 def section(results: Path) -> str:

@@ -3,13 +3,33 @@
 Each message is one sentence that names what is wrong and what would be right.
 """
 
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class DalorraError(Exception):
     """Base class of all of them."""
 
 
 class InputError(DalorraError, ValueError):
-    """An input that the adapter's template cannot take: missing field, empty, over-long."""
+    """An input that the adapter's template cannot take: missing field, empty, over-long.
+
+    Attributes:
+        place: which of several inputs of one request it is; None where there is only one.
+    """
+
+    def __init__(self, message: str, place: int | None = None) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+class TooLongError(InputError):
+    """A question that takes more tokens than its adapter reads."""
 
 
 class AdapterError(DalorraError):
@@ -34,3 +54,15 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+def first_fault(error: ValidationError, unnamed: Container[int | str] = ()) -> str:
+    """Where the content of a file is wrong first, and how: `labels.0: should be …`.
+
+    Args:
+        error: of pydantic.
+        unnamed: steps of the way that the file has no names for.
+    """
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(step) for step in first["loc"] if step not in unnamed)
+    return f"{where or 'content'}: {first['msg'].removeprefix('Value error, ')}"

@@ -33,7 +33,7 @@ def check_golden(predictor: Predictor, model: StochasticPeftModel) -> None:
     Raises:
         AdapterError: an answer is not a distribution, not reproducible, or not the model's.
     """
-    prompts = [predictor.encode(dict.fromkeys(predictor.fields, PROBE))]
+    prompts = [predictor.probe(PROBE)]
     answers = [predictor.predict(prompts)[0] for _ in range(2)]
     values = [*answers[0].probabilities.values(), answers[0].variance]
     if not all(math.isfinite(value) for value in values):
@@ -47,7 +47,7 @@ def check_golden(predictor: Predictor, model: StochasticPeftModel) -> None:
         raise AdapterError("the golden check failed: it answers one input in two ways")
 
     samples, bank = range(predictor.samples), predictor.bank
-    labels = predictor.tokenizer.labels_on(model.device)
+    labels = predictor.labels_of(prompts[0], model.device)
     expected = reference_logits(model, prompts, samples, bank, predictor.scope, labels)
     found = predictor.label_logits(prompts)
     gap = (found.softmax(-1).mean(1) - expected.softmax(-1).mean(1)).abs().max().item()

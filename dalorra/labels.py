@@ -20,8 +20,9 @@ from typing import Final, Literal, Self
 import torch
 from torch import Tensor
 
-LabelsBy = Literal["auto", "tokens", "trie"]
-"""How labels are read off: one token each, or a trie; `auto`: tokens where each label is one."""
+LabelsBy = Literal["auto", "tokens", "trie", "head"]
+"""How labels are read off: one token each, a trie, or classes of a head that the adapter brings;
+`auto`: tokens where each label is one, else a trie."""
 
 TokenIds = tuple[int, ...]
 
@@ -90,12 +91,15 @@ class PathSums:
 
 
 Labels = Tensor | LabelTrie
-"""Where the labels are read off: `[K]` token ids, each one a label, or a trie of longer ones."""
+"""Where the labels are read off: `[K]` rows of the output projection (token ids, or classes where a
+class head is in its place), each one a label, or a trie of longer ones."""
 
 
-def answer_rows(labels: Labels) -> int:
-    """A: rows at the end of the tail that labels are read off."""
-    return labels.rows if isinstance(labels, LabelTrie) else 1
+def answer_rows(labels: Labels | Sequence[LabelTrie]) -> int:
+    """A: rows at the end of the tail that labels are read off; of several tries, the largest's."""
+    if isinstance(labels, Tensor):
+        return 1
+    return labels.rows if isinstance(labels, LabelTrie) else max(trie.rows for trie in labels)
 
 
 @dataclass(frozen=True, eq=False)

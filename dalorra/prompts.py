@@ -3,9 +3,6 @@
 The answer cue is tokenised on its own and appended, so the boundary between the prompt, which the
 frozen base alone reads, and the cue, which the adapter acts on, is exact for every input.
 
-What an input says is text, whatever it looks like: only the template's author writes control tokens
-such as `<|im_end|>`. An input that holds one is tokenised as its letters.
-
 An encoder has no cue. It reads the rendered template between its own special tokens, and its labels
 are the rows of a head.
 """
@@ -14,10 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from keyword import iskeyword
-from string import Formatter
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -25,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dalorra.errors import AdapterError, InputError
 from dalorra.labels import Labels, LabelsBy, LabelTrie, TokenIds, end_apart
+from dalorra.templates import fields_of, filled
+from dalorra.text_tokens import Part, TextTokens
 
 InputFields = str | Mapping[str, str]
 Overflow = Literal["truncate", "reject"]
@@ -42,8 +39,9 @@ class PromptFormat(BaseModel):
             of the tool that asks the adapter.
         answer_cue: constant tail after the template, e.g. `"\nSentiment:"`; None for an encoder.
         labels: label name → the text that stands for it after the cue, e.g. `" positive"`. An
-            encoder has a class for each label instead, and does not look at the text.
-        labels_by: whether each label is a single token, or a path in a `LabelTrie`.
+            encoder has a class for each label instead, and does not look at the text; nor does a
+            class head.
+        labels_by: whether each label is a single token, a path in a `LabelTrie`, or a class.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,36 +54,30 @@ class PromptFormat(BaseModel):
     @field_validator("template")
     @classmethod
     def _has_named_fields(cls, template: str) -> str:
-        try:
-            parts = [(text, name) for text, name, _, _ in Formatter().parse(template)]
-        except ValueError as error:
-            raise ValueError(f"template {template!r} cannot be parsed: {error}") from error
-        names = [name for _, name in parts if name is not None]
+        names = fields_of(template)
         if not names or not all(names):
             raise ValueError(f"template {template!r} needs named fields such as {{text}}")
         for name in names:
             _check_name(name)
-        literal = "".join(
-            text.replace("{", "{{").replace("}", "}}") + ("" if name is None else f"{{{name}}}")
-            for text, name in parts
-        )
-        if literal != template:  # the words of `{note: urgent}` would be in no prompt
-            raise ValueError(
-                f"template {template!r} has more than a name inside braces: write only the name "
-                "there, and {{ or }} for a brace that is text"
-            )
         return template
+
+    @property
+    def by_head(self) -> bool:
+        """Whether the labels are classes of a head that the adapter brings."""
+        return self.answer_cue is None or self.labels_by == "head"
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """Field names in order of first appearance."""
-        names = (name for _, name, _, _ in Formatter().parse(self.template) if name is not None)
-        return tuple(dict.fromkeys(names))
+        return fields_of(self.template)
 
     def render(self, values: Mapping[str, str]) -> str:
         """The template with its fields filled in; braces inside values stay as they are."""
-        parts = Formatter().parse(self.template)
-        return "".join(text + (values[name] if name else "") for text, name, _, _ in parts)
+        return "".join(part.text for part in self.parts(values))
+
+    def parts(self, values: Mapping[str, str]) -> list[Part]:
+        """The same in parts."""
+        return filled(self.template, values)
 
     def as_fields(self, value: InputFields) -> dict[str, str]:
         """Checks an input against the template's fields.
@@ -146,18 +138,32 @@ class Prompt:
         prompt_ids: T − k token ids before the cue, beginning-of-sequence token included.
         cue_ids: the k token ids of the answer cue; for an encoder, the token that ends a text.
         truncated: whether free text was cut to fit.
-        trie: of labels of several tokens.
+        trie: of labels of several tokens, or of those that come with the prompt.
+        shared: the first tokens of a prompt that other questions about the same state begin with,
+            too.
+        options: names of the labels where these come with the prompt; the trie has a path for
+            each, in this order, be it of one token or of several.
+        question: digest of what is asked, see `dalorra.questions.Question`; empty where the input
+            is no question.
     """
 
     prompt_ids: tuple[int, ...]
     cue_ids: tuple[int, ...]
     truncated: bool = False
     trie: LabelTrie | None = None
+    shared: int = 0
+    options: tuple[str, ...] | None = None
+    question: str = ""
 
     @property
     def tokens(self) -> int:
         """T, prompt and cue."""
         return len(self.prompt_ids) + len(self.cue_ids)
+
+    @property
+    def state_ids(self) -> TokenIds:
+        """The shared ones."""
+        return self.prompt_ids[: self.shared]
 
     @property
     def tail_rows(self) -> int:
@@ -193,18 +199,7 @@ class PromptTokenizer:
         max_tokens: int = 300,
         on_overflow: Overflow = "truncate",
     ) -> None:
-        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise AdapterError("the base model needs a fast tokenizer (tokenizer.json)")
-        # A copy without truncation and padding: encoding then has no state to race for.
-        self._backend: Any = type(backend).from_str(backend.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        added = self._backend.get_added_tokens_decoder()
-        # Runs of spaces may be added tokens, too, and control nothing.
-        self._control = {
-            id_: token.content for id_, token in added.items() if token.content.strip()
-        }
+        self._tokens = TextTokens(tokenizer)
         self.format = prompt_format
         self.max_tokens = max_tokens
         self.on_overflow = on_overflow
@@ -213,18 +208,18 @@ class PromptTokenizer:
         cue = prompt_format.answer_cue
         if cue is None:
             self._prefix, self.cue_ids = self._frame(tokenizer)
+        else:
+            self._prefix = self._tokens.start
+            self.cue_ids = self._tokens(cue)
+        if cue is None or prompt_format.by_head:
             self.label_paths = tuple((i,) for i in range(len(prompt_format.labels)))
         else:
-            empty = cast(list[int], tokenizer("").input_ids)
-            bos = tokenizer.bos_token_id
-            self._prefix = (bos,) if bos is not None and empty[:1] == [bos] else ()
-            self.cue_ids = tuple(self._ids(cue))
-            self.label_paths = self._paths(cue, cast(int | None, tokenizer.eos_token_id))
+            self.label_paths = self._paths(cue)
             single = all(len(path) == 1 for path in self.label_paths)
             if prompt_format.labels_by == "trie" or not single:
                 self.trie = LabelTrie(self.label_paths)
         shell = prompt_format.render(dict.fromkeys(prompt_format.fields, ""))
-        self.shell_tokens = len(self._prefix) + len(self._ids(shell)) + len(self.cue_ids)
+        self.shell_tokens = len(self._prefix) + len(self._tokens(shell)) + len(self.cue_ids)
         if self.shell_tokens >= max_tokens:
             raise AdapterError(
                 f"template and cue alone take {self.shell_tokens} tokens: raise max_tokens "
@@ -233,7 +228,7 @@ class PromptTokenizer:
 
     @property
     def label_ids(self) -> TokenIds:
-        """The token of each label, or an encoder's class.
+        """The token of each label, or its class of a head.
 
         Raises:
             AdapterError: the labels are paths in a trie.
@@ -268,76 +263,27 @@ class PromptTokenizer:
 
     def _cut(self, fields: dict[str, str], excess: int) -> dict[str, str]:
         """Drops at least one character and about `excess` tokens from the end of the longest."""
-        encodings = {
-            name: self._backend.encode(text, add_special_tokens=False)
-            for name, text in fields.items()
-        }
+        encodings = {name: self._tokens.encoding(text) for name, text in fields.items()}
         name, encoding = max(encodings.items(), key=lambda item: len(item[1].ids))
         keep = max(len(encoding.ids) - excess, 0)
         end = min(encoding.offsets[keep - 1][1] if keep else 0, len(fields[name]) - 1)
         return {**fields, name: fields[name][:end]}
 
-    def _prompt_ids(self, fields: dict[str, str]) -> list[int]:
+    def _prompt_ids(self, fields: dict[str, str]) -> TokenIds:
         """The rendered template, in which only the template's own text makes control tokens."""
-        text = self.format.render(fields)
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        if self._control.keys().isdisjoint(encoding.ids):
-            return cast(list[int], encoding.ids)
-        controls, literal = self._controls(text, encoding), self._literal_spans(fields)
-        own = [c for c in controls if any(_within(text, c, part) for part in literal)]
-        if own == controls:
-            return cast(list[int], encoding.ids)
-        ids: list[int] = []
-        at = 0
-        for id_, start, end in own:
-            ids += [*self._text_ids(text[at:start]), id_]
-            at = end
-        return [*ids, *self._text_ids(text[at:])]
-
-    def _controls(self, text: str, encoding: Any) -> list[tuple[int, int, int]]:
-        """Control tokens that the text spells out, and where.
-
-        The token of unknown words has an id of that kind, too, but its text is another.
-        """
-        return [
-            (id_, start, end)
-            for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-            if id_ in self._control
-            and text[start:end].strip().casefold() == self._control[id_].strip().casefold()
-        ]
-
-    def _literal_spans(self, fields: dict[str, str]) -> list[tuple[int, int]]:
-        """Where the template's own text lies in the rendered one."""
-        spans, at = [], 0
-        for text, name, _, _ in Formatter().parse(self.format.template):
-            spans.append((at, at + len(text)))
-            at += len(text) + len(fields[name] if name else "")
-        return spans
-
-    def _text_ids(self, text: str) -> list[int]:
-        """Tokens of what is text whatever it says: what would be a control token is cut in two."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        controls = self._controls(text, encoding)
-        cuts = [start + 1 for _, start, end in controls if end - start > 1]
-        if not cuts:  # a control token of a single character has no halves and is left out
-            return [id_ for id_ in encoding.ids if id_ not in {id_ for id_, _, _ in controls}]
-        parts = (text[a:b] for a, b in pairwise((0, *cuts, len(text))))
-        return [id_ for part in parts for id_ in self._text_ids(part)]
-
-    def _ids(self, text: str) -> list[int]:
-        return cast(list[int], self._backend.encode(text, add_special_tokens=False).ids)
+        return self._tokens.of(self.format.parts(fields))
 
     def _frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The special tokens in front of every text and behind it."""
         text = "a"
-        whole, inner = cast(list[int], tokenizer(text).input_ids), self._ids(text)
+        whole, inner = tuple(cast(list[int], tokenizer(text).input_ids)), self._tokens(text)
         starts = range(len(whole) - len(inner) + 1)
         start = next((i for i in starts if whole[i : i + len(inner)] == inner), None)
         if start is None:
             raise AdapterError("the tokenizer changes a text that it puts special tokens around")
-        return tuple(whole[:start]), tuple(whole[start + len(inner) :])
+        return whole[:start], whole[start + len(inner) :]
 
-    def _paths(self, cue: str, end: int | None) -> tuple[TokenIds, ...]:
+    def _paths(self, cue: str) -> tuple[TokenIds, ...]:
         """Token ids of every label after the cue, none of which begins another."""
         texts = self.format.labels
         paths = {name: self._path(name, text, cue) for name, text in texts.items()}
@@ -348,7 +294,7 @@ class PromptTokenizer:
                     f"labels {name!r} and {other!r} are the same tokens after the cue: choose "
                     "different texts"
                 )
-        found = end_apart(tuple(paths.values()), end)
+        found = end_apart(tuple(paths.values()), self._tokens.end)
         if found is None:
             raise AdapterError(
                 "the tokens of one label begin another's, and the tokenizer has no end-of-text "
@@ -357,7 +303,7 @@ class PromptTokenizer:
         return found
 
     def _path(self, name: str, text: str, cue: str) -> TokenIds:
-        k, ids = len(self.cue_ids), tuple(self._ids(cue + text))
+        k, ids = len(self.cue_ids), self._tokens(cue + text)
         if len(ids) <= k or ids[:k] != self.cue_ids:
             raise AdapterError(
                 f"label {name!r} ({text!r}) has no tokens of its own after the cue {cue!r}: begin "
@@ -369,11 +315,3 @@ class PromptTokenizer:
                 "a text that is, or say `labels_by: trie`"
             )
         return ids[k:]
-
-
-def _within(text: str, control: tuple[int, int, int], part: tuple[int, int]) -> bool:
-    """Whether a part of the text spells a control token, which may take white space beside it."""
-    _, start, end = control
-    spelt = text[start:end]
-    first = start + len(spelt) - len(spelt.lstrip())
-    return part[0] <= first and first + len(spelt.strip()) <= part[1]

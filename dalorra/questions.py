@@ -73,8 +73,12 @@ class Question:
 
     @property
     def digest(self) -> str:
-        """Names the question by its words: kind, instructions and options in their order."""
-        words = [self.kind, self.instructions, [[o.name, o.description] for o in self.options]]
+        """Names the question by its words: kind, instructions and options.
+
+        Only the levels of a score have an order that means something.
+        """
+        options = [[option.name, option.description] for option in self.options]
+        words = [self.kind, self.instructions, options if self.kind == "score" else sorted(options)]
         text = json.dumps(words, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -85,6 +89,16 @@ class Asked:
 
     state: str
     question: Question
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for a log or a file."""
+        question = self.question
+        return {
+            "state": self.state,
+            "kind": question.kind,
+            "instructions": question.instructions,
+            "options": {option.name: option.description for option in question.options},
+        }
 
 
 def as_text(value: Any) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dalorra.adapter.directory import Adapter, attached, bundled_adapter, read_adapter
 from dalorra.base.model import BaseModel, load_base_model
+from dalorra.base.quantized import Quantize
 from dalorra.errors import ConfigError
 from dalorra.forward.arranged import arrange
 from dalorra.forward.batches import DEFAULT_ROW_BUDGET
@@ -23,10 +24,11 @@ class SharedBase:
         on_overflow, max_tokens, row_budget: see `Predictor.of`; the same for every adapter.
         prefix_cache_bytes: memory for the keys and values of prompt prefixes, which all adapters
             under `answer_tokens` share; 0 turns it off.
-        cuda_graphs: whether to record short forwards, see `RecordedNetwork`; None: on a GPU.
+        cuda_graphs: whether to record short forwards, see `RecordedNetwork`; None: on a GPU, where
+            the base is not quantised.
 
     Raises:
-        ConfigError: graphs are wanted, but the base is not on a GPU.
+        ConfigError: graphs are wanted, but the base is not on a GPU, or quantised.
     """
 
     def __init__(
@@ -39,14 +41,15 @@ class SharedBase:
         prefix_cache_bytes: int = 0,
         cuda_graphs: bool | None = None,
     ) -> None:
-        on_gpu = base.device.type == "cuda"
-        if cuda_graphs and not on_gpu:
-            raise ConfigError(f"cuda_graphs needs a GPU, but the device is {base.device}")
+        recordable = base.device.type == "cuda" and base.bits is None
+        if cuda_graphs and not recordable:
+            where = f"{base.bits} weights" if base.bits else f"the device {base.device}"
+            raise ConfigError(f"cuda_graphs is for unquantised weights on a GPU, not for {where}")
         self._base = base
         self._arranged = arrange(
             base.model,
             PrefixCache(prefix_cache_bytes) if prefix_cache_bytes else None,
-            CudaGraphs() if on_gpu and cuda_graphs is not False else None,
+            CudaGraphs() if recordable and cuda_graphs is not False else None,
         )
         self._on_overflow: Overflow = on_overflow
         self._max_tokens = max_tokens
@@ -56,10 +59,11 @@ class SharedBase:
     def load(
         cls,
         base_model: str | None = None,
-        adapter_dir: Path | None = None,
+        adapter_dir: Path | str | None = None,
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantize: Quantize | None = None,
         on_overflow: Overflow = "truncate",
         max_tokens: int | None = None,
         row_budget: int = DEFAULT_ROW_BUDGET,
@@ -68,14 +72,22 @@ class SharedBase:
     ) -> "SharedBase":
         """Loads a base model: the named one, or that of an adapter (the bundled one by default).
 
+        It is quantised as it was in the adapter's training, unless `quantize` says otherwise.
+
         Raises:
             AdapterError: the adapter's directory is damaged.
             BaseModelError: the base model cannot be had.
             ConfigError: see the class.
         """
-        name = base_model or read_adapter(adapter_dir or bundled_adapter()).manifest.base_model.name
+        trained_on = read_adapter(adapter_dir or bundled_adapter()).manifest.base_model
+        base = load_base_model(
+            base_model or trained_on.name,
+            device=device,
+            dtype=dtype,
+            quantize=quantize or trained_on.quantized or "none",
+        )
         return cls(
-            load_base_model(name, device=device, dtype=dtype),
+            base,
             on_overflow=on_overflow,
             max_tokens=max_tokens,
             row_budget=row_budget,
@@ -88,8 +100,8 @@ class SharedBase:
         """Shared by all adapters."""
         return self._arranged.prefix_cache
 
-    def read(self, path: Path | None = None) -> Adapter:
-        """Reads and verifies a directory (the bundled one by default).
+    def read(self, path: Path | str | None = None) -> Adapter:
+        """Reads and verifies a directory or an adapter of the hub (the bundled one by default).
 
         On any thread: one that is not the model's takes no cores from it.
 

@@ -6,7 +6,7 @@ variable for waiting.
 """
 
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +35,16 @@ def settle(environment: MutableMapping[str, str] = os.environ, root: Path = Path
     limit = within_quota(root)
     if limit is not None and environment.keys().isdisjoint(_SAYS_THREADS):
         environment[THREADS] = str(limit)
+
+
+def operator_decides(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> bool:
+    """Whether any of these variables says what `settle` did not."""
+    ours = {SPINS: str(DEFAULT_SPINS), THREADS: str(within_quota(root))}
+    return any(
+        environment[name] != ours.get(name)
+        for name in (*_SAYS_THREADS, *_SAYS_WAITING)
+        if name in environment
+    )
 
 
 def leave_threads_open(

@@ -15,20 +15,27 @@ from dalorra.errors import ConfigError
 from service.api import errors, problems
 from service.api.adapters import adapter_routes
 from service.api.answering import Answering
+from service.api.decisions import decisions_routes
+from service.api.docs import docs_routes
 from service.api.feedback import feedback_routes
 from service.api.middleware import (
     AccessMiddleware,
     AuthMiddleware,
-    BodyLimitMiddleware,
+    BodyMiddleware,
+    DoorMiddleware,
     RateLimitMiddleware,
     RequestIdMiddleware,
+    RoutesMiddleware,
     TraceMiddleware,
     cross_origin,
 )
 from service.api.middleware.auth import OPEN_PATHS
+from service.api.middleware.door import has_one_length, has_room, is_for
 from service.api.openinference import openinference_routes
 from service.api.page import page_routes
+from service.api.questions import TypedQuestions
 from service.api.routes import operation_routes, prediction_routes
+from service.api.systemone import systemone_routes
 from service.feedback import Ledger
 from service.feedback.metrics import FeedbackCollector
 from service.lifecycle import Lifecycle, LoadBase
@@ -73,7 +80,8 @@ def create_app(
     )
     clients, administrators = settings.key_digests(), settings.admin_key_digests()
     keys = (*clients, *administrators) if clients else ()  # open to all if clients need none
-    mcp = _mcp_endpoint(settings, lifecycle, answering, telemetry)
+    questions = TypedQuestions(settings, lifecycle, answering)
+    mcp = _mcp_endpoint(settings, lifecycle, answering, questions, telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,25 +90,32 @@ def create_app(
             lifecycle.start()
             yield
             await lifecycle.drain()
-            await ledger.stop()
-            if tracing:
+            await ledger.stop(at_once=lifecycle.abandoned)
+            if tracing and not lifecycle.abandoned:
                 await tracing.close()
 
     app = FastAPI(
         title="DALorRA Service",
         summary="Decisions with an honest probability and a measure of doubt.",
+        description=errors.OF_EVERY_PATH,
         version=package_version(),
         lifespan=lifespan,
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would go to whatever host the client names
         middleware=_middleware(settings, keys, telemetry, tracing),
     )
     app.state.lifecycle, app.state.ledger = lifecycle, ledger
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
+    app.include_router(systemone_routes(settings, questions))
+    app.include_router(decisions_routes(settings, questions))
     app.include_router(feedback_routes(ledger))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
     app.include_router(adapter_routes(settings, lifecycle))
     app.include_router(openinference_routes(settings, lifecycle, answering))
     app.include_router(page_routes())
+    app.include_router(docs_routes(app))
     if mcp:
         app.router.routes.append(mcp.route)
     if keys:
@@ -112,19 +127,27 @@ def _middleware(
     settings: Settings, keys: Sequence[bytes], telemetry: Telemetry, tracing: Tracing | None
 ) -> list[Middleware]:
     """What a request passes on its way to its route, outermost first."""
-    limit = settings.rate_limit
+    limit, hosts = settings.rate_limit, settings.hosts
+    checks = (has_room, has_one_length, *([is_for(hosts)] if hosts else []))
     return [
         Middleware(RequestIdMiddleware),
         Middleware(TraceMiddleware, tracing=tracing),
         *([cross_origin(settings.cors_origins)] if settings.cors_origins else []),
         Middleware(AccessMiddleware, telemetry=telemetry),
+        Middleware(DoorMiddleware, checks=checks),
         *([Middleware(AuthMiddleware, keys=keys)] if keys else []),
         *(
             [Middleware(RateLimitMiddleware, per_second=limit, burst=settings.rate_burst)]
             if limit is not None
             else []
         ),
-        Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+        Middleware(RoutesMiddleware),
+        Middleware(
+            BodyMiddleware,
+            max_bytes=settings.max_body_bytes,
+            max_total=settings.bodies_mib * 2**20,
+            seconds=settings.body_seconds,
+        ),
     ]
 
 
@@ -138,6 +161,7 @@ def load_shared_base(settings: Settings) -> Base:
         first,
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         on_overflow=settings.on_overflow,
         max_tokens=settings.max_tokens,
         row_budget=settings.batch_rows,
@@ -147,7 +171,11 @@ def load_shared_base(settings: Settings) -> Base:
 
 
 def _mcp_endpoint(
-    settings: Settings, lifecycle: Lifecycle, answering: Answering, telemetry: Telemetry
+    settings: Settings,
+    lifecycle: Lifecycle,
+    answering: Answering,
+    questions: TypedQuestions,
+    telemetry: Telemetry,
 ) -> McpEndpoint | None:
     """The endpoint that serves /mcp; None where it is off or not installed.
 
@@ -164,9 +192,10 @@ def _mcp_endpoint(
     return McpEndpoint(
         lifecycle,
         answering,
+        questions,
         telemetry,
         max_body_bytes=settings.max_body_bytes,
-        local_only=settings.on_loopback and not settings.key_digests(),
+        hosts=settings.hosts if settings.on_loopback and not settings.key_digests() else (),
     )
 
 
@@ -190,7 +219,11 @@ def _tracing(settings: Settings) -> Tracing | None:
 def _document_keys(app: FastAPI) -> None:
     """Says in the OpenAPI document which paths need a bearer key."""
     document = get_openapi(
-        title=app.title, summary=app.summary, version=app.version, routes=app.routes
+        title=app.title,
+        summary=app.summary,
+        description=app.description,
+        version=app.version,
+        routes=app.routes,
     )
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():

@@ -3,6 +3,9 @@
 Each class is raised where it happens; `service.api.problems` alone knows its HTTP status.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from dalorra.errors import DalorraError
 
 LONGEST_ECHO = 100
@@ -37,6 +40,56 @@ class BatchTooLargeError(ServiceError):
 
 class BodyTooLargeError(ServiceError):
     """The body is longer than the server reads."""
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a body.
+
+    Attributes:
+        path: names and numbers that lead to it.
+        message: what is wrong.
+        kind: a slug, as pydantic has them.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    kind: str
+
+
+class MalformedBodyError(ServiceError):
+    """The body is not JSON."""
+
+
+class InvalidBodyError(ServiceError):
+    """The body is JSON, but not what is asked for.
+
+    Attributes:
+        faults: what is wrong with it, at least one thing.
+    """
+
+    def __init__(self, *faults: Fault) -> None:
+        first = faults[0]
+        where = dotted(first.path)
+        super().__init__(f"{where}: {first.message}" if where else first.message)
+        self.faults = faults
+
+
+class BadRequestError(ServiceError):
+    """The request breaks the rules of HTTP."""
+
+
+class TooSlowError(ServiceError):
+    """The client takes too long to send what it began."""
+
+
+class UnknownHostError(ServiceError):
+    """The request is for a name that is not the server's."""
+
+
+class BusyError(ServiceError):
+    """The server has as many connections or requests in hand as it takes."""
+
+    retry_after = 1
 
 
 class UnauthorizedError(ServiceError):
@@ -111,3 +164,9 @@ class FeedbackStoreError(ServiceError):
     """The feedback could not be written."""
 
     retry_after = 5
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """`("questions", 3, "choices")` as `questions[3].choices`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")

@@ -20,6 +20,8 @@ LoadBase = Callable[[Settings], Base]
 _OF_THE_DEADLINE: Final = 0.25
 """What a batch may take: who comes while one runs still has time to wait for another."""
 
+_IDLE_SECONDS = 0.5  # in which a model thread that has nothing to do answers
+
 _log = structlog.get_logger("dalorra.service")
 
 
@@ -41,6 +43,13 @@ class Lifecycle:
             model from loading it to the last forward, and health is answered meanwhile.
         telemetry: metrics.
         ledger: hears which adapters are served.
+
+    Attributes:
+        phase: what it is doing.
+        loading: loads the model.
+        failure: why the model could not be loaded.
+        abandoned: whether what was accepted is not waited for any more.
+        hung: whether the model thread did not come back when all was over.
     """
 
     def __init__(
@@ -56,6 +65,8 @@ class Lifecycle:
         self._tokenizer: ThreadPoolExecutor | None = None
         self._draining: asyncio.Task[None] | None = None
         self.phase = Phase.LOADING
+        self.abandoned = False
+        self.hung = False
         self.loading: asyncio.Task[None] | None = None
         self.failure: Exception | None = None
         telemetry.watch(
@@ -89,6 +100,11 @@ class Lifecycle:
             return self._adapters
         raise self.not_ready() or LoadingError("the model is still loading")
 
+    @property
+    def ending(self) -> bool:
+        """Whether the server takes no more requests, and never will."""
+        return self.phase in (Phase.DRAINING, Phase.FAILED)
+
     def not_ready(self) -> ServiceError | None:
         """Why no request is taken now; None while requests are taken."""
         if self.phase is Phase.LOADING:
@@ -121,6 +137,28 @@ class Lifecycle:
             self._draining = asyncio.get_running_loop().create_task(self._drain(), name="drain")
         # A caller that is cancelled does not stop the draining.
         await asyncio.shield(self._draining)
+
+    async def abandon(self) -> None:
+        """Ends at once: what still waits is told that the server shuts down."""
+        self.abandoned = True
+        draining = asyncio.ensure_future(self.drain())
+        await asyncio.sleep(0)  # from here on, nothing new is taken
+        if self._engine is not None:
+            await self._engine.drain(0)
+        await draining
+
+    async def death(self) -> None:
+        """Returns once the engine has been dead for `dead_seconds`."""
+        seconds = self._settings.dead_seconds
+        loop = asyncio.get_running_loop()
+        since: float | None = None
+        while since is None or loop.time() - since < seconds:
+            await asyncio.sleep(min(1.0, seconds / 4))
+            if self._engine is None or self.not_alive() is None:
+                since = None
+            elif since is None:
+                since = loop.time()
+                _log.critical("engine_dead", ends_in_seconds=seconds)
 
     async def _load(self, model: ModelThread, tokenizer: ThreadPoolExecutor) -> None:
         loop, settings = asyncio.get_running_loop(), self._settings
@@ -177,7 +215,16 @@ class Lifecycle:
         if self._engine is not None:
             await self._engine.drain(self._settings.drain_seconds)
         if self._model is not None:
+            self.hung = not await self._comes_back(self._model)
             self._model.shutdown(wait=False)
         if self._tokenizer is not None:
             self._tokenizer.shutdown(wait=False, cancel_futures=True)
         _log.info("drained")
+
+    @staticmethod
+    async def _comes_back(model: ModelThread) -> bool:
+        """Whether the model thread has nothing left to do."""
+        answer = asyncio.get_running_loop().run_in_executor(model, int)
+        done, _ = await asyncio.wait([answer], timeout=_IDLE_SECONDS)
+        answer.cancel()
+        return bool(done)

@@ -1,6 +1,7 @@
-"""The prediction as a tool of the Model Context Protocol, over streamable HTTP at `/mcp`.
+"""Tools of the Model Context Protocol, over streamable HTTP at `/mcp`.
 
-One tool for each adapter, because each has fields of its own; the default's has the plain name.
+One for each adapter with labels of its own, because each has fields of its own; the default's has
+the plain name. And one for typed questions, where some can be asked.
 Stateless: every request stands alone, so any replica answers it. Built on the SDK's own low-level
 server, because the tool's schema is that of the adapter, which is known only once it is loaded.
 """
@@ -8,7 +9,7 @@ server, because the tool's schema is that of the adapter, which is known only on
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,12 +33,33 @@ from mcp_types import (
 from pydantic import ValidationError
 from starlette.routing import Route
 
-from dalorra.client.tool import adapter_of, parameters_schema, sentence, tool_description, tool_name
+from dalorra.client.tool import (
+    ASK_DESCRIPTION,
+    ASK_NAME,
+    adapter_of,
+    answer_sentence,
+    parameters_schema,
+    sentence,
+    tool_description,
+    tool_name,
+)
 from dalorra.errors import InputError
-from service.api.answering import Answering
+from service.api.answering import Answering, Reply, takes_questions
 from service.api.problems import INTERNAL, problem_of
+from service.api.questions import TypedQuestions
 from service.api.routes import client_of
-from service.api.schemas import PredictOptions, PredictRequest, PredictResponse
+from service.api.schemas import PredictOptions, PredictRequest, PredictResponse, ResponseBody
+from service.api.strict_json import checked
+from service.api.systemone import (
+    ChoiceAnswer,
+    NoulAnswer,
+    ScoreAnswer,
+    StateAndQuestions,
+    SystemOneRequest,
+    SystemOneResponse,
+    TypedAnswer,
+    answer,
+)
 from service.engine import Predictor
 from service.errors import ServiceError
 from service.lifecycle import Lifecycle
@@ -47,32 +69,34 @@ PATH = "/mcp"
 
 _log = structlog.get_logger("dalorra.access")
 _OUTPUT_SCHEMA = PredictResponse.model_json_schema(mode="serialization")
-_LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 class McpEndpoint:
-    """The tool, and the ASGI endpoint that serves it.
+    """The tools, and the ASGI endpoint that serves them.
 
     Args:
         lifecycle: knows the adapters, once they are loaded.
-        answering: answers.
-        telemetry: counts calls of the tool like requests to /predict.
+        answering: answers inputs.
+        questions: answers typed questions.
+        telemetry: counts calls of a tool like requests to /predict.
         max_body_bytes: longest request body.
-        local_only: refuses requests whose `Host` is not this machine. For a server without keys
-            on the loopback address, which a web page could otherwise reach by DNS rebinding.
+        hosts: names that requests may have in `Host`, and the pages that ask as their origin; none:
+            any. For a server without keys on the loopback address.
     """
 
     def __init__(
         self,
         lifecycle: Lifecycle,
         answering: Answering,
+        questions: TypedQuestions,
         telemetry: Telemetry,
         *,
         max_body_bytes: int,
-        local_only: bool,
+        hosts: Sequence[str],
     ) -> None:
         self._lifecycle = lifecycle
         self._answering = answering
+        self._questions = questions
         self._telemetry = telemetry
         server: Server[Any] = Server(
             "dalorra",
@@ -83,19 +107,20 @@ class McpEndpoint:
             on_call_tool=self._call,
             get_tool_input_schema=lambda _: None,  # no argument is passed on in a header
         )
-        names = [f"{name}:*" for name in _LOCAL_NAMES] + list(_LOCAL_NAMES)
+        names = [f"{name}:*" for name in hosts] + list(hosts)
         self._manager = StreamableHTTPSessionManager(
             server,
             json_response=True,
             stateless=True,
             max_request_body_size=max_body_bytes,
             security_settings=TransportSecuritySettings(
-                enable_dns_rebinding_protection=local_only,
+                enable_dns_rebinding_protection=bool(hosts),
                 allowed_hosts=names,
                 allowed_origins=[f"http://{name}" for name in names],
             ),
         )
-        self.route = Route(PATH, StreamableHTTPASGIApp(self._manager))
+        # GET would be a stream of messages from the server, of which there are none, without end.
+        self.route = Route(PATH, StreamableHTTPASGIApp(self._manager), methods=["POST"])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -108,17 +133,21 @@ class McpEndpoint:
     ) -> ListToolsResult:
         try:
             default, *others = self._lifecycle.adapters.served
+            asks = bool(self._questions.models.served)
         except ServiceError as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from error
-        named = [(tool_name(one.card.adapter), one) for one in others]
-        tools = [_tool(*item) for item in [(tool_name(None), default), *named]]
-        return ListToolsResult(tools=tools)
+        named = [
+            (tool_name(None), default),
+            *((tool_name(one.card.adapter), one) for one in others),
+        ]
+        tools = [_tool(name, one) for name, one in named if not takes_questions(one)]
+        return ListToolsResult(tools=[*tools, *([_ASK] if asks else [])])
 
     async def _call(
         self, context: ServerRequestContext[Any, Any], params: CallToolRequestParams
     ) -> CallToolResult:
         try:
-            adapter = adapter_of(params.name)
+            adapter = None if params.name == ASK_NAME else adapter_of(params.name)
         except ValueError as error:
             raise MCPError(INVALID_PARAMS, str(error)) from None
         request = context.request
@@ -128,9 +157,11 @@ class McpEndpoint:
         self._telemetry.request_started()
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
-            inputs = [_checked(params.arguments)]
-            options = PredictOptions(adapter=adapter)
-            reply = await self._answering.answer(inputs, [request_id], options, client=client)
+            text, body, reply = await (
+                self._ask(params.arguments, request_id, client)
+                if params.name == ASK_NAME
+                else self._predict(params.arguments, request_id, adapter, client)
+            )
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
             outcome, error_type = problem.outcome, problem.error_type
@@ -143,9 +174,8 @@ class McpEndpoint:
             )
         else:
             outcome, facts = Outcome.OK, reply.facts
-            [body] = reply.bodies
             return CallToolResult(
-                content=[TextContent(type="text", text=sentence(body))],
+                content=[TextContent(type="text", text=text)],
                 structured_content=body.model_dump(mode="json", exclude_unset=True),
             )
         finally:
@@ -158,6 +188,51 @@ class McpEndpoint:
                 **({"error_type": error_type} if error_type else {}),
                 **facts,
             )
+
+    async def _predict(
+        self,
+        arguments: dict[str, Any] | None,
+        request_id: str,
+        adapter: str | None,
+        client: bytes | None,
+    ) -> tuple[str, ResponseBody, Reply]:
+        options = PredictOptions(adapter=adapter)
+        inputs = [_checked(arguments)]
+        [body], reply = await self._answering.predict(inputs, [request_id], options, client=client)
+        return sentence(body), body, reply
+
+    async def _ask(
+        self, arguments: dict[str, Any] | None, request_id: str, client: bytes | None
+    ) -> tuple[str, ResponseBody, Reply]:
+        asked = checked(arguments or {}, SystemOneRequest)
+        body, reply = await answer(self._questions, asked, request_id, client=client)
+        lines = [
+            answer_sentence(name, _said(one), one.x_decision, one.x_reason)
+            for name, one in body.answers.items()
+        ]
+        return "\n".join(lines), body, reply.reply
+
+
+_ASK = Tool(
+    name=ASK_NAME,
+    title="Ask typed questions",
+    description=ASK_DESCRIPTION,
+    input_schema=StateAndQuestions.model_json_schema(),
+    output_schema=SystemOneResponse.model_json_schema(mode="serialization"),
+    annotations=ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False),
+)
+
+
+def _said(answered: TypedAnswer) -> str:
+    """An answer in words."""
+    match answered:
+        case NoulAnswer():
+            return f"yes with probability {answered.noul:.3g}"
+        case ChoiceAnswer():
+            probability = answered.probabilities[answered.choice]
+            return f"{answered.choice} (probability {probability:.3g})"
+        case ScoreAnswer():
+            return f"{answered.score:.3g} on the levels 0 to {len(answered.legend) - 1}"
 
 
 def _tool(name: str, predictor: Predictor) -> Tool:

@@ -124,7 +124,7 @@ class Telemetry:
         self._adapter_bytes = self._gauge(
             "adapter_bytes", "Memory that an adapter takes beside the base model.", ["adapter"]
         )
-        self._served: dict[str, tuple[str, ...]] = {}  # labels of each adapter
+        self._served: dict[str, tuple[str, ...]] = {}  # labels of each adapter, if it has some
         build = Info("build", "The software.", namespace="dalorra", registry=self.registry)
         build.info({"version": package_version(), "python": platform.python_version()})
         ProcessCollector(registry=self.registry)
@@ -202,13 +202,17 @@ class Telemetry:
         self._request_seconds.observe(seconds, exemplar())
 
     def answered(self, adapter: str, prediction: Prediction, decision: Decision) -> None:
-        """One input was answered; not counted for an adapter that was unloaded meanwhile."""
-        link = exemplar()
-        if prediction.label not in self._served.get(adapter, ()):
+        """One input was answered; not counted for an adapter that was unloaded meanwhile.
+
+        Labels that come with the questions are not counted one by one: there is no end of them.
+        """
+        link, labels = exemplar(), self._served.get(adapter)
+        if labels is None or (labels and prediction.label not in labels):
             return
         self._mask_samples.labels(adapter).inc(prediction.samples)
         self._decisions.labels(adapter, decision).inc(exemplar=link)
-        self._labels.labels(adapter, prediction.label).inc()
+        if labels:
+            self._labels.labels(adapter, prediction.label).inc()
         self._variance.labels(adapter).observe(prediction.variance, link)
         self._confidence.labels(adapter).observe(prediction.probability, link)
         if prediction.novelty is not None:

@@ -1,25 +1,23 @@
 """TLS without a proxy."""
 
 import ssl
-from typing import Any
 
 from dalorra.errors import ConfigError
 from service.settings import Settings
 
 
-def tls_options(settings: Settings) -> dict[str, Any]:
-    """What uvicorn is told so that it speaks TLS; nothing where no certificate is set.
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """What speaks TLS; None where no certificate is set.
 
     Raises:
         ConfigError: certificate and key cannot be read or do not belong together.
     """
     if settings.ssl_certfile is None:
-        return {}
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # An empty password: an encrypted key is refused here, rather than asked about later.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            settings.ssl_certfile, settings.ssl_keyfile, password=""
-        )
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, password="")
     except OSError as error:
         names = " and ".join(
             f"{name} {path}"
@@ -33,4 +31,4 @@ def tls_options(settings: Settings) -> dict[str, Any]:
             f"{names}: {error.strerror or error}; a certificate and its private key are needed, "
             "both PEM, the key not encrypted"
         ) from None
-    return {"ssl_certfile": settings.ssl_certfile, "ssl_keyfile": settings.ssl_keyfile}
+    return context

@@ -7,17 +7,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from dalorra.adapter.manifest import Card
+from dalorra.adapter.registered import RegisteredQuestion
 from dalorra.decision.policy import CalibratedPoint, Policy
 from dalorra.decision.predictive import Prediction
-from dalorra.errors import AdapterError, InputError
-from dalorra.forward.batches import Batching
+from dalorra.errors import AdapterError, InputError, TooLongError
+from dalorra.forward.batches import Batching, State
 from dalorra.prompts import InputFields, Prompt
+from dalorra.questions import Asked
 from service.engine import Limits
 
 POISON = ord("☠")
+BLOW = ord("⚡")
+"""In a prompt, breaks the device for good."""
 CUE = (1, 2)
 POLICY = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
 PROMISE = Policy(
@@ -65,6 +69,7 @@ class FakePredictor:
     samples = 10
     max_tokens = 300
     nbytes = 1_000
+    registered: tuple[RegisteredQuestion, ...] = ()
 
     def __init__(
         self,
@@ -112,8 +117,14 @@ class FakePredictor:
         ids = tuple(map(ord, text))
         return Prompt(ids[:room], CUE, truncated=len(ids) > room)
 
+    def policy_for(self, value: object) -> Policy:
+        return self.policy
+
     def packed_rows(self, prompt: Prompt) -> int:
         return len(prompt.prompt_ids) + self.samples * len(prompt.cue_ids)
+
+    def state_of(self, prompt: Prompt) -> State:
+        return State(prompt.state_ids, prompt.shared)
 
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         self.batches.append(list(prompts))
@@ -121,6 +132,8 @@ class FakePredictor:
         rows = sum(map(self.packed_rows, prompts))
         if seconds := self.seconds + self.row_seconds * rows:
             time.sleep(seconds)
+        if any(BLOW in prompt.prompt_ids for prompt in prompts):
+            self.broken = True
         if self.broken:
             raise RuntimeError("the device fell off the bus")
         if len(prompts) > self.most:
@@ -146,6 +159,69 @@ class FakePredictor:
         self._on_warm_up()
         if self.broken:
             raise RuntimeError("the device fell off the bus")
+
+
+class FakeQuestions(FakePredictor):
+    """Answers questions: each option is as likely as a hash of it and of what is asked.
+
+    Attributes:
+        asked: every question, as it came.
+        own: `Question.digest` → policy of that question alone.
+    """
+
+    labels = ()
+    max_tokens = 100_000
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__((), **options)
+        self.asked: list[Asked] = []
+        self.own: dict[str, Policy] = {}
+
+    def policy_for(self, value: Any) -> Policy:
+        return self.own.get(value.question.digest, self.policy)
+
+    def encode(self, value: Any) -> Prompt:
+        if not isinstance(value, Asked):
+            raise InputError("this adapter answers questions")
+        self.asked.append(value)
+        question = value.question
+        words = (question.kind, question.instructions, *(o.description for o in question.options))
+        state, asked = tuple(map(ord, value.state)), tuple(map(ord, "\n".join(words)))
+        names = tuple(option.name for option in question.options)
+        prompt = Prompt((*state, *asked), CUE, shared=len(state), options=names)
+        if prompt.tokens > self.max_tokens:
+            raise TooLongError(f"{prompt.tokens} tokens are more than {self.max_tokens}")
+        return prompt
+
+    def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
+        return [
+            answer_to_question(prompt, base)
+            for prompt, base in zip(prompts, super().predict(prompts), strict=True)
+        ]
+
+
+def answer_to_question(prompt: Prompt, base: Prediction) -> Prediction:
+    """What the fake answers: `base` says how sure it is."""
+    names = prompt.options or ()
+    weights = []
+    for name in names:
+        digest = hashlib.sha256(f"{prompt.prompt_ids} {name}".encode()).digest()
+        weights.append(math.exp(6 * digest[0] / 255))
+    probabilities = {name: w / sum(weights) for name, w in zip(names, weights, strict=True)}
+    label = max(probabilities, key=probabilities.__getitem__)
+    deviations = [p - base.probability for p in base.sample_probabilities]
+    room = min(probabilities[label], 1 - probabilities[label])
+    scale = min(1.0, room / max(map(abs, deviations))) if any(deviations) else 0.0
+    samples = tuple(probabilities[label] + scale * d for d in deviations)
+    return replace(
+        base,
+        label=label,
+        probability=probabilities[label],
+        probabilities=probabilities,
+        variance=scale**2 * base.variance,
+        standard_error=scale * (base.standard_error or 0.0),
+        sample_probabilities=samples,
+    )
 
 
 class FakeBase:

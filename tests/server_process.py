@@ -85,8 +85,17 @@ class ServerProcess:
                 self._listening.set()
 
 
-def start(kind: str, *, predictor: dict[str, Any] | None = None, **settings: Any) -> ServerProcess:
-    """The real server: `fake` around a fake predictor with these options, else the default one."""
+def start(
+    kind: str,
+    *,
+    predictor: dict[str, Any] | None = None,
+    open_files: int | None = None,
+    **settings: Any,
+) -> ServerProcess:
+    """The real server: `fake` around a fake predictor with these options, else the default one.
+
+    It may open so many files, if that is said.
+    """
     settings = {"port": 0, "api_keys": KEY, **settings}
     if kind == "fake":
         arguments = ["tests.fake_server", json.dumps(settings), json.dumps(predictor or {})]
@@ -97,4 +106,7 @@ def start(kind: str, *, predictor: dict[str, Any] | None = None, **settings: Any
         for name, value in settings.items():
             flag = [f"--{name}", str(value)] if name in named else ["--set", f"{name}={value}"]
             arguments += flag
-    return ServerProcess([sys.executable, "-m", *arguments])
+    command = [sys.executable, "-m", *arguments]
+    if open_files is not None:
+        command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
+    return ServerProcess(command)

@@ -17,25 +17,30 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from dalorra import posteriors
 from dalorra.adapter.directory import Adapter, attached, read_adapter, save_adapter
 from dalorra.adapter.layer import (
+    HEAD,
     StochasticPeftModel,
     attach,
+    class_head,
     lora_config,
     low_rank_updates,
     mask_logits,
     stochastic_layers,
 )
 from dalorra.adapter.manifest import BaseReference, Card, Manifest, label_tokens, library_versions
+from dalorra.base.families import head_modules, set_head
 from dalorra.base.model import BaseModel, load_base_model, weight_digest
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.labels import Labels
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec, MaskBank, NoiseBank
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt, PromptFormat, PromptTokenizer, Scope
+from dalorra.question_prompts import QuestionFormat, tokenizer_for
 
 MODULES = ("q_proj", "v_proj", "lm_head")
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -128,12 +133,20 @@ def tiny_adapter(
     rank: int = 4,
     last_layers: int | None = None,
     modules: Sequence[str] = MODULES,
+    classes: int = 0,
     seed: int = 1,
 ) -> StochasticPeftModel:
-    """An adapter on `base` as after training: no tensor of it is zero; rank masks by default."""
+    """An adapter on `base` as after training: no tensor of it is zero; rank masks by default.
+
+    With `classes` it has a head of so many, in place of what is adapted of the output projection.
+    """
     layers = base.model.config.num_hidden_layers
     last = None if last_layers is None else range(layers - last_layers, layers)
-    config = lora_config(rank, 3.0 * rank, modules, base.name, last)
+    if classes:
+        set_head(base.model, classes)
+        modules = [name for name in modules if name != HEAD]
+    head = head_modules(base.model) if classes else ()
+    config = lora_config(rank, 3.0 * rank, modules, base.name, last, head)
     model: StochasticPeftModel = attach(base.model, config, posterior or posteriors.RankMasks())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -141,6 +154,8 @@ def tiny_adapter(
             for name, tensor in layer.tensors.items():
                 drawn = torch.randn(tensor.shape, generator=generator)
                 tensor.copy_(_DEVIATIONS.get(name, 0.4) * drawn)
+        if head := class_head(model):
+            head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
     return model.eval()
 
 
@@ -156,13 +171,13 @@ def tiny_manifest(
     *,
     method: str = "dalorra",
     posterior: Posterior | None = None,
-    prompt: PromptFormat = FORMAT,
+    prompt: PromptFormat | QuestionFormat = FORMAT,
     last_layers: int | None = None,
     bank: BankSpec | None = None,
     max_tokens: int = 64,
 ) -> Manifest:
     """The manifest that belongs to `tiny_adapter(base, posterior)`."""
-    tokenizer = PromptTokenizer(base.tokenizer, prompt)
+    tokenizer = tokenizer_for(prompt, base.tokenizer)
     return Manifest(
         name="tiny",
         method=method,
@@ -192,7 +207,9 @@ def save_tiny_adapter(
     last_layers = options.pop("last_layers", None)
     dtype = options.pop("dtype", "float32")
     shape = {name: options.pop(name) for name in ("rank", "modules", "seed") if name in options}
-    model = tiny_adapter(spare, last_layers=last_layers, **shape)
+    prompt = options.get("prompt", FORMAT)
+    classes = len(prompt.labels) if prompt.by_head else 0
+    model = tiny_adapter(spare, last_layers=last_layers, classes=classes, **shape)
     manifest = tiny_manifest(spare, model, scope, last_layers=last_layers, **options)
     save_adapter(model, manifest, path, dtype)
     return path
@@ -231,7 +248,18 @@ def packed(
 ) -> PackedLlama:
     """The packed forward of an attached adapter, as it is now, on a base of its own."""
     base = ArrangedLlama(model.get_base_model(), prefix_cache)
-    return PackedLlama(base, low_rank_updates(model), labels, bank, scope)
+    return PackedLlama(base, low_rank_updates(model), labels, bank, scope, class_head(model))
+
+
+def packed_questions(
+    model: StochasticPeftModel,
+    bank: NoiseBank,
+    scope: Scope = "answer_tokens",
+    prefix_cache: PrefixCache | None = None,
+) -> QuestionLlama:
+    """The same of an adapter that answers questions."""
+    base = ArrangedLlama(model.get_base_model(), prefix_cache)
+    return QuestionLlama(base, low_rank_updates(model), bank, scope)
 
 
 def tiny_folders(folder: Path) -> tuple[Path, Path]:

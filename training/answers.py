@@ -1,17 +1,21 @@
 """An adapter's answers to labelled examples."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
+import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
 
-from dalorra.decision.predictive import Prediction
+from dalorra.decision.predictive import PosteriorSamples, Prediction
 from dalorra.errors import InputError
+from dalorra.posteriors.bank import NoiseBank
 from dalorra.predictor import Predictor
-from dalorra.prompts import Prompt
+from dalorra.prompts import InputFields, Prompt
+from dalorra.questions import Asked
 from training.laplace import LaplacePredictor
 from training.tasks import Example
 
@@ -87,12 +91,49 @@ def answer(
     )
 
 
+def labels_of(predictor: Evaluable, example: Example) -> tuple[str, ...]:
+    """What may answer an example: labels of the adapter, or the options of its question."""
+    if isinstance(example.input, Asked):
+        return tuple(option.name for option in example.input.question.options)
+    return predictor.labels
+
+
+def labels_of_all(predictor: Evaluable, examples: Sequence[Example]) -> tuple[str, ...] | None:
+    """The same where it is the same for all examples, else None."""
+    found = {labels_of(predictor, example) for example in examples}
+    return found.pop() if len(found) == 1 else None
+
+
+def padded_samples(
+    predictor: Evaluable, prompts: Sequence[Prompt], bank: NoiseBank | None = None
+) -> PosteriorSamples:
+    """Distributions under each sample, 0 behind the last label of a prompt that has its own.
+
+    Args:
+        predictor: an adapter on its base model.
+        prompts: one or more.
+        bank: in place of the adapter's own, where it has one.
+    """
+    groups: dict[int, list[int]] = {}  # places by the number of labels, 0 for the adapter's own
+    for place, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt.options or ()), []).append(place)
+    in_groups = [[prompts[place] for place in places] for places in groups.values()]
+    if bank is not None and isinstance(predictor, Predictor):
+        found = [predictor.posterior_samples(group, bank) for group in in_groups]
+    else:
+        found = [predictor.posterior_samples(group) for group in in_groups]
+    widest = max(samples.probabilities.shape[-1] for samples in found)
+    padded = [F.pad(s.probabilities, (0, widest - s.probabilities.shape[-1])) for s in found]
+    back = torch.tensor([place for places in groups.values() for place in places]).argsort()
+    return replace(found[0], probabilities=torch.cat(padded)[back])
+
+
 def encode_example(predictor: Evaluable, example: Example, number: int) -> Prompt:
     """Tokenises the input of the `number`-th example, which an `InputError` names."""
-    values = list(example.input.values())
-    # Where both have one field its name does not matter: any text fits any such template.
-    single = len(values) == 1 and len(predictor.fields) == 1
+    value: InputFields | Asked = example.input
+    if isinstance(value, Mapping) and len(value) == len(predictor.fields) == 1:
+        [value] = value.values()  # its name does not matter: any text fits such a template
     try:
-        return predictor.encode(values[0] if single else dict(example.input))
+        return predictor.encode(value)
     except InputError as error:
         raise InputError(f"example {number}: {error}") from error

@@ -3,13 +3,13 @@
 `training.risk_control` has the mathematics; here are the data, the costs and the policy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dalorra.decision.policy import NEVER, Answer, CalibratedPoint, Decision, Policy
 from dalorra.errors import ConfigError
-from training.answers import Evaluable, answer
+from training.answers import Evaluable, answer, labels_of_all
 from training.evaluate import check_labels
 from training.promise import Promise, cost_matrix, scored_examples
 from training.risk_control import (
@@ -50,6 +50,7 @@ def calibrate(
     min_novelty_p: float | None = None,
     novelty_digest: str | None = None,
     others: Iterable[Evaluable] = (),
+    out_of_scope: Collection[str] = (),
     quiet: bool = True,
 ) -> Policy:
     """Chooses the thresholds that accept the most and keep a promise, by Learn then Test.
@@ -79,6 +80,8 @@ def calibrate(
         novelty_digest: of those features, for the policy.
         others: the same adapter in other precisions, in which the promise must hold as well; each
             is asked for when the one before is done with.
+        out_of_scope: labels of examples that no label of the adapter answers: to accept one is an
+            error. They fit no temperature.
         quiet: whether to leave out the progress bar.
 
     Returns:
@@ -90,11 +93,13 @@ def calibrate(
             adapter without novelty features.
         InputError: an input does not fit the adapter's template.
     """
-    check_labels(predictor.labels, examples)
-    promise.check_labels(predictor.labels)
+    check_labels(predictor, examples, out_of_scope)
+    labels = labels_of_all(predictor, examples)
+    promise.check_labels(labels)
     tested, pilot = split_off(examples, PILOT_FRACTION, SPLIT_SEED, repeats_together=False)
     predictor.policy = Policy.never(predictor.card.digest)
-    fitted = temperature_on(predictor, pilot, temperature)
+    answered = [example for example in pilot if example.label not in out_of_scope]
+    fitted = temperature_on(predictor, answered, temperature)
     predictor.policy = predictor.policy.model_copy(update={"temperature": fitted})
     frame = predictor.policy.model_copy(
         update={
@@ -116,10 +121,13 @@ def calibrate(
         elsewhere.append(AnsweredExamples(answers, tested))
         precisions.append(other.precision)
     frame = frame.model_copy(update={"precisions": tuple(dict.fromkeys(precisions))})
-    predictor.policy = calibrated(
-        frame, declaring, deciding, promise, predictor.labels, elsewhere=elsewhere
-    )
+    predictor.policy = calibrated(frame, declaring, deciding, promise, labels, elsewhere=elsewhere)
     return predictor.policy
+
+
+def unpromised(policy: Policy) -> Policy:
+    """The same thresholds where nothing is known of the inputs to come that a promise needs."""
+    return policy.model_copy(update={"confidence": None, "upper_bound": None, "path": ()})
 
 
 def calibrated(
@@ -127,7 +135,7 @@ def calibrated(
     pilot: AnsweredExamples,
     tested: AnsweredExamples,
     promise: Promise,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     *,
     elsewhere: Sequence[AnsweredExamples] = (),
 ) -> Policy:
@@ -138,7 +146,7 @@ def calibrated(
         pilot: declares which thresholds are tested.
         tested: tests it.
         promise: what must hold.
-        labels: of the adapter.
+        labels: of the adapter; None: they come with the inputs.
         elsewhere: the answers to what is tested in other precisions.
 
     Raises:
@@ -199,7 +207,7 @@ def points_of(
     pilot: AnsweredExamples,
     tested: AnsweredExamples,
     promise: Promise,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     *,
     elsewhere: Sequence[AnsweredExamples] = (),
 ) -> list[CalibratedPoint]:
@@ -220,7 +228,8 @@ def points_of(
     )
     if declaring is None or deciding is None or any(other is None for other in others):
         return []
-    scale = float(cost_matrix(labels, promise.costs).max())  # what a loss of 1 costs
+    # What a loss of 1 costs.
+    scale = 1.0 if labels is None else float(cost_matrix(labels, promise.costs).max())
     targets = targets_of(promise)
     strictness = declare_strictness(declaring)
     in_losses = [target / scale for target in targets]
@@ -261,7 +270,7 @@ def targets_of(promise: Promise) -> list[float]:
 
 
 def familiar(
-    policy: Policy, part: AnsweredExamples, promise: Promise, labels: Sequence[str]
+    policy: Policy, part: AnsweredExamples, promise: Promise, labels: Sequence[str] | None
 ) -> ScoredExamples | None:
     """The examples that `policy` does not exclude; None where there are none."""
     if policy.min_novelty_p and any(p.novelty is None for p in part.predictions):

@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dalorra.adapter.directory import WeightDtype
 from dalorra.base.model import DEFAULT_BASE_MODEL
+from dalorra.base.quantized import Quantize
 from dalorra.errors import ConfigError
 from dalorra.posteriors.bank import BankSpec
 from dalorra.prompts import Scope
 from training.methods import METHODS, AnyMethod, Dalorra
 from training.orthography import Augment
-from training.tasks import Task, load_task
+from training.tasks import AnyTask, QuestionTask, Task, load_task
 from training.yaml_file import parse_yaml, read_yaml
 
 
@@ -40,6 +41,9 @@ class DataConfig(Section):
         calibration: fraction, or number of examples, split off the training set before,
             whatever the seed, that choose the thresholds at the end and nothing else; `auto`: see
             `training.data.calibration_size`; 0: none.
+        out_of_scope: share of the calibrating examples that no label answers, taken from the texts
+            of the training set that the task calls so. Accepted, each is an error. Of both kinds as
+            many are taken as the share allows; 0: of the others all, and none of these.
         evaluation_split: what is scored at the end; None: the split that the task names.
         evaluation_limit: score this many of it, drawn with seed 0; None: all.
         evaluation_holdout: score this many examples, split off the training set whatever the seed,
@@ -55,12 +59,13 @@ class DataConfig(Section):
         | Annotated[int, Field(strict=True, ge=0)]
         | Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
     ) = "auto"
+    out_of_scope: float = Field(default=0.0, ge=0.0, lt=1.0)
     evaluation_split: str | None = None
     evaluation_limit: int | None = Field(default=None, ge=1)
     evaluation_holdout: int | None = Field(default=None, ge=1)
 
 
-UNUSED: Final[dict[str, Any]] = {"augment": "none", "calibration": 0}
+UNUSED: Final[dict[str, Any]] = {"augment": "none", "calibration": 0, "out_of_scope": 0.0}
 """Values of `DataConfig` that leave the examples as they are. Records of a run leave them out, so
 a record without a setting and one with the setting unused are the same run."""
 
@@ -69,6 +74,8 @@ class AdapterConfig(Section):
     """Shape of the adapter (DALorRA, section 5.1: r = 8, α = 16 on q_proj, v_proj and lm_head).
 
     Attributes:
+        modules: linear modules by name; where labels are classes, a head that is trained whole is
+            in the place of `lm_head`, which then does not count.
         scope: rows that it acts on.
         last_layers: adapt only the last K layers, and the head; None: all.
         max_tokens: limit on prompt and cue.
@@ -128,7 +135,9 @@ class TrainingConfig(Section):
     """One run.
 
     Attributes:
-        task: name of a built-in task, a YAML file that describes one, or the description itself.
+        task: name of a built-in task, a YAML file that describes one, or the description itself,
+            of a task with labels or of one that is made of questions.
+        quantize: `8bit` or `4bit` keeps the linear modules of the base model in that.
         prompt_cache_gib: memory for the prompts' keys and values, which under `answer_tokens` are
             the same in every epoch; those that do not fit are computed again.
         report_to: logging back-ends of `transformers.Trainer`, e.g. `tensorboard`.
@@ -136,10 +145,11 @@ class TrainingConfig(Section):
 
     name: str
     output_dir: Path
-    task: str | Task
+    task: AnyTask
     base_model: str = DEFAULT_BASE_MODEL
     device: str = "auto"
     dtype: str = "auto"
+    quantize: Quantize = Field(default="none", exclude_if=lambda value: value == "none")
     seed: int = 1
     data: DataConfig = DataConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -150,13 +160,13 @@ class TrainingConfig(Section):
     prompt_cache_gib: float = Field(default=4.0, ge=0.0)
     report_to: tuple[str, ...] = ()
 
-    def resolved_task(self) -> Task:
+    def resolved_task(self) -> Task | QuestionTask:
         """The task itself.
 
         Raises:
             ConfigError: no task has that name.
         """
-        return self.task if isinstance(self.task, Task) else load_task(self.task)
+        return load_task(self.task) if isinstance(self.task, str) else self.task
 
 
 def read_config(path: Path, overrides: dict[str, str] | None = None) -> TrainingConfig:
@@ -208,7 +218,8 @@ _IN_WORDS: Final = {
 """Where pydantic speaks of its own classes."""
 
 _MEMBERS: Final[dict[object, type[BaseModel]]] = {
-    "Task": Task,
+    Task.__name__: Task,
+    QuestionTask.__name__: QuestionTask,
     **{method.key(): method for method in METHODS},
 }
 """What pydantic calls those that a section may be, on the way to its settings."""

@@ -1,9 +1,10 @@
 """The examples of one run: what it trains on, selects with, calibrates on and is scored on."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from dalorra.errors import ConfigError
 from training.config import DataConfig, TrainingConfig
 from training.orthography import words
 from training.promise import Promise, least_examples
@@ -31,12 +32,17 @@ class Data:
         holdout: chooses the checkpoint.
         calibration: chooses the thresholds and nothing else; may be empty.
         test: chooses nothing.
+        mixture: the calibration examples, or as many of them as go with out-of-scope texts, and
+            these.
+        outside: out-of-scope texts that choose nothing; may be empty.
     """
 
     train: list[Example]
     holdout: list[Example]
     calibration: list[Example]
     test: list[Example]
+    mixture: list[Example] = field(default_factory=list)
+    outside: list[Example] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
@@ -51,17 +57,51 @@ def load_data(config: TrainingConfig, task: Task) -> Data:
         ConfigError: they cannot be had, or are too few.
     """
     data = config.data
-    examples = load_examples(task, "train", data.source)
+    loaded = load_examples(task, "train", data.source, out_of_scope=data.out_of_scope > 0)
+    examples, outside = parted(loaded, task.out_of_scope)
     size = calibration_size(
         data, len(examples) - (data.evaluation_holdout or 0), config.evaluation.target_error
     )
     divided = divide(examples, data, calibration=size, seed=config.seed)
-    test = divided.test
+    mixture = divided.calibration
+    if data.out_of_scope:
+        mixture = mixed(mixture, outside, data.out_of_scope)
+    test, beyond = divided.test, list[Example]()
     if not data.evaluation_holdout:
-        test = load_examples(task, data.evaluation_split or task.evaluation_split, data.source)
+        split = data.evaluation_split or task.evaluation_split
+        loaded = load_examples(task, split, data.source, out_of_scope=True)
+        test, beyond = parted(loaded, task.out_of_scope)
     if data.evaluation_limit is not None and data.evaluation_limit < len(test):
         test = subsample(test, data.evaluation_limit, _FIXED_SEED)
-    return replace(divided, test=test)
+    return replace(divided, test=test, mixture=mixture, outside=beyond)
+
+
+def parted(
+    examples: Sequence[Example], out_of_scope: Collection[str]
+) -> tuple[list[Example], list[Example]]:
+    """Those that a label answers, and those that none does."""
+    inside = [example for example in examples if example.label not in out_of_scope]
+    return inside, [example for example in examples if example.label in out_of_scope]
+
+
+def mixed(inside: Sequence[Example], outside: Sequence[Example], share: float) -> list[Example]:
+    """The largest part of both in which this share is out of scope.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    odds = share / (1.0 - share)
+    within = min(len(inside), round(len(outside) / odds))
+    beyond = min(len(outside), round(within * odds))
+    if not within or not beyond:
+        raise ConfigError(
+            f"a share of {share:g} out of scope cannot be had of {len(inside):,} texts that labels "
+            f"answer and {len(outside):,} that none does: the task's `out_of_scope` says which"
+        )
+    return [
+        *subsample(inside, within, _FIXED_SEED),
+        *subsample(outside, beyond, _FIXED_SEED),
+    ]
 
 
 def calibration_size(data: DataConfig, n: int, target_error: float) -> int:

@@ -6,7 +6,7 @@ posterior mean in place of a sample, is scored beside them.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from dalorra.decision.intervals import binomial_interval
 from dalorra.decision.policy import Decision, Policy
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import ConfigError
-from training.answers import Answers, Evaluable, answer
+from training.answers import Answers, Evaluable, answer, labels_of
 from training.environment import hardware
 from training.figures import (
     acceptance_figure,
@@ -54,6 +54,8 @@ def evaluate(
     task: str | None = None,
     seeds: Mapping[str, int] | None = None,
     used: Iterable[Example] = (),
+    outside: Sequence[Example] = (),
+    more: Callable[[Answers], Mapping[str, Any]] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Predicts and scores every example.
@@ -68,6 +70,9 @@ def evaluate(
         seeds: seeds that the adapter depends on, likewise.
         used: what the adapter was trained, selected and calibrated on, as far as it is known; how
             many examples have the input of one of these is counted as `used`.
+        outside: inputs that no label answers; how many of them are accepted is no part of the
+            other scores.
+        more: gives further results from the answers.
         quiet: whether to leave out the progress bar and the table.
 
     Returns:
@@ -79,7 +84,7 @@ def evaluate(
         ConfigError: there are no examples, or one has a label that the adapter cannot answer.
         InputError: an input does not fit the adapter's template.
     """
-    check_labels(predictor.labels, examples)
+    check_labels(predictor, examples)
     answers = answer(predictor, examples, quiet=quiet)
     truth, card = [example.label for example in examples], predictor.card
     result: dict[str, Any] = {
@@ -90,6 +95,8 @@ def evaluate(
         **score(answers.sampled, truth),
         "mean_mask": score(answers.mean_mask, truth, sampled=False),
         "decisions": _by_decision(predictor.policy, answers.sampled, truth),
+        **({"out_of_scope": _out_of_scope(predictor, answers.sampled, outside)} if outside else {}),
+        **(more(answers) if more else {}),
         "policy": predictor.policy.model_dump(mode="json"),
         "model": card.model,
         "adapter": card.adapter,
@@ -117,7 +124,7 @@ def score(
     """Scores predictions against label names.
 
     Args:
-        predictions: one or more, with the same labels.
+        predictions: one or more.
         truth: name of the true label of each.
         sampled: whether the predictions have a variance; adds the scores of it.
 
@@ -127,9 +134,12 @@ def score(
         With `sampled` also: auroc, aurc and acceptance of the variance, Spearman's ρ of variance
         and error over examples and over variance deciles, `error_by_variance` (those deciles).
     """
-    labels = list(predictions[0].probabilities)
-    probabilities = np.array([[p.probabilities[name] for name in labels] for p in predictions])
-    targets = np.array([labels.index(name) for name in truth])
+    probabilities = np.zeros((len(predictions), max(len(p.probabilities) for p in predictions)))
+    for row, prediction in zip(probabilities, predictions, strict=True):
+        row[: len(prediction.probabilities)] = list(prediction.probabilities.values())
+    targets = np.array(
+        [list(p.probabilities).index(name) for p, name in zip(predictions, truth, strict=True)]
+    )
     confidence = np.clip([p.probability for p in predictions], 0.0, 1.0)
     correct = np.array([p.label == name for p, name in zip(predictions, truth, strict=True)])
     bins = metrics.reliability_bins(confidence, correct)
@@ -174,16 +184,29 @@ def _acceptance(uncertainty: ArrayLike, correct: ArrayLike) -> dict[str, float]:
 
 def _among(examples: Sequence[Example], used: Iterable[Example]) -> int:
     """How many of the examples have the input of one of `used`."""
-    known = {frozenset(example.input.items()) for example in used}
-    return sum(frozenset(example.input.items()) in known for example in examples)
+
+    def key(example: Example) -> str:
+        return json.dumps(example.content, sort_keys=True)
+
+    known = {key(example) for example in used}
+    return sum(key(example) in known for example in examples)
 
 
-def check_labels(labels: Sequence[str], examples: Sequence[Example]) -> None:
-    """Refuses, with `ConfigError`, no examples, and one whose label the adapter cannot answer."""
+def check_labels(
+    predictor: Evaluable, examples: Sequence[Example], out_of_scope: Collection[str] = ()
+) -> None:
+    """Refuses, with `ConfigError`, no examples, and one whose label the adapter cannot answer.
+
+    Args:
+        predictor: the adapter.
+        examples: labelled inputs.
+        out_of_scope: what the label of an input that none answers may be.
+    """
     if not examples:
         raise ConfigError("there are no examples: give at least one")
     for number, example in enumerate(examples, start=1):
-        if example.label not in labels:
+        labels = labels_of(predictor, example)
+        if example.label not in labels and example.label not in out_of_scope:
             raise ConfigError(
                 f"example {number} has the label {example.label!r}, which the adapter cannot "
                 f"answer: it knows {', '.join(labels)}"
@@ -209,6 +232,27 @@ def _by_decision(
             "interval": list(binomial_interval(len(flags) - sum(flags), len(flags))),
         }
         for decision, flags in wrong.items()
+    }
+
+
+def _out_of_scope(
+    predictor: Evaluable, inside: Sequence[Prediction], examples: Sequence[Example]
+) -> dict[str, Any]:
+    """What becomes of inputs that no label answers, and how well doubt tells them from the others.
+
+    `interval` is Clopper and Pearson's 95 % interval of the share that is accepted.
+    """
+    outside = answer(predictor, examples, mean_mask=False).sampled
+    verdicts = [predictor.policy.decide(prediction).decision for prediction in outside]
+    accepted = verdicts.count(Decision.ACCEPT)
+    known = np.arange(len(inside) + len(outside)) < len(inside)
+    both = [*inside, *outside]
+    return {
+        "n": len(outside),
+        "accepted": accepted / len(outside),
+        "interval": list(binomial_interval(accepted, len(outside))),
+        "auroc_confidence": metrics.auroc([-p.probability for p in both], known),
+        "auroc_variance": metrics.auroc([p.variance for p in both], known),
     }
 
 
@@ -256,7 +300,7 @@ def _prediction_lines(
 ) -> list[dict[str, Any]]:
     return [
         {
-            "input": dict(example.input),
+            "input": example.content,
             "true_label": example.label,
             "correct": sampled.label == example.label,
             **asdict(sampled),

@@ -69,7 +69,7 @@ def calibrate_from_feedback(
     Raises:
         ConfigError: see `calibrate`; or no answer is left to test on.
     """
-    labels = tuple(adapter.manifest.prompt.labels)
+    labels = tuple(adapter.manifest.labelled.labels)
     promise.check_labels(labels)
     if len(answers) <= PILOT:
         raise ConfigError(
@@ -133,11 +133,12 @@ def _points(
         step = int(kept[-1])
         count, loss = int(counts[step]), float(losses[step])
         limit = upper_limit(loss, count, promise.confidence)
+        min_probability, max_variance = path.thresholds(step)
         points.append(
             CalibratedPoint(
                 target_error=target,
-                min_probability=float(path.min_probability[step]),
-                max_variance=float(path.max_variance[step]),
+                min_probability=min_probability,
+                max_variance=max_variance,
                 accepted=count / n,
                 error=scale * loss / count,
                 upper_bound=min(scale * limit, target),

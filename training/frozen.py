@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from dalorra.base.model import BaseModel, load_base_model
+from dalorra.base.model import BaseModel, choose_device, load_base_model
+from dalorra.errors import ConfigError
 from dalorra.forward.arranged import ArrangedBase, arrange
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from training.config import TrainingConfig
@@ -30,8 +31,14 @@ class FrozenBase:
 
         Raises:
             BaseModelError: it cannot be had.
+            ConfigError: no gradient flows through it as it is quantised.
         """
         device = Process.this().device(config.device)
-        model = load_base_model(config.base_model, device=device, dtype=config.dtype)
+        if config.quantize == "4bit" and choose_device(device).type == "cpu":
+            # bitsandbytes repacks the weights there, for products without a backward.
+            raise ConfigError("quantize: 4bit is trained on a GPU; on a CPU say 8bit or none")
+        model = load_base_model(
+            config.base_model, device=device, dtype=config.dtype, quantize=config.quantize
+        )
         cache = PromptCache(round(config.prompt_cache_gib * 2**30))
         return cls(model, arrange(model.model, prefix_cache), cache)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dalorra.adapter.directory import attached, read_adapter
 from dalorra.base.model import load_base_model
+from dalorra.base.quantized import Quantize
 from dalorra.posteriors import Laplace
 from dalorra.predictor import Predictor
 from training.answers import Evaluable
@@ -11,7 +12,12 @@ from training.laplace import LaplacePredictor
 
 
 def load_evaluable(
-    adapter_dir: Path, base_model: str | None = None, *, device: str = "auto", dtype: str = "auto"
+    adapter_dir: Path | str,
+    base_model: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Quantize | None = None,
 ) -> Evaluable:
     """Loads an adapter of any method, and the base model it was trained on.
 
@@ -20,8 +26,12 @@ def load_evaluable(
         BaseModelError: the base model cannot be had.
     """
     adapter = read_adapter(adapter_dir)
+    trained_on = adapter.manifest.base_model
     base = load_base_model(
-        base_model or adapter.manifest.base_model.name, device=device, dtype=dtype
+        base_model or trained_on.name,
+        device=device,
+        dtype=dtype,
+        quantize=quantize or trained_on.quantized or "none",
     )
     if isinstance(adapter.posterior, Laplace):
         return LaplacePredictor.from_adapter(adapter, base)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dalorra.decision.atomic_file import write_atomically
 from dalorra.decision.policy import Policy
-from dalorra.errors import AdapterError, ConfigError
+from dalorra.errors import AdapterError, ConfigError, first_fault
 from training.from_feedback import JudgedAnswer
 from training.promise import Promise
 from training.tasks import Example, data_digest
@@ -88,10 +88,8 @@ class Looks(BaseModel):
         except OSError as error:
             raise AdapterError(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"])) or "content"
             raise AdapterError(
-                f"{path} is not valid: {field}: {first['msg']}; it says which examples the adapter "
+                f"{path} is not valid: {first_fault(error)}; it says which examples the adapter "
                 "was tested on: restore it, or delete it and calibrate on new examples"
             ) from error
 
@@ -164,9 +162,9 @@ def look_at(
         settings: all else that decides the outcome, as JSON can hold it.
         source: what the examples are, in words.
     """
-    in_one_order = sorted(examples, key=lambda one: json.dumps([dict(one.input), one.label]))
+    in_one_order = sorted(examples, key=lambda one: json.dumps([one.content, one.label]))
     test = [asdict(promise), settings, data_digest(in_one_order)]
-    inputs = (json.dumps(dict(one.input), sort_keys=True) for one in examples)
+    inputs = (json.dumps(one.content, sort_keys=True) for one in examples)
     return _look(inputs, adapter_digest, promise, test, source)
 
 

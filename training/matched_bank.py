@@ -25,6 +25,7 @@ from dalorra.posteriors.bank import BankSpec, MaskBank, NoiseBank
 from dalorra.posteriors.posterior import Posterior
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
+from training.answers import padded_samples
 from training.objective import Objective
 
 EXAMPLES: Final = 1000
@@ -159,7 +160,7 @@ def error_ratio(
         spec: of the bank.
         prompts: that neither the adapter nor the bank was fitted on.
     """
-    own = predictor.posterior_samples(prompts).by_sample.double()  # [B, M, K]
+    own = padded_samples(predictor, prompts).by_sample.double()  # [B, M, K]
     if own.shape[1] < 2:
         return 1.0
     best = own.mean(dim=1).argmax(dim=1)[:, None]
@@ -167,7 +168,7 @@ def error_ratio(
     others = []
     for number in range(REFERENCE_BANKS):
         bank = _other_bank(posterior, model, spec, number)
-        mean = predictor.posterior_samples(prompts, bank).by_sample.double().mean(dim=1)
+        mean = padded_samples(predictor, prompts, bank).by_sample.double().mean(dim=1)
         others.append(mean.gather(1, best)[:, 0])
     reference = torch.stack(others)  # [R, B]
     off = (chosen.mean(dim=1) - reference.mean(dim=0)).square()

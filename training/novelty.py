@@ -14,7 +14,8 @@ from training.config import UNUSED, DataConfig
 from training.data import divide
 from training.off_domain import off_domain_prompts
 from training.orthography import Augment, spellings
-from training.tasks import Example, subsample
+from training.report import IMPORTED
+from training.tasks import Example, split_off, subsample
 
 REFERENCE_EXAMPLES = 600
 """Training examples whose features are fitted, in two spellings: enough for 128 components."""
@@ -111,6 +112,8 @@ def trained_and_held_out(
 ) -> tuple[list[Example], list[Example]]:
     """The examples that an adapter was trained on, and those that its run held out.
 
+    What an imported LoRA was trained on is not known: the examples are halved.
+
     Args:
         training: what its `dalorra.json` says of the run.
         examples: of the task's training split.
@@ -118,6 +121,8 @@ def trained_and_held_out(
     Raises:
         ConfigError: it says too little, or the examples are not those of the run.
     """
+    if IMPORTED in training:
+        return split_off(examples, 0.5, 0)
     try:
         config, digest = training["config"], training["data_digest"]
         data = DataConfig.model_validate({**UNUSED, **config["data"]})

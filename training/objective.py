@@ -20,7 +20,7 @@ from dalorra.adapter.layer import StochasticPeftModel, module_tensors
 from dalorra.base.families import is_encoder
 from dalorra.forward.reference import answer_logits, class_logits
 from dalorra.forward.reference_rows import PackedRows, pack, pack_texts
-from dalorra.labels import Labels
+from dalorra.labels import Labels, LabelTrie
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.prompts import Prompt, Scope
 from training.attention import differentiable_attention
@@ -50,7 +50,7 @@ class Objective:
     Args:
         method: draws the noise and sets the penalty.
         labels: where they are read off; the likelihood is over these alone (section 3.2). An
-            encoder's is over the classes of its head.
+            encoder's is over the classes of its head. None: each prompt has its own.
         scope: rows that the adapter acts on.
         train_size: N, training examples.
         cache: keys and values of prompts, used when `scope` is `answer_tokens`.
@@ -59,7 +59,7 @@ class Objective:
     def __init__(
         self,
         method: Method,
-        labels: Labels,
+        labels: Labels | None,
         scope: Scope,
         train_size: int,
         cache: PromptCache | None,
@@ -77,13 +77,20 @@ class Objective:
         labels: Tensor,
         generator: torch.Generator,
     ) -> Loss:
-        """The loss of `prompts` with `labels` `[B]`, indices into the label set."""
+        """The loss of a mini-batch.
+
+        Args:
+            model: the base with the adapter attached.
+            prompts: B inputs.
+            labels: `[B]`, indices into the label set; or `[B, K]`, distributions over the labels,
+                0 behind the last of a prompt's own.
+            generator: of the noise.
+        """
         modules = module_tensors(model)
         samples = self.method.samples_of(len(prompts))  # [B or 1, S]
         bank = self.method.draw(modules, samples.numel(), generator)
         scores, rows = self.logits(model, prompts, samples, bank)  # [B, S, K]
-        targets = labels.repeat_interleave(scores.shape[1])
-        nll = F.cross_entropy(scores.flatten(0, 1), targets)
+        nll = cross_entropy(scores, labels)
         own = self.method.example_penalty(bank, rows)
         penalty = self.method.penalty(modules) + self.train_size * own
         total = nll + penalty / self.train_size
@@ -111,4 +118,24 @@ class Objective:
         rows = pack(prompts, samples, self.scope).to(base.device)
         past = self.cache.past(model, prompts) if self.cache else None
         with differentiable_attention(base):
-            return answer_logits(model, rows, bank, self.labels, past), rows
+            return answer_logits(model, rows, bank, self.labels_of(prompts), past), rows
+
+    def labels_of(self, prompts: Sequence[Prompt]) -> Labels | Sequence[LabelTrie]:
+        """Where the labels of prompts are read off."""
+        if self.labels is not None:
+            return self.labels
+        return [prompt.trie for prompt in prompts if prompt.trie is not None]
+
+
+def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean over B inputs and S samples of −Σ t log p.
+
+    Args:
+        scores: `[B, S, K]` logits, −∞ where there is no label.
+        labels: `[B]` indices, or `[B, K]` probabilities t.
+    """
+    if labels.dim() == 1:
+        return F.cross_entropy(scores.flatten(0, 1), labels.repeat_interleave(scores.shape[1]))
+    targets = labels[:, None]  # [B, 1, K]
+    logs = scores.log_softmax(dim=-1).masked_fill(targets == 0.0, 0.0)
+    return -(targets * logs).sum(dim=-1).mean()

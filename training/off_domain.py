@@ -9,7 +9,9 @@ from importlib.resources import files
 import yaml
 
 from dalorra.decision.policy import Decision
+from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt
+from dalorra.questions import Asked, Question
 from training.answers import Evaluable
 
 
@@ -20,18 +22,33 @@ def off_domain_texts() -> dict[str, list[str]]:
     return found
 
 
-def off_domain_prompts(predictor: Evaluable) -> dict[str, list[Prompt]]:
-    """Kind → its texts as inputs of an adapter, each in all fields of its template."""
+def off_domain_prompts(
+    predictor: Evaluable, question: Question | None = None
+) -> dict[str, list[Prompt]]:
+    """Kind → its texts as inputs of an adapter, each in all fields of its template.
+
+    Args:
+        predictor: an adapter on its base model.
+        question: what one for questions is asked about each; by default whether it is so.
+    """
     return {
-        kind: [predictor.encode(dict.fromkeys(predictor.fields, text)) for text in texts]
+        kind: [_says(predictor, text, question) for text in texts]
         for kind, texts in off_domain_texts().items()
     }
 
 
-def accepted_by_kind(predictor: Evaluable) -> dict[str, float]:
-    """Kind → share of its texts that the predictor's policy accepts."""
+def _says(predictor: Evaluable, text: str, question: Question | None) -> Prompt:
+    if question is not None:
+        return predictor.encode(Asked(text, question))
+    if isinstance(predictor, Predictor):
+        return predictor.probe(text)
+    return predictor.encode(dict.fromkeys(predictor.fields, text))
+
+
+def accepted_by_kind(predictor: Evaluable, question: Question | None = None) -> dict[str, float]:
+    """Kind → share of its texts that the predictor's policy accepts; see `off_domain_prompts`."""
     found = {}
-    for kind, prompts in off_domain_prompts(predictor).items():
+    for kind, prompts in off_domain_prompts(predictor, question).items():
         verdicts = [predictor.policy.decide(answer) for answer in predictor.predict(prompts)]
         accepted = sum(verdict.decision is Decision.ACCEPT for verdict in verdicts)
         found[kind] = accepted / len(prompts)

@@ -76,14 +76,14 @@ MIXED: Final = "mixed"
 def spellings(example: Example) -> list[Example]:
     """The example as it is, then with all of its fields spelt in `VARIANTS - 1` other ways."""
     return [
-        Example({name: spelt(text) for name, text in example.input.items()}, example.label)
+        example.saying({name: spelt(text) for name, text in example.texts.items()})
         for spelt in SPELLINGS.values()
     ]
 
 
 def one_spelling(example: Example) -> Example:
     """One of the example's `spellings`, picked by a hash of its input."""
-    content = json.dumps(["spelling", sorted(example.input.items())])
+    content = json.dumps(["spelling", sorted(example.content.items())])
     return spellings(example)[int.from_bytes(sha256(content.encode()).digest()) % VARIANTS]
 
 
@@ -103,5 +103,6 @@ def in_spelling(example: Example, name: str) -> Example:
 
 def words(example: Example) -> Example:
     """The letters and digits alone, in upper case: the same for all spellings of an example."""
-    bare = {name: re.sub(r"\W", "", text.upper()) for name, text in example.input.items()}
-    return Example(bare, example.label)
+    return example.saying(
+        {name: re.sub(r"\W", "", text.upper()) for name, text in example.texts.items()}
+    )

@@ -40,8 +40,18 @@ class Promise:
             if not 0.0 <= cost < np.inf:
                 raise ConfigError(f"cost {name!r} is {cost:g}, but must be finite and not negative")
 
-    def check_labels(self, labels: Sequence[str]) -> None:
-        """Raises `ConfigError` for a name that is no label, or where all false accepts are free."""
+    def check_labels(self, labels: Sequence[str] | None) -> None:
+        """Raises `ConfigError` for a name that is no label, or where all false accepts are free.
+
+        Where labels come with the inputs, None, there is no such name.
+        """
+        if labels is None:
+            if self.class_targets or self.costs:
+                raise ConfigError(
+                    "class targets and costs are of the labels of all inputs, and these are "
+                    "different questions: calibrate a single one"
+                )
+            return
         if unknown := sorted(self.class_targets.keys() - set(labels)):
             raise ConfigError(_no_label(unknown[0], labels))
         cost_matrix(labels, self.costs)
@@ -73,19 +83,29 @@ def cost_matrix(labels: Sequence[str], costs: Mapping[str, float]) -> FloatArray
 
 
 def scored_examples(
-    answers: Sequence[Answer], truth: Sequence[str], labels: Sequence[str], promise: Promise
+    answers: Sequence[Answer], truth: Sequence[str], labels: Sequence[str] | None, promise: Promise
 ) -> ScoredExamples:
     """Answers with their true labels in the form that the tests work on.
+
+    A truth that is no label is out of scope: it costs what the worst false accept of the answer
+    does.
 
     Args:
         answers: one or more.
         truth: name of the true label of each.
-        labels: all names.
+        labels: all names; None: they come with the inputs, and every error costs 1.
         promise: gives the targets and the costs; losses are in units of the largest cost.
     """
+    if labels is None:
+        wrong = np.array([a.label != name for a, name in zip(answers, truth, strict=True)])
+        counted = np.ones(len(wrong), dtype=np.bool_)
+        risk = Risk(wrong.astype(np.float64), counted, promise.target_error, binary=True)
+        return _scored(answers, [risk])
     costs = cost_matrix(labels, promise.costs)
-    predicted = np.array([labels.index(answer.label) for answer in answers])
-    true = np.array([labels.index(name) for name in truth])
+    costs = np.vstack([costs, costs.max(axis=0)])
+    place = {name: row for row, name in enumerate(labels)}
+    predicted = np.array([place[answer.label] for answer in answers])
+    true = np.array([place.get(name, len(labels)) for name in truth])
     largest = float(costs.max())
     wrong = predicted != true
     risks = [
@@ -99,6 +119,10 @@ def scored_examples(
     ]
     for name, target in promise.class_targets.items():
         risks.append(Risk(wrong.astype(np.float64), predicted == labels.index(name), target))
+    return _scored(answers, risks)
+
+
+def _scored(answers: Sequence[Answer], risks: Sequence[Risk]) -> ScoredExamples:
     return ScoredExamples(
         np.array([answer.probability for answer in answers]),
         np.array([answer.variance for answer in answers]),

@@ -32,6 +32,9 @@ GROUP: Final = 8
 ROWS: Final = 4096
 """Most rows of a pass."""
 
+PADDED: Final = 1.25
+"""Rows of a pass, padding included, for each that is none, at most."""
+
 PromptIds = tuple[int, ...]
 
 
@@ -79,7 +82,7 @@ class PromptCache:
         for prompt_ids in distinct:
             if prompt_ids in self._groups and prompt_ids not in self._kept:
                 self._keep(model, self._groups[prompt_ids])
-        loose = [prompt_ids for prompt_ids in distinct if prompt_ids not in self._groups]
+        loose = sorted((p for p in distinct if p not in self._groups), key=len)
         entries = {
             prompt_ids: self._kept[prompt_ids].to(model.device)
             for prompt_ids in distinct
@@ -113,11 +116,16 @@ def bytes_per_token(model: StochasticPeftModel) -> int:
 
 
 def _passes(prompts: Sequence[PromptIds], most: int) -> Iterator[tuple[PromptIds, ...]]:
-    """Consecutive prompts, at most so many, whose padded rows fit one pass; or one alone."""
+    """Consecutive prompts, at most so many, whose padded rows fit one pass; or one alone.
+
+    Args:
+        prompts: ascending by length.
+        most: prompts of a pass.
+    """
     group: tuple[PromptIds, ...] = ()
     for prompt in prompts:
-        longest = max(map(len, (*group, prompt)))
-        if group and (len(group) == most or (len(group) + 1) * longest > ROWS):
+        rows, real = (len(group) + 1) * len(prompt), sum(map(len, (*group, prompt)))
+        if group and (len(group) == most or rows > min(ROWS, PADDED * real)):
             yield group
             group = ()
         group = (*group, prompt)

@@ -12,6 +12,8 @@ from training.orthography import VARIANTS
 
 CARD_FILE = "README.md"
 DIAGRAM_FILE = "reliability.png"
+IMPORTED = "imported"
+"""Where `Manifest.training` says what an adapter is made of that was not trained here."""
 
 _ROWS = (
     # name, key, whether it is a share
@@ -45,6 +47,10 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for decision, part in metrics["decisions"].items():
         cell = f"{_share(part['share'])}, {_share(part['accuracy'])}"
         table.add_row(f"{decision}: share, of it right", cell, "")
+    for kind, *cells in kind_rows(metrics) if "kinds" in metrics else ():
+        table.add_row(f"{kind}: accuracy, NLL, ECE", ", ".join(cells[1:4]), "")
+    if outside := metrics.get("out_of_scope"):
+        table.add_row(f"out of scope, {outside['n']:,}: accepted", _share(outside["accepted"]), "")
     return table
 
 
@@ -87,17 +93,48 @@ def write_model_card(
 
 def _asked(prompt: Mapping[str, Any]) -> dict[str, str]:
     """How an input becomes a question; an encoder is asked none."""
+    if "question" in prompt:
+        cue = prompt["answer_cue"]
+        return {
+            "Prompt": _code(prompt["state"] + prompt["question"] + cue),
+            "Answer cue": _code(cue),
+            "Options are": {"texts": "read by their words", "letters": "read by letters"}[
+                prompt["readout"]
+            ],
+        }
     if prompt["answer_cue"] is None:
         return {"Text": _code(prompt["template"]), "Labels": ", ".join(prompt["labels"])}
+    texts = [f"{name} ({_code(text)})" for name, text in prompt["labels"].items()]
+    by_head = prompt.get("labels_by") == "head"
     return {
         "Prompt": _code(prompt["template"] + prompt["answer_cue"]),
         "Answer cue": _code(prompt["answer_cue"]),
-        "Labels": ", ".join(f"{name} ({_code(text)})" for name, text in prompt["labels"].items()),
+        "Labels": ", ".join(prompt["labels"] if by_head else texts),
+        **({"Labels are": "classes of a head at the end of the cue"} if by_head else {}),
     }
 
 
-def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    prompt, bank, base = manifest["prompt"], manifest["bank"], manifest["base_model"]
+def write_import_card(adapter_dir: Path, manifest: Mapping[str, Any]) -> Path:
+    """Writes `README.md` of an adapter that was made of plain LoRAs, and is not scored yet."""
+    found = manifest["training"]
+    anchors = f" Its noise was set on {found['anchors']:,} anchors." if found["anchors"] else ""
+    lines = [
+        *_head(manifest, "A low-rank adapter made of a plain LoRA."),
+        "",
+        "## Data",
+        "",
+        f"Made of {found[IMPORTED]}, which was trained elsewhere.{anchors} Neither scores nor",
+        "thresholds come with it: `dalorra evaluate` scores it, and it accepts nothing before",
+        "`dalorra calibrate`.",
+    ]
+    card = adapter_dir / CARD_FILE
+    card.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return card
+
+
+def _head(manifest: Mapping[str, Any], what: str) -> list[str]:
+    """Metadata for the hub, name, and how it answers."""
+    bank, base = manifest["bank"], manifest["base_model"]
     parameters = ", ".join(
         f"{k} {v:g}" if isinstance(v, int | float) else f"{k} {v}"
         for k, v in manifest["method_parameters"].items()
@@ -107,7 +144,7 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "Method": manifest["method"] + (f" ({parameters})" if parameters else ""),
         "Scope": f"`{manifest['scope']}`",
         "Mask bank": f"M = {bank['samples']}, seed {bank['seed']}, {bank['sampler']}",
-        **_asked(prompt),
+        **_asked(manifest["prompt"]),
         "Longest input": f"{manifest['max_tokens']} tokens, template included",
     }
     return [
@@ -120,11 +157,18 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "",
         f"# {manifest['name']}",
         "",
-        "A low-rank adapter with a learned posterior over its rank components. It answers with a",
-        "label, its probability averaged over fixed samples of that posterior, and the variance",
-        "between them.",
+        what,
+        "It answers with a label, its probability averaged over fixed samples of its posterior,",
+        "and the variance between them. `dalorra serve --adapter` takes its folder, or its id on",
+        "the hub.",
         "",
         *markdown_table(("", ""), fields.items()),
+    ]
+
+
+def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    return [
+        *_head(manifest, "A low-rank adapter with a posterior over what it adds."),
         "",
         "## Data",
         "",
@@ -141,6 +185,7 @@ def _card(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "",
         f"![Reliability diagram]({DIAGRAM_FILE})",
         "",
+        *_kinds(metrics),
         "## Policy",
         "",
         *_policy(metrics),
@@ -202,6 +247,70 @@ def _policy(metrics: Mapping[str, Any]) -> list[str]:
         f"Picked on {policy['source']}{promise}. On the examples above:",
         "",
         *markdown_table(("decision", "share", "error"), rows),
+        *_outside(metrics.get("out_of_scope")),
+    ]
+
+
+def _kinds(metrics: Mapping[str, Any]) -> list[str]:
+    """Scores by kind of question, of an adapter that answers questions."""
+    if "kinds" not in metrics:
+        return []
+    return [
+        "## Kinds of questions",
+        "",
+        *markdown_table(KINDS_HEAD, kind_rows(metrics)),
+        "",
+        "Kinds in italics were not trained on. The last two columns are of thresholds that were",
+        "chosen on the other kinds in italics.",
+        *_order(metrics["order"]),
+        "",
+    ]
+
+
+def _order(order: Mapping[str, Any]) -> list[str]:
+    if not order["n"]:
+        return []
+    return [
+        "",
+        f"In {order['n']:,} questions the options were reversed and rotated: a probability",
+        f"changed by {order['mean_change']:.2g} on average, and {_share(order['changed'])} of the",
+        "answers became another one.",
+    ]
+
+
+KINDS_HEAD = ("kind", "n", "accuracy", "NLL", "ECE", "accepted", "error", "… elsewhere", "error")
+"""Of `kind_rows`."""
+
+
+def kind_rows(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each kind of question, those that were not trained on in italics and last."""
+    rows: list[tuple[str, ...]] = []
+    for kind, found in sorted(metrics["kinds"].items(), key=lambda item: -item[1]["trained_on"]):
+        across = metrics["across_kinds"].get(kind, {})
+        rows.append(
+            (
+                kind if found["trained_on"] else f"*{kind}*",
+                f"{found['n']:,}",
+                _share(found["accuracy"]),
+                _number(found["nll"]),
+                _share(found["ece"]),
+                _share(found["accepted"]),
+                _share(found["error"]),
+                _share(across.get("accepted")),
+                _share(across.get("error")),
+            )
+        )
+    return rows
+
+
+def _outside(found: Mapping[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    low, high = found["interval"]
+    return [
+        "",
+        f"Of {found['n']:,} inputs that no label answers it accepts {_share(found['accepted'])}",
+        f"(95 % interval {_share(low)} to {_share(high)}).",
     ]
 
 

@@ -1,6 +1,6 @@
 """One training run, from a configuration to an adapter with a model card."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from dalorra.adapter.directory import round_adapter, save_adapter
-from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
+from dalorra.adapter.layer import HEAD, attach, lora_config, module_tensors, stochastic_layers
 from dalorra.adapter.manifest import (
     BaseReference,
     Card,
@@ -18,12 +18,14 @@ from dalorra.adapter.manifest import (
 )
 from dalorra.base.families import head_modules
 from dalorra.decision.policy import Policy
-from dalorra.errors import ConfigError, Interrupted
+from dalorra.errors import ConfigError, InputError, Interrupted
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import PromptTokenizer
-from training.answers import Evaluable, answer
+from dalorra.question_prompts import AnyTokenizer, QuestionTokenizer, tokenizer_for
+from dalorra.questions import Asked
+from training.answers import Answers, Evaluable, answer
 from training.asking import prepare
 from training.calibrate import calibrate
 from training.config import TrainingConfig, read_config
@@ -51,8 +53,10 @@ from training.output import (
 )
 from training.processes import Process
 from training.promise import Promise, promise_in_words, uncalibrated
+from training.question_data import load_questions
+from training.question_scores import Kinds, calibrated_on_kinds, thresholds_in_words
 from training.report import used_in_words, write_model_card
-from training.tasks import TASKS, Example, subsample
+from training.tasks import TASKS, Example, QuestionTask, subsample
 from training.trainer import AdapterTrainer, LabelledPrompt, TrainablePeftModel
 
 EVALUATION_FOLDER = "evaluation"
@@ -104,13 +108,17 @@ class Run:
     def __init__(self, config: TrainingConfig, frozen: FrozenBase | None = None) -> None:
         self.config = config
         self.task = config.resolved_task()
-        self.data = load_data(config, self.task)
+        self.data = (
+            load_questions(config.data, self.task, config.seed)
+            if isinstance(self.task, QuestionTask)
+            else load_data(config, self.task)
+        )
         self.frozen = frozen or FrozenBase.load(config)
         self.base = self.frozen.model
-        torch.manual_seed(config.seed)  # A and an encoder's head come from the global generator
+        torch.manual_seed(config.seed)  # A and the head of classes come from the global generator
         self.prompt_format = prepare(config, self.task, self.base)
-        self.tokenizer = PromptTokenizer(
-            self.base.tokenizer, self.prompt_format, config.adapter.max_tokens
+        self.tokenizer = tokenizer_for(
+            self.prompt_format, self.base.tokenizer, config.adapter.max_tokens
         )
         _check_labels(config, self.tokenizer)
         self.inference = Inference(config.method.posterior())
@@ -118,7 +126,9 @@ class Run:
         self.model = self._attached()
         self.model.objective = Objective(
             config.method,
-            self.tokenizer.labels_on(self.model.device),
+            None
+            if isinstance(self.tokenizer, QuestionTokenizer)
+            else self.tokenizer.labels_on(self.model.device),
             config.adapter.scope,
             len(self.data.train),
             self.frozen.prompt_cache,
@@ -130,13 +140,14 @@ class Run:
         layers = self.base.model.config.num_hidden_layers
         if adapter.last_layers is not None and adapter.last_layers > layers:
             raise ConfigError(f"adapter.last_layers: the base model has only {layers} layers")
+        by_head = self.prompt_format.by_head
         lora = lora_config(
             adapter.rank * side_by_side,
             adapter.alpha * side_by_side,  # so that the scale α / r stays
-            adapter.modules,
+            [name for name in adapter.modules if not (by_head and name == HEAD)],
             self.base.name,
             range(layers - adapter.last_layers, layers) if adapter.last_layers else None,
-            head_modules(self.base.model),
+            head_modules(self.base.model) if by_head else (),
         )
         posterior = self.inference.posterior
         try:
@@ -231,9 +242,23 @@ class Run:
         return [one_spelling(example) for example in examples] if self._augmented else examples
 
     def labelled_prompts(self, examples: Sequence[Example]) -> list[LabelledPrompt]:
-        """Examples as the trainer takes them; labels are indices in the order of the task."""
-        names = list(self.task.labels)
-        return [(self.tokenizer.encode(e.input), names.index(e.label)) for e in examples]
+        """Examples as the trainer takes them: tokenised, with what their answer should be."""
+        return [self._labelled(example) for example in examples]
+
+    def _labelled(self, example: Example) -> LabelledPrompt:
+        if isinstance(self.tokenizer, PromptTokenizer):
+            names = list(self.tokenizer.format.labels)
+            return self.tokenizer.encode(example.texts), names.index(example.label)
+        asked = cast(Asked, example.input)
+        names = [option.name for option in asked.question.options]
+        try:
+            prompt = self.tokenizer.encode(asked)
+        except InputError as error:
+            raise ConfigError(
+                f"a question about {example.kind}: {error}, with a smaller task.longest_state, or "
+                "raise adapter.max_tokens"
+            ) from error
+        return prompt, example.target or tuple(float(name == example.label) for name in names)
 
     def holdout_metrics(self) -> dict[str, float]:
         """Scores of the model as it would be served, M samples of its posterior."""
@@ -276,7 +301,9 @@ class Run:
             output / EVALUATION_FOLDER,
             task=f"{self.task.name} {self._evaluation_split}",
             seeds={"training": self.config.seed, "bank": self.bank.seed},
-            used=self._in_all_spellings(data.train + data.holdout + data.calibration),
+            used=self._in_all_spellings(data.train + data.holdout + data.mixture),
+            outside=data.outside,
+            more=self._by_kind(predictor),
         )
         write_model_card(folder, manifest.model_dump(), metrics)
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -288,16 +315,29 @@ class Run:
             )
         return folder
 
+    def _by_kind(self, predictor: Evaluable) -> Callable[[Answers], Mapping[str, Any]] | None:
+        """What is to be known of an adapter for questions beside the scores of all of them."""
+        if not isinstance(self.task, QuestionTask):
+            return None
+        promise = Promise(self.config.evaluation.target_error)
+        return Kinds(predictor, self.data.test, self.task.held_out, promise)
+
     def _calibrated(self, predictor: Evaluable) -> Policy:
         """The thresholds that the calibration examples show to keep the run's promise."""
         promise = Promise(self.config.evaluation.target_error)
         if not self.data.calibration:
             return Policy.never(predictor.card.digest, uncalibrated(promise))
+        if isinstance(self.task, QuestionTask):
+            return calibrated_on_kinds(predictor, self.data.mixture, promise, self.bank.identity)
         folder, novelty = self.config.output_dir / ADAPTER_FOLDER, predictor.novelty
-        examples = self._spelt(self.data.calibration)
+        examples = self._spelt(self.data.mixture)
         spelt = f", each in one of {VARIANTS} spellings" if self._augmented else ""
+        if share := self.config.data.out_of_scope:
+            spelt += f", {share:.0%} of them out of scope"
         source = f"{self.task.name} train, examples that chose nothing else{spelt}"
         level, _ = novelty_limit(novelty, None, promise.confidence)
+
+        outside = self.task.out_of_scope
 
         def tested() -> Policy:
             return calibrate(
@@ -309,6 +349,7 @@ class Run:
                 min_novelty_p=level,
                 novelty_digest=novelty.digest if novelty else None,
                 others=self._in_another_precision(predictor),
+                out_of_scope=outside,
             )
 
         settings = {"novelty_level": level, "in": "training"}
@@ -317,7 +358,9 @@ class Run:
 
     def _in_another_precision(self, predictor: Evaluable) -> Iterator[Predictor]:
         """The adapter as the other kind of processor serves it, where processors serve it."""
-        if not isinstance(predictor, Predictor) or self.base.device.type != "cpu":
+        if not isinstance(predictor, Predictor):
+            return
+        if self.base.device.type != "cpu" or self.base.bits is not None:
             return
         other = "float32" if predictor.dtype == torch.bfloat16 else "bfloat16"
         yield Predictor.load(
@@ -330,6 +373,8 @@ class Run:
     def _in_words(self, predictor: Evaluable) -> str:
         """What the policy promises, or why it promises nothing and what would change that."""
         policy = predictor.policy
+        if isinstance(self.task, QuestionTask):
+            return thresholds_in_words(policy)
         if self.data.calibration:
             level = novelty_limit(predictor.novelty, None, policy.confidence or 0.95)
             foreign = off_domain_in_words(accepted_by_kind(predictor))
@@ -355,6 +400,8 @@ class Run:
     @property
     def _evaluation_split(self) -> str:
         data = self.config.data
+        if isinstance(self.task, QuestionTask):
+            return "questions that were not trained on"
         if data.evaluation_holdout:
             return "examples held out of the training set"
         return data.evaluation_split or self.task.evaluation_split
@@ -367,9 +414,7 @@ class Run:
             method_parameters=self.config.method.model_dump(exclude={"name"}),
             scope=self.config.adapter.scope,
             last_layers=self.config.adapter.last_layers,
-            base_model=BaseReference(
-                name=self.base.name, digest=self.base.digest, kind=self.base.kind
-            ),
+            base_model=BaseReference.to(self.base),
             prompt=self.prompt_format,
             cue_tokens=list(self.tokenizer.cue_ids),
             label_tokens=label_tokens(self.tokenizer),
@@ -377,7 +422,11 @@ class Run:
             max_tokens=self.config.adapter.max_tokens,
             bank=self.bank,
             training={
-                "task": self.task.name if self.task.name in TASKS else self.task.model_dump(),
+                "task": (
+                    self.task.name
+                    if TASKS.get(self.task.name) == self.task
+                    else self.task.model_dump()
+                ),
                 "examples": len(self.data.train),
                 "held_out": len(self.data.holdout),
                 "calibration": len(self.data.calibration),
@@ -405,9 +454,9 @@ class Run:
         }
 
 
-def _check_labels(config: TrainingConfig, tokenizer: PromptTokenizer) -> None:
+def _check_labels(config: TrainingConfig, tokenizer: AnyTokenizer) -> None:
     """Refuses what labels of several tokens do not go with."""
-    if tokenizer.trie is None:
+    if isinstance(tokenizer, PromptTokenizer) and tokenizer.trie is None:
         return
     if config.method.name == "laplace":
         raise ConfigError(

@@ -15,7 +15,7 @@ from scipy import optimize
 from torch import Tensor
 
 from dalorra.decision.predictive import PosteriorSamples
-from training.answers import Evaluable, encode_example
+from training.answers import Evaluable, encode_example, labels_of, padded_samples
 from training.tasks import Example
 
 TemperatureChoice = Literal["auto", "on", "off"]
@@ -33,7 +33,10 @@ EVIDENCE: Final = math.log(10.0)
 
 
 def choose_temperature(
-    samples: PosteriorSamples, targets: Sequence[int], choice: TemperatureChoice = "auto"
+    samples: PosteriorSamples,
+    targets: Sequence[int],
+    choice: TemperatureChoice = "auto",
+    options: Sequence[int] | None = None,
 ) -> float:
     """The temperature to serve with.
 
@@ -46,14 +49,17 @@ def choose_temperature(
     Args:
         samples: of n inputs, at temperature 1.
         targets: `[n]` index of the true label.
+        options: `[n]`, how many labels each has; None: all.
         choice: see `TemperatureChoice`.
     """
-    if choice == "off" or (choice == "auto" and _evidence(samples, targets) < EVIDENCE):
+    if choice == "off" or (choice == "auto" and _evidence(samples, targets, options) < EVIDENCE):
         return 1.0
-    return fit_temperature(samples, targets)
+    return fit_temperature(samples, targets, options)
 
 
-def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
+def fit_temperature(
+    samples: PosteriorSamples, targets: Sequence[int], options: Sequence[int] | None = None
+) -> float:
     """The temperature of all label logits that makes the true labels most likely.
 
     Minimises the cross-entropy of the mean over the samples, which are softened or sharpened before
@@ -65,9 +71,12 @@ def fit_temperature(samples: PosteriorSamples, targets: Sequence[int]) -> float:
     Args:
         samples: of n inputs.
         targets: `[n]` index of the true label.
+        options: see `choose_temperature`.
     """
-    n, labels = len(targets), samples.probabilities.shape[-1]
-    smoothed = torch.full((n, labels), 1 / (n + 2) / (labels - 1), dtype=torch.float64)
+    n, widest = len(targets), samples.probabilities.shape[-1]
+    labels = torch.tensor([widest] * n if options is None else options, dtype=torch.float64)
+    smoothed = (1 / (n + 2) / (labels - 1))[:, None].expand(-1, widest)
+    smoothed = smoothed.where(torch.arange(widest) < labels[:, None], 0.0)
     smoothed[torch.arange(n), torch.tensor(targets)] = (n + 1) / (n + 2)
 
     def loss(log_temperature: float) -> float:
@@ -84,19 +93,26 @@ def temperature_on(
     if choice == "off":
         return 1.0
     prompts = [encode_example(predictor, example, n) for n, example in enumerate(examples, start=1)]
-    targets = [predictor.labels.index(example.label) for example in examples]
-    return choose_temperature(predictor.posterior_samples(prompts), targets, choice)
+    labels = [labels_of(predictor, example) for example in examples]
+    targets = [own.index(e.label) for own, e in zip(labels, examples, strict=True)]
+    options = [len(own) for own in labels]
+    samples = padded_samples(predictor, prompts)
+    return choose_temperature(samples, targets, choice, options)
 
 
-def _evidence(samples: PosteriorSamples, targets: Sequence[int]) -> float:
+def _evidence(
+    samples: PosteriorSamples, targets: Sequence[int], options: Sequence[int] | None
+) -> float:
     """Log of how many times likelier cross-fitted temperatures make the true labels."""
     if len(targets) < LEAST:
         return 0.0
     true = torch.tensor(targets)
+    widths = torch.tensor(options or [samples.probabilities.shape[-1]] * len(targets))
     fold = torch.arange(len(targets)) % FOLDS
     gain = 0.0
     for judged in (fold == k for k in range(FOLDS)):
-        fitted = fit_temperature(_part(samples, ~judged), true[~judged].tolist())
+        others = _part(samples, ~judged)
+        fitted = fit_temperature(others, true[~judged].tolist(), widths[~judged].tolist())
         part, own = _part(samples, judged), true[judged, None]
         ratio = _log_mean(part, fitted).gather(1, own) - _log_mean(part, 1.0).gather(1, own)
         gain += float(ratio.sum())

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.risk_control import FloatArray, IntArray, Risk, ScoredExamples
+from training.risk_control import (
+    FloatArray,
+    IntArray,
+    Risk,
+    ScoredExamples,
+    Strictness,
+    declare_strictness,
+)
 
 STEPS = 50
-"""Steps of the path in τ_p: each accepts about 2 % more of the pilot examples."""
+"""Steps of the path: each accepts about 2 % more of the pilot examples."""
 
-SHARE_QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-"""Quantiles of the pilot's epistemic share that are tried as κ, see `declare_path`."""
-
-_TAIL = 10  # steps in τ_v after τ_p has reached its end
+_HAIR = 1e-9  # by which a step is looser than the example it is named after
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +35,23 @@ class ThresholdPath:
     """Nested pairs of thresholds, from strict to loose.
 
     Attributes:
-        min_probability: τ_p, `[S]`, never rising.
-        max_variance: τ_v, `[S]`, never falling.
+        strictness: which pair a level stands for.
+        levels: of the steps, `[S]`, falling.
+        max_variance: no step accepts more.
     """
 
-    min_probability: FloatArray
-    max_variance: FloatArray
+    strictness: Strictness
+    levels: FloatArray
+    max_variance: float = 0.25
 
     def __len__(self) -> int:
-        return len(self.min_probability)
+        return len(self.levels)
 
     def first_step(self, probability: FloatArray, variance: FloatArray) -> IntArray:
         """First step that accepts each example, `[n]`; S where none does."""
-        by_probability = np.searchsorted(-self.min_probability, -probability)
-        by_variance = np.searchsorted(self.max_variance, variance)
-        return np.maximum(by_probability, by_variance).astype(np.int64)
+        strictest = self.strictness.levels(probability, variance)
+        step = np.searchsorted(-self.levels, -strictest).astype(np.int64)
+        return np.where(variance <= self.max_variance, step, len(self))
 
     def totals(self, scored: ScoredExamples, risk: Risk) -> tuple[IntArray, FloatArray]:
         """Number of counted examples that each step accepts, and the sum of their losses, `[S]`."""
@@ -55,43 +61,24 @@ class ThresholdPath:
         loss = np.bincount(step, weights=risk.loss[risk.counted], minlength=size)[:-1].cumsum()
         return count.astype(np.int64), loss
 
+    def thresholds(self, step: int) -> tuple[float, float]:
+        """τ_p and τ_v of a step."""
+        min_probability, max_variance = self.strictness.thresholds(float(self.levels[step]))
+        return min_probability, min(max_variance, self.max_variance)
+
 
 def declare_path(pilot: ScoredExamples, steps: int = STEPS) -> ThresholdPath:
     """The path to test, from pilot examples alone.
 
-    By the law of total variance the p(1 − p) of a label drawn from the mean distribution splits
-    into the mean over the samples of p_m(1 − p_m) and the variance v of p_m. So v ≤ κ · p(1 − p)
-    says that at most a share κ of it is the adapter's own disagreement. The path lowers τ_p through
-    quantiles of the pilot's probabilities with τ_v = κ · τ_p(1 − τ_p); κ is the one of
-    `SHARE_QUANTILES` with the least area under the pilot's risk–coverage curve, the loosest of
-    equals. At its end τ_v rises to the largest variance of the pilot and no further: an answer
-    with more disagreement than any that was seen is never accepted.
+    Its levels are quantiles of theirs. The last accepts all of them; an answer with more variance
+    than any of theirs is never accepted.
     """
-    p, v = pilot.probability, pilot.variance
-    spread = p * (1.0 - p)
-    share = np.divide(v, spread, out=np.zeros_like(v), where=spread > 0.0)
-    floors = np.unique(np.quantile(p, np.linspace(0.0, 1.0, steps + 1)))[::-1]
-    tail = np.unique(np.quantile(v, np.linspace(0.0, 1.0, _TAIL + 1)))
-    paths = [_path(floors, tail, float(np.quantile(share, q))) for q in SHARE_QUANTILES]
-    areas = [_area_under_curve(path, pilot) for path in paths]
-    return paths[max(range(len(paths)), key=lambda i: (-round(areas[i], 12), i))]
-
-
-def _path(floors: FloatArray, tail: FloatArray, kappa: float) -> ThresholdPath:
-    # Below a probability of 1/2 the spread falls again; the path must not.
-    limits = np.maximum.accumulate(kappa * floors * (1.0 - floors))
-    limits = np.minimum(limits, tail[-1])
-    looser = tail[tail > limits[-1]]
+    strictness = declare_strictness(pilot)
+    seen = strictness.levels(pilot.probability, pilot.variance)
+    levels = np.unique(np.quantile(seen, np.linspace(0.0, 1.0, steps + 1)))[::-1]
     return ThresholdPath(
-        np.append(floors, np.full(len(looser), floors[-1])), np.append(limits, looser)
+        strictness, np.maximum(levels - _HAIR, 0.0), float(pilot.variance.max(initial=0.0))
     )
-
-
-def _area_under_curve(path: ThresholdPath, pilot: ScoredExamples) -> float:
-    """Mean over the pilot of the risk at the step that first accepts each example."""
-    count, loss = path.totals(pilot, pilot.risks[0])
-    risk = loss / np.maximum(count, 1)
-    return float(np.sum(np.diff(count, prepend=0) * risk) / max(int(count[-1]), 1))
 
 
 def steps_accepting(

@@ -13,17 +13,19 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
+from dalorra.free_cores import on_free_cores
 from dalorra.prompts import Prompt
 from training.config import TrainingConfig
 from training.objective import Objective
 from training.processes import Process
 
 Evaluate = Callable[[], dict[str, float]]
-LabelledPrompt = tuple[Prompt, int]
-"""A prompt and the index of its true label."""
+LabelledPrompt = tuple[Prompt, int | tuple[float, ...]]
+"""A prompt and the index of its true label; or the probabilities of the labels that it brings."""
 SAVE_SECONDS: Final = 120.0
 """A checkpoint is no older than this when a step ends: what a kill costs at most."""
 
@@ -88,6 +90,11 @@ class AdapterTrainer(Trainer):
         with self._saves.listening():
             return super().train(*args, **kwargs)
 
+    @on_free_cores()
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward."""
+        return super().training_step(*args, **kwargs)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
@@ -149,7 +156,7 @@ class AdapterTrainer(Trainer):
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """A, B and an encoder's head at the run's rate and decay; the posterior's tensors at no decay.
+    """A, B and a head of classes at the run's rate and decay; the posterior's tensors at no decay.
 
     Decay would pull those towards 0, which says something of its own: φ = 0 is p = ½.
     """
@@ -269,5 +276,13 @@ class TimelyCheckpoints(TrainerCallback):
 def _collate(examples: Sequence[LabelledPrompt]) -> dict[str, Any]:
     return {
         "prompts": [prompt for prompt, _ in examples],
-        "labels": torch.tensor([label for _, label in examples]),
+        "labels": _stacked([target for _, target in examples]),
     }
+
+
+def _stacked(targets: Sequence[int | tuple[float, ...]]) -> Tensor:
+    """`[B]` indices, or `[B, K]` probabilities, padded with 0."""
+    rows = [target for target in targets if isinstance(target, tuple)]
+    if not rows:
+        return torch.tensor(targets)
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)

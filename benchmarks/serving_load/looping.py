@@ -47,8 +47,8 @@ class LoopedLora:
     def __init__(self, options: argparse.Namespace) -> None:
         manifest = read_adapter(options.adapter).manifest
         base = load_base_model(options.base_model, device=options.device, dtype=options.dtype)
-        self._tokenizer = PromptTokenizer(base.tokenizer, manifest.prompt, manifest.max_tokens)
-        self._labels = list(manifest.prompt.labels)
+        self._tokenizer = PromptTokenizer(base.tokenizer, manifest.labelled, manifest.max_tokens)
+        self._labels = list(manifest.labelled.labels)
         folders = sorted(options.loras.iterdir())
         self._loras = [folder.name for folder in folders]
         with warnings.catch_warnings():

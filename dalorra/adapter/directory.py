@@ -2,9 +2,11 @@
 
     adapter_config.json         PEFT's own description (rank, alpha, modules)
     adapter_model.safetensors   A, B and the tensors of the posterior, such as the mask logits φ;
-                                on an encoder also its head
+                                where labels are classes also their head
     dalorra.json                `Manifest`: everything else that decides an answer
     policy.json                 thresholds; names the digests that it was made for
+    question_policies.json      the same of single questions
+    questions.json              questions in words that its labels answer
     laplace.safetensors         a Laplace posterior's factors, whose digest `dalorra.json` names
     novelty.safetensors         where the training data lie; names the digest that it was made for
     looks.json                  what its policies were tested on; no answer depends on it
@@ -19,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
@@ -30,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dalorra.adapter.hub import located
 from dalorra.adapter.layer import (
     StochasticPeftModel,
     attach,
@@ -38,10 +41,12 @@ from dalorra.adapter.layer import (
     stochastic_layers,
 )
 from dalorra.adapter.manifest import MANIFEST_FILE, Manifest, posterior_of, read_manifest
+from dalorra.adapter.registered import QUESTIONS_FILE, RegisteredQuestion, read_registered
 from dalorra.base.families import head_modules, set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.decision.novelty import NOVELTY_FILE, Novelty
 from dalorra.decision.policy import POLICY_FILE, Policy
+from dalorra.decision.question_policies import read_question_policies
 from dalorra.errors import AdapterError
 from dalorra.posteriors import Posterior
 
@@ -59,13 +64,15 @@ class Adapter:
     """What a directory holds, verified as far as is possible without the base model.
 
     Attributes:
-        tensors: A, B and φ, and an encoder's head, by PEFT's names.
+        tensors: A, B and φ, and the head of classes, by PEFT's names.
         policy: None when the directory has none; one that never accepts, and says why, when it was
             made for another adapter, bank or novelty.
         digest: sha256 over the three files that decide a prediction. The novelty features are not
             among them, because they are fitted on the adapter as it is and change no probability;
             they have a digest of their own, which a policy with a novelty level names.
         novelty: None when the directory has none.
+        registered: questions in words that its labels answer.
+        question_policies: `Question.digest` → policy of a single question, void as `policy` is.
     """
 
     path: Path
@@ -76,6 +83,8 @@ class Adapter:
     policy: Policy | None
     digest: str
     novelty: Novelty | None = None
+    registered: tuple[RegisteredQuestion, ...] = ()
+    question_policies: Mapping[str, Policy] = field(default_factory=dict)
 
 
 def adapter_digest(path: Path) -> str:
@@ -88,25 +97,23 @@ def adapter_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_adapter(path: Path) -> Adapter:
+def read_adapter(reference: Path | str) -> Adapter:
     """Reads and verifies an adapter directory.
+
+    Args:
+        reference: the directory, or the adapter's id on the hub, see `located`.
 
     Raises:
         AdapterError: a missing, damaged or unknown part; the message names it.
     """
-    if not path.is_dir():
-        raise AdapterError(f"{path} is not a directory: name a folder that `dalorra train` wrote")
-    for name in DIGESTED_FILES:
-        if not (path / name).is_file():
-            raise AdapterError(f"{path} has no {name}: it is not a complete DALorRA adapter")
+    path = _complete(reference)
     manifest = read_manifest(path / MANIFEST_FILE)
     posterior = posterior_of(manifest, path / MANIFEST_FILE)
     try:
         config = LoraConfig.from_pretrained(str(path))
     except (ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise AdapterError(f"{path / CONFIG_FILE} is not a PEFT LoRA config: {error}") from error
-    encoder = manifest.base_model.kind == "encoder"
-    if (foreign := foreign_setting(config, has_head=encoder)) is not None:
+    if (foreign := foreign_setting(config, has_head=manifest.prompt.by_head)) is not None:
         raise AdapterError(
             f"{path / CONFIG_FILE} is not a PEFT LoRA config that DALorRA can serve: {foreign} is "
             f"{getattr(config, foreign)!r}"
@@ -124,14 +131,61 @@ def read_adapter(path: Path) -> Adapter:
     policy = Policy.load(policy_path) if policy_path.exists() else None
     digest = adapter_digest(path)
     novelty = Novelty.load(path, digest) if (path / NOVELTY_FILE).exists() else None
-    if policy:
-        policy = policy.held_to(digest, manifest.bank.identity, novelty.digest if novelty else None)
-    return Adapter(path, manifest, posterior, config, tensors, policy, digest, novelty)
+    made_for = digest, manifest.bank.identity, novelty.digest if novelty else None
+    return Adapter(
+        path,
+        manifest,
+        posterior,
+        config,
+        tensors,
+        policy.held_to(*made_for) if policy else None,
+        digest,
+        novelty,
+        registered_questions(path, manifest),
+        {
+            question: one.policy.held_to(*made_for)
+            for question, one in read_question_policies(path).items()
+        },
+    )
 
 
-def bundled_adapter() -> Path:
-    """The default adapter that ships with the package."""
-    return Path(str(files("dalorra") / "bundled" / "sentiment"))
+def registered_questions(path: Path, manifest: Manifest) -> tuple[RegisteredQuestion, ...]:
+    """The questions in words that an adapter's labels answer.
+
+    Raises:
+        AdapterError: their file is damaged, or does not fit the labels.
+    """
+    if not (path / QUESTIONS_FILE).exists():
+        return ()
+    return read_registered(path, tuple(manifest.labelled.labels))
+
+
+def _complete(reference: Path | str) -> Path:
+    """Where the files of an adapter are, all of them."""
+    path = located(reference)
+    if not path.is_dir():
+        raise AdapterError(f"{path} is not a directory: name a folder that `dalorra train` wrote")
+    if (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).exists():
+        raise AdapterError(
+            f"{path} has no {MANIFEST_FILE}: it is a plain PEFT adapter, of which `dalorra import "
+            f"{reference} OUT --task task.yaml` makes a complete one"
+        )
+    for name in DIGESTED_FILES:
+        if not (path / name).is_file():
+            raise AdapterError(f"{path} has no {name}: it is not a complete DALorRA adapter")
+    return path
+
+
+def bundled_adapter(name: str = "sentiment") -> Path:
+    """An adapter that ships with the package, the default one if none is named."""
+    return Path(str(files("dalorra") / "bundled" / name))
+
+
+def bundled_adapters() -> dict[str, Path]:
+    """All of them by name, the default one first."""
+    default = bundled_adapter()
+    others = sorted(path for path in default.parent.iterdir() if (path / MANIFEST_FILE).is_file())
+    return {path.name: path for path in (default, *(p for p in others if p != default))}
 
 
 def check_base(adapter: Adapter, base: BaseModel) -> None:
@@ -185,8 +239,8 @@ def load_adapter(adapter: Adapter, base: BaseModel) -> StochasticPeftModel:
     check_base(adapter, base)
     if problem := too_long(base.model, adapter.manifest.max_tokens):
         raise AdapterError(f"{adapter.path / MANIFEST_FILE}: max_tokens: {base.name} {problem}")
-    if base.kind == "encoder":
-        _prepare_encoder(adapter, base)
+    if adapter.manifest.prompt.by_head:
+        _prepare_head(adapter, base)
     try:
         model: StochasticPeftModel = attach(base.model, adapter.config, adapter.posterior)
     except ValueError as error:
@@ -202,7 +256,7 @@ def load_adapter(adapter: Adapter, base: BaseModel) -> StochasticPeftModel:
     return model.eval()
 
 
-def _prepare_encoder(adapter: Adapter, base: BaseModel) -> None:
+def _prepare_head(adapter: Adapter, base: BaseModel) -> None:
     """A head of the adapter's size; what it may not be that `attach` does not see is refused."""
     head = head_modules(base.model)
     if tuple(adapter.config.modules_to_save or ()) != head:
@@ -210,7 +264,7 @@ def _prepare_encoder(adapter: Adapter, base: BaseModel) -> None:
             f"{adapter.path / CONFIG_FILE}: modules_to_save must be the head of {base.name}, "
             f"{', '.join(head)}"
         )
-    set_head(base.model, len(adapter.manifest.prompt.labels))
+    set_head(base.model, len(adapter.manifest.labelled.labels))
 
 
 def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -228,7 +282,7 @@ def _first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
 
 
 def adapter_tensors(model: StochasticPeftModel) -> dict[str, Tensor]:
-    """A, B, the posterior's tensors and an encoder's head by PEFT's names, detached.
+    """A, B, the posterior's tensors and the head of classes by PEFT's names, detached.
 
     Never a weight of the base.
     """

@@ -6,7 +6,9 @@ rank masks B · diag(z) · A = (B · diag(z)) · A.
 `export_mean` folds the posterior's mean, one deterministic adapter; `export_bank` writes every
 sample of the bank. An `answer_tokens` adapter acts on the cue alone: its export is an activated
 LoRA (`alora_invocation_tokens`), which a server must support; applied to every token it would be
-another adapter. An encoder's adapter is a plain LoRA for sequence classification, head included.
+another adapter (`where_it_runs`). Labels that are classes make a plain LoRA for sequence
+classification, head included; there nothing runs an activated one, so that under `answer_tokens` no
+export equals it.
 """
 
 import shutil
@@ -18,7 +20,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from dalorra.adapter.directory import WEIGHTS_FILE, Adapter, read_adapter
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, ConfigError
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.posteriors.noise import ModuleTensors
 
@@ -26,7 +28,7 @@ _DOWN = ".lora_A.weight"
 _UP = ".lora_B.weight"
 
 
-def export_mean(adapter_dir: Path, out: Path) -> Path:
+def export_mean(adapter_dir: Path | str, out: Path) -> Path:
     """Writes one plain LoRA, the posterior's mean.
 
     Raises:
@@ -38,7 +40,7 @@ def export_mean(adapter_dir: Path, out: Path) -> Path:
     return _write(adapter, modules, adapter.posterior.mean(list(modules.values())), (".",), out)
 
 
-def export_bank(adapter_dir: Path, out: Path) -> Path:
+def export_bank(adapter_dir: Path | str, out: Path) -> Path:
     """Writes the M samples of the bank as plain LoRAs, in `out/member-00`, `out/member-01`, …
 
     Raises:
@@ -50,6 +52,23 @@ def export_bank(adapter_dir: Path, out: Path) -> Path:
     bank = adapter.posterior.bank(list(modules.values()), adapter.manifest.bank)
     folders = tuple(f"member-{m:02d}" for m in range(bank.samples))
     return _write(adapter, modules, bank, folders, out)
+
+
+def where_it_runs(adapter_dir: Path | str) -> str:
+    """Which programs run an adapter's exports as they are meant.
+
+    Raises:
+        AdapterError: the adapter is damaged.
+    """
+    manifest = read_adapter(adapter_dir).manifest
+    if manifest.scope == "all_tokens":
+        return "it acts on every token: whatever runs a PEFT LoRA runs it"
+    return (
+        f"it acts from the answer cue {manifest.prompt.answer_cue!r} on, and on no token before: "
+        "PEFT, and a server with activated LoRAs (alora_invocation_tokens), run it as it is meant; "
+        "whoever applies it to every token, or merges it, has another model, which nobody tested. "
+        "Train with scope: all_tokens for those"
+    )
 
 
 def _modules(adapter: Adapter) -> dict[str, ModuleTensors]:
@@ -74,6 +93,11 @@ def _write(
     folders: Sequence[str],
     out: Path,
 ) -> Path:
+    if adapter.manifest.prompt.by_head and adapter.manifest.scope == "answer_tokens":
+        raise ConfigError(
+            f"no plain LoRA equals {adapter.path}: activated ones, which act on the answer cue "
+            "alone, have no class head; train it with `scope: all_tokens` to export it"
+        )
     if out.exists():
         raise AdapterError(f"{out} exists: name a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +124,7 @@ def _plain_config(adapter: Adapter) -> LoraConfig:
     source, manifest = adapter.config, adapter.manifest
     on_cue = manifest.scope == "answer_tokens"
     return LoraConfig(
-        task_type="SEQ_CLS" if manifest.base_model.kind == "encoder" else "CAUSAL_LM",
+        task_type="SEQ_CLS" if manifest.prompt.by_head else "CAUSAL_LM",
         inference_mode=True,
         r=source.r,
         lora_alpha=source.lora_alpha,

@@ -22,10 +22,13 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dalorra.base.families import CLASS_HEAD, drop_class_head
 from dalorra.posteriors.noise import ModuleTensors, RankNoise, base_only
 from dalorra.posteriors.posterior import Posterior
 
 ADAPTER_NAME: Final = "default"
+HEAD: Final = "lm_head"
+"""Name of the output projection."""
 
 
 class StochasticLoraLinear(lora.Linear):
@@ -152,7 +155,7 @@ def lora_config(
 ) -> LoraConfig:
     """PEFT's own description of the adapter: what `adapter_config.json` holds.
 
-    `head` names modules that are trained and saved whole: an encoder's.
+    `head` names modules that are trained and saved whole.
     """
     return LoraConfig(
         r=rank,
@@ -209,9 +212,13 @@ def attach(
     The base must not be wrapped already; `detach` gives it back.
 
     Raises:
-        ValueError: a target module the base does not have, or that is trained whole.
+        ValueError: a target module the base does not have, or that is trained whole or replaced.
     """
-    _require_modules(model, config)
+    try:
+        _require_modules(model, config)
+    except ValueError:
+        drop_class_head(model)
+        raise
     # PEFT documents this name as its extension point, underscore and all.
     config._register_custom_module({nn.Linear: StochasticLoraLinear})  # noqa: SLF001
     with warnings.catch_warnings():
@@ -232,11 +239,15 @@ def _require_modules(model: PreTrainedModel, config: LoraConfig) -> None:
             raise ValueError(f"the base model has no linear module {target!r}")
         if target in (config.modules_to_save or ()):
             raise ValueError(f"{target!r} is part of the head, which is trained: leave it out")
+        if target == HEAD and config.modules_to_save:
+            raise ValueError(f"a class head is in the place of {target!r}: leave it out")
 
 
 def detach(peft_model: PeftModel) -> PreTrainedModel:
     """The base model without the adapter, its own modules restored."""
-    return cast(PreTrainedModel, peft_model.unload())
+    base = cast(PreTrainedModel, peft_model.unload())
+    drop_class_head(base)
+    return base
 
 
 def stochastic_layers(model: nn.Module) -> dict[str, StochasticLoraLinear]:
@@ -273,8 +284,10 @@ def rank_noise(
             layer.rank_noise = layer_noise
 
 
-HEAD: Final = "lm_head"
-"""Name of the output projection."""
+def class_head(model: StochasticPeftModel) -> nn.Linear | None:
+    """What a language model's labels are read off in place of `lm_head`, if the adapter has it."""
+    wrapped = getattr(model.get_base_model(), CLASS_HEAD, None)
+    return None if wrapped is None else cast(nn.Linear, wrapped.modules_to_save[ADAPTER_NAME])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,8 @@ size of a head, scaled rotary positions) `forward.llama.base` reads off them: it
 
 An encoder reads a whole text and classifies it. It has no answer cue and no label tokens: a label
 is a class of a small head, which every adapter brings along, trained and saved beside A and B
-(PEFT's `modules_to_save`). The head that a checkpoint may have is no part of the base model.
+(PEFT's `modules_to_save`). The head that a checkpoint may have is no part of the base model. A
+language model under an adapter with a class head has one likewise, in place of its `lm_head`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -53,6 +53,9 @@ HEADS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """Type of an encoder → modules of its head, the last of which has a row for each class."""
 
+CLASS_HEAD: Final = "score"
+"""A language model's class head, by the name that transformers' own classifiers give it."""
+
 _ROPE: Final = ("default", "linear", "llama3", "yarn")
 """Rotary positions that do not depend on how long the other inputs of a forward are."""
 
@@ -63,8 +66,8 @@ def is_encoder(model: nn.Module) -> bool:
 
 
 def head_modules(model: nn.Module) -> tuple[str, ...]:
-    """Modules of the head, by name; a language model has none of its own."""
-    return HEADS.get(cast(Any, model).config.model_type, ())
+    """Modules of the head that an adapter may bring, by name."""
+    return HEADS.get(cast(Any, model).config.model_type, (CLASS_HEAD,))
 
 
 def family_of(model: nn.Module) -> Family:
@@ -112,23 +115,38 @@ def _foreign_part(config: Any) -> str | None:
 
 
 def set_head(model: PreTrainedModel, classes: int) -> None:
-    """Gives an encoder a new head, initialised as transformers does from the global generator.
+    """Gives a model a new head, initialised as transformers does from the global generator.
 
     It is computed in float32, whatever the precision of the base.
 
     Args:
-        model: an encoder without an adapter.
+        model: without an adapter.
         classes: K.
     """
+    if not is_encoder(model):
+        head = nn.Linear(model.config.hidden_size, classes, bias=False, device=model.device)
+        model.add_module(CLASS_HEAD, _initialised(head, model))
+        return
     names = head_modules(model)
     for name in names:
         old = cast(nn.Linear, model.get_submodule(name))
         features = classes if name == names[-1] else old.out_features
-        head = nn.Linear(old.in_features, features, device=model.device, dtype=torch.float32)
-        nn.init.normal_(head.weight, std=model.config.initializer_range)
+        head = nn.Linear(old.in_features, features, device=model.device)
+        model.set_submodule(name, _initialised(head, model))
+
+
+def drop_class_head(model: PreTrainedModel) -> None:
+    """Takes the class head off a language model that has one."""
+    if hasattr(model, CLASS_HEAD):
+        delattr(model, CLASS_HEAD)
+
+
+def _initialised(head: nn.Linear, model: PreTrainedModel) -> nn.Linear:
+    nn.init.normal_(head.weight, std=model.config.initializer_range)
+    if head.bias is not None:
         nn.init.zeros_(head.bias)
-        head.register_forward_pre_hook(_in_float32)
-        model.set_submodule(name, head.requires_grad_(False).eval())
+    head.register_forward_pre_hook(_in_float32)
+    return head.float().requires_grad_(False).eval()
 
 
 def too_long(model: PreTrainedModel, tokens: int) -> str | None:

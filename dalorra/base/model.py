@@ -5,7 +5,7 @@ A language model or an encoder; `dalorra.base.families` lists what works.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,8 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,8 +29,17 @@ from transformers.utils import logging as transformers_logging
 from dalorra.base.cache import is_complete
 from dalorra.base.families import HEADS, BaseKind, head_modules, is_encoder, require_known
 from dalorra.base.fetch import DEFAULT_BASE_MODEL, PINNED, fetch, from_gguf, pinned_folder
+from dalorra.base.quantized import (
+    Bits,
+    Quantize,
+    bits_of,
+    is_quantized,
+    loading,
+    stored_weights,
+)
 from dalorra.errors import BaseModelError
 from dalorra.hardware import multiplies_bfloat16
+from dalorra.hub import HubReference, in_words
 
 __all__ = ["DEFAULT_BASE_MODEL", "BaseModel", "fetch", "load_base_model", "weight_digest"]
 
@@ -80,6 +80,11 @@ class BaseModel:
         return "encoder" if is_encoder(self.model) else "llama"
 
     @property
+    def bits(self) -> Bits | None:
+        """How its linear modules are quantised; None: they are not."""
+        return bits_of(self.model)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
@@ -91,7 +96,11 @@ class BaseModel:
 
 
 def load_base_model(
-    reference: str = DEFAULT_BASE_MODEL, *, device: str = "auto", dtype: str = "auto"
+    reference: str = DEFAULT_BASE_MODEL,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: Quantize = "none",
 ) -> BaseModel:
     """Load a base model for use under adapters.
 
@@ -102,6 +111,7 @@ def load_base_model(
         device: `"auto"` (CUDA when there is one), or any torch device.
         dtype: `"auto"`, `"float32"` or `"bfloat16"`; auto is bfloat16 where the hardware
             multiplies it, float32 elsewhere.
+        quantize: `"8bit"` or `"4bit"` keeps the linear modules of a language model in that.
 
     Raises:
         BaseModelError: it cannot be found, fetched or read, or is of another family.
@@ -111,16 +121,21 @@ def load_base_model(
     folder, name = _locate(reference)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        require_known(config, reference)
+        require_known(config, reference, encoders=quantize == "none")
+        how: dict[str, Any] = {"dtype": chosen_dtype}
+        if quantize != "none":
+            how |= loading(quantize, chosen_dtype, chosen_device)
         with _quiet_transformers():
-            model = _load(folder, config, chosen_dtype, reference)
+            model = _load(folder, config, reference, how)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model.to(chosen_device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        if quantize == "none":
+            model.to(chosen_device)  # type: ignore[arg-type]
+        model.eval().requires_grad_(False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise BaseModelError(f"the base model {reference} cannot be loaded: {reason}") from error
     weights = model.base_model if is_encoder(model) else model
-    return BaseModel(model, tokenizer, name, weight_digest(weights))
+    return BaseModel(model, tokenizer, name, weight_digest(weights, stored_weights(folder)))
 
 
 def choose_device(device: str) -> torch.device:
@@ -155,16 +170,21 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def weight_digest(model: nn.Module) -> str:
-    """A digest of a model's weights that does not depend on the dtype they were loaded in.
+def weight_digest(model: nn.Module, stored: Callable[[str], Tensor] | None = None) -> str:
+    """A digest of a model's weights that does not depend on the precision they were loaded in.
 
     sha256 over the names, the shapes and up to 1024 evenly strided values of each parameter,
     rounded to bfloat16. A tied head is one parameter and counts once. It says which checkpoint
     this is; it is no proof that every single weight is untouched. Call it before an adapter is
     injected.
+
+    Args:
+        model: as it was loaded.
+        stored: reads a weight that was quantised on the way from its checkpoint.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, loaded in sorted(model.named_parameters()):
+        weight = stored(name) if stored and is_quantized(loaded) else loaded
         flat = weight.detach().reshape(-1)
         stride = max(1, -(-flat.numel() // _SAMPLED_PER_TENSOR))
         sampled = flat[::stride].to("cpu", torch.bfloat16).view(torch.int16)
@@ -174,18 +194,18 @@ def weight_digest(model: nn.Module) -> str:
 
 
 def _load(
-    folder: Path, config: PretrainedConfig, dtype: torch.dtype, reference: str
+    folder: Path, config: PretrainedConfig, reference: str, how: dict[str, Any]
 ) -> PreTrainedModel:
     encoder = config.model_type in HEADS
     model_class: Any = AutoModelForSequenceClassification if encoder else AutoModelForCausalLM
     found: Any = model_class.from_pretrained(
         folder,
         config=config,
-        dtype=dtype,
         attn_implementation="sdpa",
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
+        **how,
     )
     model, loaded = found
     # An adapter brings its own head; anything else would be filled in at random.
@@ -224,7 +244,7 @@ def _locate(reference: str) -> tuple[Path, str]:
 
 def _from_hub(hub_id: str) -> Path:
     """Download a hub model's files, after a look at its configuration alone."""
-    try:
+    with in_words(HubReference(hub_id), "model", BaseModelError):
         config = hf_hub_download(hub_id, "config.json")
         require_known(AutoConfig.from_pretrained(config, local_files_only=True), hub_id)
         return Path(
@@ -232,22 +252,6 @@ def _from_hub(hub_id: str) -> Path:
                 hub_id, allow_patterns=[*_HUB_FILES], ignore_patterns=[*_HUB_FILES_UNUSED]
             )
         )
-    except GatedRepoError as error:
-        raise BaseModelError(
-            f"the hub model {hub_id} needs its licence accepted on its page, and HF_TOKEN set"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BaseModelError(
-            f"the hub has no model {hub_id}, or it is private and HF_TOKEN does not open it"
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise BaseModelError(
-            f"{hub_id} is no local folder, and the model hub cannot be reached to download it"
-        ) from error
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise BaseModelError(
-            f"the hub model {hub_id} cannot be downloaded: {str(error).splitlines()[0]}"
-        ) from error
 
 
 @contextmanager

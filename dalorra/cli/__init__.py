@@ -12,12 +12,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dalorra.cli.adapters import export, fetch, info
+from dalorra.cli.adapters import export, fetch, info, pull, push
 from dalorra.cli.asking import predict
+from dalorra.cli.calibrating import calibrate
 from dalorra.cli.console import EXIT_REFUSED, EXIT_SIGNALLED, refuse
 from dalorra.cli.experiments import experiment, methods, report
+from dalorra.cli.importing import import_lora
+from dalorra.cli.questions import questions
 from dalorra.cli.serving import hash_key, serve
-from dalorra.cli.training import calibrate, evaluate, novelty, train
+from dalorra.cli.training import evaluate, novelty, train
 from dalorra.errors import DalorraError, Interrupted
 from dalorra.threads import settle
 
@@ -98,8 +101,12 @@ for command in (
     novelty,
     calibrate,
     export,
+    import_lora,
+    push,
+    pull,
     methods,
     experiment,
     report,
 ):
-    app.command()(command)
+    app.command("import" if command is import_lora else None)(command)
+app.add_typer(questions, name="questions")

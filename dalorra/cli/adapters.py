@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dalorra.cli.console import print_json
+from dalorra.cli.console import note, print_json
+from dalorra.cli.options import AnyAdapter
 
 
 class ExportForm(StrEnum):
@@ -28,8 +29,8 @@ def fetch(
     typer.echo(fetch_pinned(name=name) if name else fetch_pinned())
 
 
-def info(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) -> None:
-    """Verify an adapter folder and print what it says about itself as JSON."""
+def info(adapter: AnyAdapter) -> None:
+    """Verify an adapter and print what it says about itself as JSON."""
     from dalorra.adapter.directory import read_adapter
 
     read = read_adapter(adapter)
@@ -38,13 +39,45 @@ def info(adapter: Annotated[Path, typer.Argument(help="Adapter folder.")]) -> No
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: AnyAdapter,
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     form: Annotated[
         ExportForm, typer.Option(help="mean: one LoRA; bank: one LoRA for each sample.")
     ] = ExportForm.MEAN,
 ) -> None:
-    """Write an adapter as plain LoRA, which PEFT, vLLM and TGI run."""
-    from dalorra.adapter.export import export_bank, export_mean
+    """Write an adapter as plain LoRA for other programs, and say which of them it is for.
+
+    An all_tokens adapter runs wherever a PEFT LoRA does. An answer_tokens adapter acts on the
+    answer cue alone, so its export is an activated LoRA: PEFT runs it, and a server that supports
+    them (alora_invocation_tokens). Whoever applies it to every token, or merges it, has another
+    model.
+    """
+    from dalorra.adapter.export import export_bank, export_mean, where_it_runs
 
     typer.echo((export_mean if form is ExportForm.MEAN else export_bank)(adapter, out))
+    note(where_it_runs(adapter))
+
+
+def push(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    hub_id: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where on the hub.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Only for its owner, where it is made now.")
+    ] = False,
+) -> None:
+    """Publish an adapter with its model card on the hub; print the reference that stays it."""
+    from dalorra.adapter.publish import push as publish
+
+    typer.echo(publish(adapter, hub_id, private=private))
+
+
+def pull(
+    adapter: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME@REVISION", help="Adapter on the hub.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Copy an adapter of the hub into a folder, to calibrate it there; print the folder."""
+    from dalorra.adapter.publish import pull as copy
+
+    typer.echo(copy(adapter, out))

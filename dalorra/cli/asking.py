@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dalorra.cli.console import EXIT_INTERRUPTED, note, print_json, refuse
-from dalorra.cli.options import AdapterDir, BaseModelOption, Device, Dtype, assignments
+from dalorra.cli.options import (
+    AdapterDir,
+    BaseModelOption,
+    Device,
+    Dtype,
+    Quantize,
+    assignments,
+    named,
+)
 from dalorra.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,28 +72,38 @@ def predict(
     base_model: BaseModelOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Answer one input and print the prediction as JSON; with --out, answer every row of a file.
 
     Rows keep their order. The file appears once all of them are answered.
     """
+    bits = named(quantize)
     if out is None:
         if column or resume or ray or workers or not columns or on_error is OnError.RECORD:
             raise ConfigError("these options are for a file: say with --out where its answers go")
         value = _one_input(what, field)
         from dalorra.predictor import Predictor
 
-        _answer_one(Predictor.load(adapter, base_model, device=device, dtype=dtype), value)
+        predictor = Predictor.load(
+            adapter,
+            base_model,
+            device=device,
+            dtype=dtype,
+            quantize=bits,
+        )
+        _answer_one(predictor, value)
         return
     if what is None or field:
         raise ConfigError("--out goes with one FILE to score")
     if workers and not ray:
         raise ConfigError("--workers goes with --ray")
     from dalorra.adapter.directory import bundled_adapter, read_adapter
+    from dalorra.adapter.hub import located
     from dalorra.predictor import Predictor
     from dalorra.scoring.job import Job
 
-    folder = (adapter or bundled_adapter()).resolve()
+    folder = located(adapter or bundled_adapter()).resolve()
     job = Job.for_adapter(
         read_adapter(folder),
         Path(what),
@@ -95,11 +113,18 @@ def predict(
         keep_columns=columns,
         batch_rows=batch_rows,
         dtype=dtype,
+        quantize=bits,
     )
     if base_model and Path(base_model).exists():  # workers have folders of their own
         base_model = str(Path(base_model).resolve())
     load = partial(
-        Predictor.load, folder, base_model, device=device, dtype=dtype, row_budget=batch_rows
+        Predictor.load,
+        folder,
+        base_model,
+        device=device,
+        dtype=dtype,
+        quantize=bits,
+        row_budget=batch_rows,
     )
     _answer_file(job, _answers(load, ray, workers), resume)
 

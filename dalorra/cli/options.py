@@ -2,16 +2,26 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dalorra.errors import ConfigError
 
 AdapterDir = Annotated[
-    Path | None, typer.Option("--adapter", help="Adapter folder.", show_default="bundled sentiment")
+    Path | None,
+    typer.Option(
+        "--adapter",
+        help="Adapter folder, or owner/name@revision on the hub.",
+        show_default="bundled sentiment",
+    ),
 ]
+AnyAdapter = Annotated[
+    Path, typer.Argument(help="Adapter folder, or owner/name@revision on the hub.")
+]
+OwnAdapter = Annotated[Path, typer.Argument(help="Adapter folder; it is written into.")]
 BaseModelOption = Annotated[
     str | None,
     typer.Option(
@@ -32,6 +42,28 @@ Split = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+
+
+class Bits(StrEnum):
+    """How linear modules of the base model are stored."""
+
+    NONE = "none"
+    EIGHT = "8bit"
+    FOUR = "4bit"
+
+
+def named(bits: Bits | None) -> Literal["none", "8bit", "4bit"] | None:
+    """The same as a setting."""
+    return bits.value if bits else None
+
+
+Quantize = Annotated[
+    Bits | None,
+    typer.Option(
+        help="Base model in none, 8bit or 4bit (bitsandbytes).",
+        show_default="as the adapter was trained",
+    ),
+]
 
 
 def assignments(pairs: Iterable[str], option: str) -> dict[str, str]:

@@ -19,11 +19,10 @@ from ray import serve
 from service.app import create_app
 from service.lifecycle import Lifecycle
 from service.logs import configure_logging
+from service.run import END_SECONDS
 from service.settings import load_settings
 
 NAME = "dalorra"
-
-CLOSE_SECONDS = 5  # beyond the draining
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -48,7 +47,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         # The engine batches and sheds load itself: it must see the requests that wait.
         max_ongoing_requests=settings.max_queue_requests,
         autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 32},
-        graceful_shutdown_timeout_s=settings.drain_seconds + CLOSE_SECONDS,
+        graceful_shutdown_timeout_s=settings.drain_seconds + END_SECONDS,
     )
     return deployment(serve.ingress(application)(Replica)).bind()
 

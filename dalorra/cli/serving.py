@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dalorra.cli.options import AdapterDir, BaseModelOption, assignments
+from dalorra.cli.options import AdapterDir, BaseModelOption, Quantize, assignments
 from dalorra.errors import ConfigError
 
 
@@ -18,12 +18,16 @@ def serve(
     base_model: BaseModelOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+    quantize: Quantize = None,
     log_format: Annotated[str | None, typer.Option(help="json or console.")] = None,
     others: Annotated[
         list[str] | None, typer.Option("--set", help="name=value, any other setting.")
     ] = None,
 ) -> None:
-    """Start the server. Flags win over DALORRA_... variables, those over the file."""
+    """Start the server. Flags win over DALORRA_... variables, those over the file.
+
+    Where none of them names an adapter, the bundled ones are served.
+    """
     overrides: dict[str, Any] = dict(assignments(others or (), "--set"))
     flags = {
         "host": host,
@@ -32,6 +36,7 @@ def serve(
         "base_model": base_model,
         "device": device,
         "dtype": dtype,
+        "quantize": quantize.value if quantize else None,
         "log_format": log_format,
     }
     given = {name: value for name, value in flags.items() if value is not None}

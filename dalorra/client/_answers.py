@@ -1,12 +1,18 @@
 """What the server answers. Fields that a newer server adds are kept, and dumped with the rest."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Input = str | Mapping[str, str]
 """Text, for a template with one field; else the template's fields by name."""
+
+State = str | Mapping[str, Any] | Sequence[Any]
+"""What typed questions are about: text, or anything that JSON can say."""
+
+Question = Mapping[str, Any]
+"""`{"type": "noul", "instructions": …}`, or `choice` or `score` with their `criteria`, too."""
 
 Decision = Literal["accept", "escalate", "clarify"]
 """accept: believe it. escalate: the model does not know. clarify: the input leaves it open."""
@@ -64,6 +70,120 @@ class Predictions(_ResponseBody):
     """The answers to a batch, in the order of its inputs."""
 
     predictions: list[Prediction]
+
+
+class Promise(_ResponseBody):
+    """What a policy promises of the answers that it accepts.
+
+    Attributes:
+        target_error: at most this share of them is wrong.
+        confidence: probability, over the calibration data, that it is so.
+    """
+
+    target_error: float
+    confidence: float
+
+
+_OF_THE_PROTOCOL = {"type", "noul", "choice", "score", "legend", "probabilities", "confidence"}
+
+
+class _TypedAnswer(_ResponseBody):
+    """What every answer to a typed question says.
+
+    Attributes:
+        decision: what to do with the answer.
+        reason: the decision, explained in one sentence.
+        variance: over the samples, of the most probable option's probability.
+        standard_error: of that probability; None for one sample.
+        novelty: see `Prediction`.
+        promise: what is promised of accepted answers; None where this is none of them, or nothing
+            is promised.
+        samples: posterior samples that were averaged.
+        sample_probabilities: the most probable option's probability in each sample, of a noul that
+            of yes; where it was asked for.
+        adapter: who answered.
+        request_id: names this answer, for `Client.feedback`; its label is `true` or `false` of a
+            noul, an option of a choice, the number of a level of a score.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        defer_build=True,
+        validate_by_name=True,
+        alias_generator=lambda name: name if name in _OF_THE_PROTOCOL else f"x_{name}",
+    )
+
+    decision: Decision
+    reason: str
+    variance: float
+    standard_error: float | None
+    novelty: float | None
+    promise: Promise | None
+    samples: int
+    sample_probabilities: tuple[float, ...] | None = None
+    adapter: str
+    request_id: str
+
+
+class NoulAnswer(_TypedAnswer):
+    """The answer to whether something is so: `noul` is the probability of yes."""
+
+    type: Literal["noul"]
+    noul: float
+
+
+class ChoiceAnswer(_TypedAnswer):
+    """The most probable option, and how probable each is.
+
+    `confidence` is how concentrated that is, from 0 to 1; whether to believe it says `decision`.
+    """
+
+    type: Literal["choice"]
+    choice: str
+    probabilities: dict[str, float]
+    confidence: float
+
+
+class ScoreAnswer(_TypedAnswer):
+    """The expected level, what each level means, and how probable it is.
+
+    `confidence` is how concentrated that is, from 0 to 1; whether to believe it says `decision`.
+    """
+
+    type: Literal["score"]
+    score: float
+    legend: dict[int, Any]
+    probabilities: dict[int, float]
+    confidence: float
+
+
+TypedAnswer = Annotated[NoulAnswer | ChoiceAnswer | ScoreAnswer, Field(discriminator="type")]
+
+
+class Usage(_ResponseBody):
+    """Tokens: those of the state count once, and none is generated."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+class Answers(_ResponseBody):
+    """The answers to typed questions, by the name of the question.
+
+    Attributes:
+        model: the adapter that answered.
+        answers: one for each question.
+        usage: tokens.
+    """
+
+    model: str
+    answers: dict[str, TypedAnswer]
+    usage: Usage
+
+    def __getitem__(self, name: str) -> NoulAnswer | ChoiceAnswer | ScoreAnswer:
+        """The answer to one question."""
+        return self.answers[name]
 
 
 class Feedback(_ResponseBody):

@@ -2,13 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 
-from dalorra.client._answers import Adapter, Feedback, Health, Info, Input, Prediction
+from dalorra.client._answers import (
+    Adapter,
+    Answers,
+    Feedback,
+    Health,
+    Info,
+    Input,
+    Prediction,
+    Question,
+    State,
+)
 from dalorra.client._exchange import Exchange, Exchanges, transport_error
 from dalorra.client._retries import Retries
 
@@ -96,6 +106,29 @@ class Client:
         """
         options = adapter, return_samples, target_error, request_id
         return self._drive(self._exchanges.predict_batch(inputs, *options))
+
+    def ask(
+        self,
+        state: State,
+        questions: Mapping[str, Question],
+        *,
+        model: str | None = None,
+        return_samples: bool = False,
+        target_error: float | None = None,
+        request_id: str | None = None,
+    ) -> Answers:
+        """Answers typed questions about a state; all of them or none.
+
+        Args:
+            state: text, or anything that JSON can say.
+            questions: by names of your own, which change no answer.
+            model: which adapter answers; the server's questions adapter if none is named.
+            return_samples: adds `sample_probabilities` to each answer.
+            target_error: see `predict`.
+            request_id: see `predict`.
+        """
+        options = model, return_samples, target_error, request_id
+        return self._drive(self._exchanges.ask(state, questions, *options))
 
     def feedback(self, request_id: str, label: str) -> Feedback:
         """Tells the server the truth about an earlier answer, once it is known.
@@ -212,6 +245,20 @@ class AsyncClient:
         """See `Client.predict_batch`."""
         options = adapter, return_samples, target_error, request_id
         return await self._drive(self._exchanges.predict_batch(inputs, *options))
+
+    async def ask(
+        self,
+        state: State,
+        questions: Mapping[str, Question],
+        *,
+        model: str | None = None,
+        return_samples: bool = False,
+        target_error: float | None = None,
+        request_id: str | None = None,
+    ) -> Answers:
+        """See `Client.ask`."""
+        options = model, return_samples, target_error, request_id
+        return await self._drive(self._exchanges.ask(state, questions, *options))
 
     async def feedback(self, request_id: str, label: str) -> Feedback:
         """See `Client.feedback`."""

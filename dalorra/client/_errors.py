@@ -73,7 +73,11 @@ class AdapterRefusedError(InvalidInputError):
 
 
 class MalformedRequestError(RequestError):
-    """The server could not read the body as JSON."""
+    """The server could not read the request: the body is not JSON, or it is no valid HTTP."""
+
+
+class WrongHostError(RequestError):
+    """The server does not answer to the name in `base_url`: its `allowed_hosts` do not have it."""
 
 
 class UnauthorizedError(RequestError):
@@ -99,7 +103,7 @@ class ConflictError(RequestError):
 
 
 class TooLargeError(RequestError):
-    """The body or the batch is larger than `Info.limits` allows."""
+    """The body or the batch is larger than `Info.limits` allows, or a question is too long."""
 
 
 class BusyError(ClientError):
@@ -115,7 +119,7 @@ class RateLimitedError(BusyError):
 
 
 class NotReadyError(BusyError):
-    """The server is loading, draining or broken."""
+    """The server is loading, draining, broken, or has as much in hand as it takes."""
 
 
 class ServerError(ClientError):
@@ -124,6 +128,10 @@ class ServerError(ClientError):
 
 class InferenceFailedError(ServerError):
     """The forward pass failed on this input, or the server made a mistake."""
+
+
+class SlowRequestError(TransportError):
+    """The request was too long in coming for the server's limit: the connection is too slow."""
 
 
 class DeadlineExceededError(ServerError):
@@ -137,6 +145,10 @@ class UnexpectedAnswerError(ClientError):
 BY_ERROR_TYPE: dict[str, type[ClientError]] = {
     "invalid_input": InvalidInputError,
     "malformed_json": MalformedRequestError,
+    "bad_request": MalformedRequestError,
+    "request_timeout": SlowRequestError,
+    "unknown_host": WrongHostError,
+    "busy": NotReadyError,
     "unauthorized": UnauthorizedError,
     "forbidden": ForbiddenError,
     "not_found": NotFoundError,
@@ -153,6 +165,7 @@ BY_ERROR_TYPE: dict[str, type[ClientError]] = {
     "feedback_store": NotReadyError,
     "body_too_large": TooLargeError,
     "batch_too_large": TooLargeError,
+    "input_too_long": TooLargeError,
     "queue_full": QueueFullError,
     "rate_limited": RateLimitedError,
     "loading": NotReadyError,
@@ -170,7 +183,9 @@ BY_STATUS: dict[int, type[ClientError]] = {
     404: NotFoundError,
     405: NotFoundError,
     409: ConflictError,
+    408: SlowRequestError,
     413: TooLargeError,
+    421: WrongHostError,
     422: InvalidInputError,
     429: BusyError,
     503: NotReadyError,

@@ -5,7 +5,7 @@ the response, and returns the answer. `Client` and `AsyncClient` differ in who s
 """
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -15,12 +15,15 @@ from pydantic import BaseModel, ValidationError
 from dalorra.client._answers import (
     Adapter,
     Adapters,
+    Answers,
     Feedback,
     Health,
     Info,
     Input,
     Prediction,
     Predictions,
+    Question,
+    State,
 )
 from dalorra.client._errors import (
     ClientError,
@@ -83,6 +86,28 @@ class Exchanges:
                 f"{len(inputs)} inputs were answered by {len(answer.predictions)} predictions"
             )
         return answer.predictions
+
+    def ask(
+        self,
+        state: State,
+        questions: Mapping[str, Question],
+        model: str | None,
+        return_samples: bool,
+        target_error: float | None,
+        request_id: str | None,
+    ) -> Exchange[Answers]:
+        """POST /v1/systemone."""
+        given: dict[str, Any] = {
+            "model": model,
+            "x_return_samples": return_samples or None,
+            "x_target_error": target_error,
+        }
+        body = {
+            "state": state,
+            "questions": {name: dict(question) for name, question in questions.items()},
+            **{name: value for name, value in given.items() if value is not None},
+        }
+        return (yield from self._ask("POST", "v1/systemone", Answers, body, request_id))
 
     def feedback(self, request_id: str, label: str) -> Exchange[Feedback]:
         """POST /feedback."""
@@ -195,7 +220,7 @@ def _error(response: httpx.Response | None) -> ClientError:
         body = json.loads(response.content)
     except ValueError:
         body = None
-    body = body if isinstance(body, dict) else {}
+    body = _flat(body if isinstance(body, dict) else {})
     slug = body.get("error_type")
     error_type = slug if isinstance(slug, str) else None
     kind = class_for(error_type, response.status_code)
@@ -207,3 +232,14 @@ def _error(response: httpx.Response | None) -> ClientError:
         request_id=body.get("request_id") or response.headers.get(REQUEST_ID),
         retry_after=parse_retry_after(response.headers.get("Retry-After")),
     )
+
+
+def _flat(body: dict[str, Any]) -> dict[str, Any]:
+    """An error's body; of typed questions, whose protocol has another form, as of all others."""
+    match body.get("detail"):
+        case {"error_type": slug, "message": sentence}:
+            return {"error_type": slug, "error": sentence}
+        case [{"loc": ["body", *path], "msg": sentence}, *_]:
+            where = ".".join(map(str, path))
+            return {"error": f"{where}: {sentence}" if where else sentence}
+    return body

@@ -1,4 +1,4 @@
-"""The prediction as a LangChain tool.
+"""The prediction as a LangChain tool; and typed questions, see `langchain_decisions`.
 
 ```python
 from dalorra.client.langchain import UncertainPredictTool
@@ -12,10 +12,8 @@ Needs the `langchain` extra; no torch, no server code.
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from langchain_core.tools import BaseTool, ToolException
 from langchain_core.tools.base import ArgsSchema
@@ -23,30 +21,27 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
-    SecretStr,
     ValidationError,
     create_model,
 )
 
 from dalorra.client import (
-    AsyncClient,
     BusyError,
-    Client,
     ClientError,
     Info,
     Prediction,
     RequestError,
-    Retries,
     UnauthorizedError,
 )
 from dalorra.client import InvalidInputError as _InvalidInputError
+from dalorra.client._connected import Connected
+from dalorra.client.langchain_decisions import DalorraDecisionModel, unaccepted
 from dalorra.client.tool import TOOL_NAME, field_description, sentence, tool_description, tool_name
 
-DEFAULT_TIMEOUT = 65.0
+__all__ = ["DalorraDecisionModel", "UncertainPredictTool", "arguments_model", "unaccepted"]
 
 
-class UncertainPredictTool(BaseTool):
+class UncertainPredictTool(Connected, BaseTool):
     """Asks a DALorRA server; the model reads a sentence, the program gets the whole prediction.
 
     The content of its answer is one sentence with the label and what to do with it, the artifact
@@ -73,23 +68,12 @@ class UncertainPredictTool(BaseTool):
     handle_tool_error: Any = True
     handle_validation_error: Any = None
 
-    base_url: str = "http://127.0.0.1:8000"
-    api_key: SecretStr | None = Field(default=None, exclude=True)
-    timeout: float = DEFAULT_TIMEOUT
-    retries: Retries = Retries()
     adapter: str | None = None
     info: Info | None = None
-
-    _client: Client = PrivateAttr()
-    # A connection belongs to its event loop, and a program may have several, one after another.
-    _async_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncClient] = PrivateAttr(
-        default_factory=WeakKeyDictionary
-    )
 
     def model_post_init(self, context: Any, /) -> None:
         """Learns from the server what the tool's arguments are."""
         super().model_post_init(context)
-        self._client = Client(**self._connection())
         info = self.info or self._client.info(self.adapter)
         self.info = info
         if self.name == TOOL_NAME:
@@ -107,22 +91,10 @@ class UncertainPredictTool(BaseTool):
             raise ToolException(_advice(error)) from error
 
     async def _arun(self, **values: str) -> tuple[str, dict[str, Any]]:
-        loop = asyncio.get_running_loop()
-        client = self._async_clients.get(loop)
-        if client is None:
-            client = self._async_clients[loop] = AsyncClient(**self._connection())
         try:
-            return _answer(await client.predict(values, adapter=self.adapter))
+            return _answer(await self._async_client().predict(values, adapter=self.adapter))
         except ClientError as error:
             raise ToolException(_advice(error)) from error
-
-    def _connection(self) -> dict[str, Any]:
-        return {
-            "base_url": self.base_url,
-            "api_key": self.api_key.get_secret_value() if self.api_key else None,
-            "timeout": self.timeout,
-            "retries": self.retries,
-        }
 
 
 def arguments_model(fields: tuple[str, ...]) -> type[BaseModel]:

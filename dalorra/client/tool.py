@@ -1,4 +1,5 @@
-"""The prediction as a tool for language models: one name, one description, one way to read it.
+"""Predictions and typed questions as tools for language models: one name, one description, one
+way to read each.
 
 LangChain, MCP and `GET /tool.json` show the same tool.
 """
@@ -8,6 +9,17 @@ from typing import Any, Protocol
 
 TOOL_NAME = "predict_with_uncertainty"
 """The tool that asks the default adapter."""
+
+ASK_NAME = "ask_with_uncertainty"
+"""The tool that asks typed questions."""
+
+ASK_DESCRIPTION = (
+    "Answers typed questions about a state, which is text or JSON: noul (is it so?), choice (which "
+    "option?) and score (which level?). Each answer has calibrated probabilities, their variance, "
+    "and a decision. accept: act on the answer. escalate: the model does not know, involve a "
+    "human. clarify: the state leaves the answer open, ask for more information."
+)
+"""What that tool does, for the model that chooses it."""
 
 _ADVICE = {
     "accept": "This is reliable enough to act on.",
@@ -102,3 +114,15 @@ def sentence(prediction: Answer) -> str:
         f"variance {prediction.variance:.3g}). {_ADVICE[prediction.decision]} "
         f"Reason: {prediction.reason}.{cut}"
     )
+
+
+def answer_sentence(name: str, said: str, decision: str, reason: str) -> str:
+    """An answer to a typed question, likewise.
+
+    Args:
+        name: of the question.
+        said: the answer in words.
+        decision: what to do with it.
+        reason: why.
+    """
+    return f"{name}: {decision}: {said}. {_ADVICE[decision]} Reason: {reason}."

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dalorra.decision.atomic_file import write_atomically
-from dalorra.errors import AdapterError, InputError
+from dalorra.errors import AdapterError, InputError, first_fault
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import PosteriorSamples, Prediction
@@ -380,11 +380,9 @@ class Policy(BaseModel):
         except OSError as error:
             raise AdapterError(f"policy {path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"])) or "content"
             raise AdapterError(
-                f"policy {path} is not valid: {field}: {first['msg']}; "
-                "pick thresholds again or restore the file"
+                f"policy {path} is not valid: {first_fault(error)}; pick thresholds again or "
+                "restore the file"
             ) from error
 
 

@@ -30,6 +30,17 @@ class PosteriorSamples:
     weights: Tensor
     error_ratio: float = 1.0
 
+    @classmethod
+    def joined(cls, parts: Sequence["PosteriorSamples"]) -> "PosteriorSamples":
+        """Those of all parts' inputs, which have as many labels under as many samples.
+
+        A part whose head is sampled has the same distribution under every mask of the others.
+        """
+        widest = max(parts, key=lambda part: len(part.weights))
+        masks = len(widest.weights)
+        found = [part.probabilities.expand(-1, -1, masks, -1) for part in parts]
+        return replace(widest, probabilities=torch.cat(found))
+
     @property
     def by_sample(self) -> Tensor:
         """`[B, M, K]`, mean over the head's masks."""

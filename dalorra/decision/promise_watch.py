@@ -41,7 +41,7 @@ class PromiseWatch:
 
     Attributes:
         policy: what promises.
-        labels: of its adapter.
+        labels: of its adapter; none where they come with the questions.
         processes: of the mean loss among all accepted; then one for each of the class targets, in
             their order.
         peak: the largest e-value so far. Evidence that was there once does not go away by more
@@ -109,8 +109,10 @@ class PromiseWatch:
 
 
 def _largest_cost(policy: Policy, labels: Sequence[str]) -> float:
-    return max(
+    """Of all pairs of labels; 1 where these come with the questions and cannot have costs."""
+    costs = (
         false_accept_cost(policy.costs, labels, true, predicted)
         for true in labels
         for predicted in labels
     )
+    return max(costs, default=1.0)

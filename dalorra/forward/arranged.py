@@ -5,12 +5,14 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from dalorra.adapter.layer import StochasticPeftModel, low_rank_updates
+from dalorra.adapter.layer import StochasticPeftModel, class_head, low_rank_updates
 from dalorra.base.families import is_encoder
+from dalorra.errors import AdapterError
 from dalorra.forward.encoder import ArrangedEncoder, EncoderNetwork
 from dalorra.forward.llama.base import ArrangedLlama
 from dalorra.forward.llama.network import PackedLlama
 from dalorra.forward.llama.prefix_cache import PrefixCache
+from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.forward.llama.recorded import RecordedNetwork, row_step
 from dalorra.forward.llama.staging import Recorder
 from dalorra.forward.network import Network
@@ -49,13 +51,30 @@ def network_on(
     Args:
         base: of the same model.
         model: base with the adapter.
-        labels: where they are read off; an encoder's classes are those of its head.
+        labels: where they are read off; classes are those of the adapter's head.
         bank: what the network runs under.
         scope: which rows the adapter acts on; an encoder's acts on all.
     """
     if isinstance(base, ArrangedEncoder):
         return EncoderNetwork(model, bank)
-    network = PackedLlama(base, low_rank_updates(model), labels, bank, scope)
+    head = class_head(model)
+    network = PackedLlama(base, low_rank_updates(model), labels, bank, scope, head)
     if base.record is None:
         return network
     return RecordedNetwork(network, base.record, base.device, row_step(base.layer_weights))
+
+
+def question_network_on(
+    base: ArrangedBase, model: StochasticPeftModel, bank: NoiseBank, scope: Scope
+) -> QuestionLlama:
+    """The network of an adapter that answers questions, see `network_on`.
+
+    Raises:
+        AdapterError: the base is an encoder.
+    """
+    if isinstance(base, ArrangedEncoder):
+        raise AdapterError(
+            "questions whose options come with them need a language model, and this base is an "
+            "encoder, whose labels are those of its head"
+        )
+    return QuestionLlama(base, low_rank_updates(model), bank, scope)

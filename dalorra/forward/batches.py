@@ -8,13 +8,14 @@ own: all weights are read once. So a batch is split where the padding saved is w
 project groups prompts: whoever has many of them gives all to `Predictor.predict`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Self
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, Self
 
 import torch
 
 from dalorra.hardware import has_amx
+from dalorra.labels import TokenIds
 from dalorra.prompts import Prompt, Scope
 
 DEFAULT_ROW_BUDGET: Final = 2048
@@ -33,6 +34,37 @@ def packed_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
     if scope == "all_tokens":
         return samples * (len(prompt.prompt_ids) + prompt.tail_rows)
     return len(prompt.prompt_ids) + samples * prompt.tail_rows
+
+
+def shared_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
+    """Rows of these that other questions about the same state share."""
+    return prompt.shared * (samples if scope == "all_tokens" else 1)
+
+
+def own_row_count(prompt: Prompt, samples: int, scope: Scope) -> int:
+    """Rows of these that are the prompt's own."""
+    return packed_row_count(prompt, samples, scope) - shared_row_count(prompt, samples, scope)
+
+
+def tree_row_count(prompts: Sequence[Prompt], samples: int, scope: Scope) -> int:
+    """Rows of questions about one state, which is read once."""
+    own = sum(own_row_count(prompt, samples, scope) for prompt in prompts)
+    return shared_row_count(prompts[0], samples, scope) + own
+
+
+def by_state(prompts: Sequence[Prompt]) -> dict[TokenIds, list[int]]:
+    """The places of questions, by the state that they are about."""
+    found: dict[TokenIds, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        found.setdefault(prompt.state_ids, []).append(place)
+    return found
+
+
+class State(NamedTuple):
+    """What questions are about: its name, and the rows that a forward of them has once for all."""
+
+    name: Hashable
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +104,30 @@ class Batching:
         price = cpu if device.type == "cpu" else _GPU
         return cls(budget, price, 1.0 if pads else _IN_ATTENTION, pads)
 
-    def take(self, rows: Sequence[int]) -> list[int]:
+    @property
+    def of_trees(self) -> Self:
+        """For questions about states, where attention is not padded to the longest state."""
+        return replace(self, padding=0.0)
+
+    def take(self, rows: Sequence[int], states: Sequence[State] = ()) -> list[int]:
         """The next batch of those that wait: the first, and its nearest in length that fit.
 
         Where rows alone count and this leaves more than a twentieth of the budget free, one of
         them makes room for a longer one that fills it best.
 
+        Of questions those about the state of the first go before any other: it is read in any case,
+        so that their own rows may fill the budget, whatever it takes itself.
+
         Args:
-            rows: of each prompt that waits, the oldest first; one at least.
+            rows: of each prompt that waits, the oldest first; one at least. Of questions without
+                the rows of their states.
+            states: of the questions; empty: they are none.
 
         Returns:
             Places in `rows`, in order; always the first, which goes alone beyond the budget.
         """
+        if states:
+            return self._take_questions(rows, states)
         # Stable: among equals the older one is looked at first.
         nearest = sorted(range(len(rows)), key=lambda i: abs(rows[i] - rows[0]))
         batch, longest, total = [0], rows[0], rows[0]
@@ -134,6 +178,24 @@ class Batching:
             groups.append(order[begin[end] : end])
             end = begin[end]
         return groups[::-1]
+
+    def _take_questions(self, rows: Sequence[int], states: Sequence[State]) -> list[int]:
+        first, batch, total = states[0], [0], rows[0]
+        for i in range(1, len(rows)):
+            if states[i].name == first.name and total + rows[i] <= self.budget:
+                batch.append(i)
+                total += rows[i]
+        total += first.rows
+        whole = [own + state.rows for own, state in zip(rows, states, strict=True)]
+        read = {first.name}
+        for i in sorted(range(len(rows)), key=lambda i: abs(whole[i] - whole[0])):
+            state = states[i]
+            more = rows[i] if state.name in read else whole[i]
+            if state.name != first.name and total + more <= self.budget:
+                batch.append(i)
+                read.add(state.name)
+                total += more
+        return sorted(batch)
 
     def _rows(self, count: int, longest: int, total: int) -> int:
         """Rows of a forward of this many prompts."""

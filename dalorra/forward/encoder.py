@@ -29,6 +29,7 @@ class ArrangedEncoder:
     """
 
     prefix_cache = None  # a text's rows see what follows them, so that no prefix can be reused
+    bits = None  # it is small, and never quantised
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.device = model.device

@@ -1,6 +1,7 @@
 """What a predictor needs of a network: prompts in, distributions over the labels out.
 
-There are two: `PackedLlama` for language models, and `EncoderNetwork`.
+There are two: `PackedLlama` for language models, and `EncoderNetwork`. Where the labels come with
+each prompt, as the options of a question do, it is a `QuestionLlama`, which answers one by one.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,9 @@ sequences of T rows.
 Behind the cue lie the rows of a trie where labels have several tokens (`dalorra.labels`): a row of
 it sees what the end of the cue does, and its ancestors.
 
-Ragged prompts are padded on the left, so that the cues of a batch line up.
+Ragged prompts are padded on the left, so that the cues of a batch line up. Where labels come with
+each prompt their tries are ragged, too: shorter ones are padded behind their last row, with rows
+that no other sees.
 
 An encoder knows `all_tokens` alone. Its rows see each other in both directions, its answer is read
 off the first of them, and its texts are padded on the right (`pack_texts`).
@@ -26,7 +28,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from dalorra.labels import Tail, tail_of
+from dalorra.labels import tail_of
 from dalorra.prompts import Prompt, Scope
 
 
@@ -41,7 +43,7 @@ class PackedRows:
         sample_index: `[batch or 1, rows or 1]`, the sample a row runs under, −1 for rows of
             the frozen base alone.
         answer_rows: `[answers]`, the rows that end a cue and those of the trie behind it, or that
-            begin an encoder's text; batch · answers = B · M · A.
+            begin an encoder's text; batch · answers = B · M · A, A of the largest trie.
         samples: `[B or 1, M]`, those of each prompt.
     """
 
@@ -80,14 +82,13 @@ def pack(
     """Lays out prompts under samples of a bank, on the CPU.
 
     Args:
-        prompts: B prompts with the same cue and trie.
+        prompts: B prompts with the same cue.
         samples: M of them that every prompt runs under, or `[B, M]` for each its own.
         scope: which rows the adapter acts on.
     """
     table = _sample_table(samples)
-    tail = tail_of(prompts[0].cue_ids, prompts[0].trie)
     pack_all = _pack_sequences if scope == "all_tokens" else _pack_cues
-    return pack_all(prompts, tail, table)
+    return pack_all(prompts, _tails_of(prompts), table)
 
 
 def pack_texts(prompts: Sequence[Prompt], samples: Sequence[int] | range | Tensor) -> PackedRows:
@@ -127,20 +128,55 @@ def _sample_table(samples: Sequence[int] | range | Tensor) -> Tensor:
     return samples if isinstance(samples, Tensor) else torch.tensor(list(samples))[None]
 
 
-def _pack_cues(prompts: Sequence[Prompt], tail: Tail, samples: Tensor) -> PackedRows:
-    t, count = len(tail.ids), samples.shape[1]
+@dataclass(frozen=True, slots=True)
+class _Tails:
+    """What follows each of B prompts, one for all where it is the same; see `dalorra.labels.Tail`.
+
+    Attributes:
+        ids, depths: `[B or 1, t]`.
+        visible: `[B or 1, t, t]`.
+        nodes: of the largest trie.
+    """
+
+    ids: Tensor
+    depths: Tensor
+    visible: Tensor
+    nodes: int
+
+
+def _tails_of(prompts: Sequence[Prompt]) -> _Tails:
+    """Padding stands where the cue ends, and sees what is seen from there."""
+    first = prompts[0]
+    same = all(prompt.trie is first.trie for prompt in prompts)
+    tails = [tail_of(prompt.cue_ids, prompt.trie) for prompt in ([first] if same else prompts)]
+    end, longest = len(first.cue_ids) - 1, max(len(tail.ids) for tail in tails)
+    ids = torch.zeros((len(tails), longest), dtype=torch.long)
+    depths = torch.full((len(tails), longest), end)
+    visible = torch.zeros((len(tails), longest, longest), dtype=torch.bool)
+    for b, tail in enumerate(tails):
+        t = len(tail.ids)
+        ids[b, :t], depths[b, :t] = tail.ids, tail.depths
+        visible[b, :t, :t] = tail.visible
+        visible[b, t:] = visible[b, end]
+    return _Tails(ids, depths, visible, max(tail.nodes for tail in tails))
+
+
+def _pack_cues(prompts: Sequence[Prompt], tails: _Tails, samples: Tensor) -> PackedRows:
+    t, count = tails.ids.shape[1], samples.shape[1]
     longest = max(len(prompt.prompt_ids) for prompt in prompts)  # P
     input_ids, position_ids, padding = _left_padded(
         [prompt.prompt_ids for prompt in prompts], longest, extra=count * t
     )
     lengths = torch.tensor([len(prompt.prompt_ids) for prompt in prompts])
-    input_ids[:, longest:] = tail.ids.repeat(count)
-    position_ids[:, longest:] = lengths[:, None] + tail.depths.repeat(count)
+    input_ids[:, longest:] = tails.ids.repeat(1, count)
+    position_ids[:, longest:] = lengths[:, None] + tails.depths.repeat(1, count)
 
     # A row sees earlier rows of the prompt, and of the tail under its own sample what that shows.
-    visible = torch.ones((longest + count * t,) * 2, dtype=torch.bool).tril()  # [rows, rows]
-    visible[longest:, longest:] = torch.block_diag(*[tail.visible] * count)
-    ends = t * torch.arange(1, count + 1)[:, None] - torch.arange(1 + tail.nodes).flip(0) - 1
+    visible = _causal(longest + count * t, len(tails.ids))
+    visible[:, longest:, longest:] = False
+    for start in range(longest, visible.shape[-1], t):
+        visible[:, start : start + t, start : start + t] = tails.visible
+    ends = t * torch.arange(1, count + 1)[:, None] - torch.arange(1 + tails.nodes).flip(0) - 1
     return PackedRows(
         input_ids,
         position_ids,
@@ -151,27 +187,34 @@ def _pack_cues(prompts: Sequence[Prompt], tail: Tail, samples: Tensor) -> Packed
     )
 
 
-def _pack_sequences(prompts: Sequence[Prompt], tail: Tail, samples: Tensor) -> PackedRows:
-    t, count = len(tail.ids), samples.shape[1]
-    sequences = [(*prompt.prompt_ids, *tail.ids.tolist()) for prompt in prompts]
-    longest = max(map(len, sequences))  # T, and the rows of the trie
-    input_ids, position_ids, padding = _left_padded(sequences, longest)
+def _pack_sequences(prompts: Sequence[Prompt], tails: _Tails, samples: Tensor) -> PackedRows:
+    t, count = tails.ids.shape[1], samples.shape[1]
     lengths = torch.tensor([len(prompt.prompt_ids) for prompt in prompts])
-    position_ids[:, longest - t :] = lengths[:, None] + tail.depths
-    visible = torch.ones((longest, longest), dtype=torch.bool).tril()
-    visible[longest - t :, longest - t :] = tail.visible
+    longest = int(lengths.max()) + t  # T, and the rows of the trie
+    input_ids, position_ids, padding = _left_padded(
+        [prompt.prompt_ids for prompt in prompts], longest - t, extra=t
+    )
+    input_ids[:, longest - t :] = tails.ids
+    position_ids[:, longest - t :] = lengths[:, None] + tails.depths
+    visible = _causal(longest, len(tails.ids))
+    visible[:, longest - t :, longest - t :] = tails.visible
     return PackedRows(
         input_ids.repeat_interleave(count, dim=0),
         position_ids.repeat_interleave(count, dim=0),
         _without_padding(visible, padding).repeat_interleave(count, dim=0),
         samples.expand(len(prompts), -1).reshape(-1, 1),
-        torch.arange(longest - 1 - tail.nodes, longest),
+        torch.arange(longest - 1 - tails.nodes, longest),
         samples,
     )
 
 
+def _causal(rows: int, batch: int) -> Tensor:
+    """`[batch, rows, rows]` bool."""
+    return torch.ones((rows, rows), dtype=torch.bool).tril().repeat(batch, 1, 1)
+
+
 def _left_padded(
-    sequences: Sequence[Sequence[int]], longest: int, extra: int = 0
+    sequences: Sequence[Sequence[int]], longest: int, extra: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, position ids and padding flags, `[B, longest + extra]` each."""
     input_ids = torch.zeros((len(sequences), longest + extra), dtype=torch.long)
@@ -186,9 +229,9 @@ def _left_padded(
 
 
 def _without_padding(visible: Tensor, padding: Tensor) -> Tensor:
-    """Hides padding keys, `[rows, rows]` and `[B, rows]` → `[B, 1, rows, rows]`.
+    """Hides padding in front, `[B or 1, rows, rows]` and `[B, rows]` → `[B, 1, rows, rows]`.
 
-    A padding row still sees itself, or its softmax would divide by zero.
+    A row of it still sees itself, or its softmax would divide by zero.
     """
-    own = torch.eye(visible.shape[-1], dtype=torch.bool)
+    own = torch.eye(visible.shape[-1], dtype=torch.bool) & padding[:, :, None]
     return ((visible & ~padding[:, None, :]) | own)[:, None]

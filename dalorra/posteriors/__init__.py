@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from dalorra.errors import AdapterError
+from dalorra.errors import AdapterError, first_fault
 from dalorra.posteriors.contextual import ContextBank, ContextualMatrix
 from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
 from dalorra.posteriors.laplace import Laplace
@@ -68,6 +68,4 @@ def find_posterior(method: str, parameters: Mapping[str, Any]) -> Posterior:
     try:
         return POSTERIORS[method].model_validate(dict(parameters))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AdapterError(f"posterior.{where}: {first['msg']}") from error
+        raise AdapterError(f"posterior.{first_fault(error)}") from error

@@ -50,7 +50,7 @@ def answer(predictor: Scorer, questions: Sequence[Question]) -> list[Line]:
     for question in questions:
         try:
             if question.fields is None:
-                raise InputError(question.problem)
+                raise InputError(str(question.problem))
             prompts[question.record] = predictor.encode(question.fields)
         except InputError as error:
             lines[question.record] = _line(question.record, error=str(error))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from dalorra.adapter.directory import Adapter
+from dalorra.base.quantized import Quantize
 from dalorra.scoring.outputs import Output, output_for
 from dalorra.scoring.questions import BATCH_ROWS, Columns
 
@@ -49,6 +50,7 @@ class Job:
         keep_columns: bool = True,
         batch_rows: int = BATCH_ROWS,
         dtype: str = "auto",
+        quantize: Quantize | None = None,
     ) -> Self:
         """The job of asking `adapter` about every record.
 
@@ -61,11 +63,12 @@ class Job:
             keep_columns: whether the finished file has the records' own columns, too.
             batch_rows: see the class.
             dtype: of the base model.
+            quantize: likewise; None: as the adapter was trained.
 
         Raises:
             ConfigError: `names` has an unknown field, or `out` an unknown suffix.
         """
-        prompt_format = adapter.manifest.prompt
+        prompt_format = adapter.manifest.labelled
         labels = tuple(prompt_format.labels)
         policy = adapter.policy.model_dump_json() if adapter.policy else ""
         return cls(
@@ -80,6 +83,7 @@ class Job:
                 "policy": hashlib.sha256(policy.encode()).hexdigest(),
                 "novelty score": adapter.novelty.digest if adapter.novelty else None,
                 "dtype": dtype,
+                "quantize": quantize,
             },
         )
 

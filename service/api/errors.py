@@ -10,7 +10,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from dalorra.errors import InputError
 from service import errors
+from service.api.error_forms import Failure, form_of
 from service.api.problems import (
     BY_STATUS,
     INTERNAL,
@@ -20,22 +22,30 @@ from service.api.problems import (
     Problem,
     problem_of,
 )
-from service.api.schemas import ErrorBody
 
 _log = structlog.get_logger("dalorra.api")
 
+OF_EVERY_PATH = (
+    "Beside what is listed with it, any path may answer 400 `bad_request` (no valid HTTP), 404 "
+    "`not_found`, 405 `method_not_allowed`, 408 `request_timeout` (the request was too long in "
+    "coming), 421 `unknown_host` (`Host` is not among `allowed_hosts`) and 503 `busy`, in the form "
+    "of every other error."
+)
+"""For the OpenAPI document."""
+
 
 def error_response(error: Exception, scope: Scope) -> JSONResponse:
-    """The answer to a request that raised `error`.
+    """The answer to a request that raised `error`, in the form of its path's protocol.
 
     Leaves the `Problem` in the request's state, where the access middleware counts and logs it.
     """
     problem, sentence = _explain(error, scope)
     state = scope.setdefault("state", {})
     state["problem"] = problem
-    request_id = state.get("request_id", "")
-    body = ErrorBody(error=sentence, error_type=problem.error_type, request_id=request_id)
-    return JSONResponse(body.model_dump(), problem.status, _headers(error))
+    faults = error.faults if isinstance(error, errors.InvalidBodyError) else ()
+    failure = Failure(problem, sentence, state.get("request_id", ""), faults)
+    status, body = form_of(scope["path"])(failure)
+    return JSONResponse(body, status, _headers(error))
 
 
 def install(app: FastAPI) -> None:
@@ -59,7 +69,8 @@ def _explain(error: Exception, scope: Scope) -> tuple[Problem, str]:
             405: f"{scope['method']} is not allowed here: use {_allowed(error)}",
         }[error.status_code]
     if (problem := problem_of(error)) is not INTERNAL:
-        return problem, str(error)
+        place = error.place if isinstance(error, InputError) else None
+        return problem, str(error) if place is None else f"inputs[{place}]: {error}"
     _log.error("unhandled", exc_info=error)
     return INTERNAL, "the server made a mistake: its log has the details under this request_id"
 

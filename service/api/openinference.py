@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from dalorra.errors import InputError
 from service.api import problems
@@ -25,7 +25,7 @@ from service.api.routes import (
     ask,
     check_batch,
 )
-from service.api.schemas import PredictOptions, PredictResponse, ResponseBody
+from service.api.schemas import PredictOptions, PredictResponse, RequestBody, ResponseBody
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.telemetry import package_version
@@ -33,9 +33,9 @@ from service.telemetry import package_version
 _OUTPUTS = {"label": "BYTES", "probability": "FP64", "variance": "FP64", "decision": "BYTES"}
 
 
-class _RequestBody(BaseModel):
+class _RequestBody(RequestBody):
     # Extensions of the protocol may add fields; they are not needed here.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore")
 
 
 class InputTensor(_RequestBody):

@@ -1,4 +1,4 @@
-"""The page for people: four files of this package, nothing from elsewhere."""
+"""The page for people: seven files of this package, nothing from elsewhere."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -10,11 +10,14 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
+    "/predict.js": ("predict.js", "text/javascript; charset=utf-8"),
+    "/questions.js": ("questions.js", "text/javascript; charset=utf-8"),
+    "/server.js": ("server.js", "text/javascript; charset=utf-8"),
 }
 PATHS = frozenset(_FILES)
 """Open to all: the page has no secret, and is where a key is typed in."""
 
-_HEADERS = {
+HEADERS = {
     # Nothing inline, nothing from elsewhere, and no other page may frame it.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -36,6 +39,6 @@ def page_routes() -> APIRouter:
 
 def _serve(content: bytes, content_type: str) -> Callable[[], Awaitable[Response]]:
     async def serve() -> Response:
-        return Response(content, headers={"Content-Type": content_type, **_HEADERS})
+        return Response(content, headers={"Content-Type": content_type, **HEADERS})
 
     return serve

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dalorra.errors import AdapterError, InputError
+from dalorra.errors import AdapterError, InputError, TooLongError
 from service import errors
 from service.api.schemas import ErrorBody
 from service.telemetry import Outcome
@@ -44,6 +44,19 @@ CLIENT_GONE = 499
 
 MALFORMED = Problem(
     400, "malformed_json", "The body is not JSON.", "the body is not valid JSON: Expecting value"
+)
+BAD_REQUEST = MALFORMED.alike("bad_request", "send Content-Length or Transfer-Encoding, not both")
+TOO_SLOW = Problem(
+    408,
+    "request_timeout",
+    "The request was too long in coming.",
+    "the body was not here within 30 s",
+)
+UNKNOWN_HOST = Problem(
+    421,
+    "unknown_host",
+    "The request is for another server.",
+    "this server is not 'example.org': ask for 127.0.0.1, localhost",
 )
 UNAUTHORIZED = Problem(
     401,
@@ -99,6 +112,11 @@ INVALID = Problem(
     "The input does not fit the schema or the adapter's template, or is over-long.",
     "input lacks the field 'claim': send claim, evidence",
 )
+TOO_LONG = BODY_TOO_LARGE.alike(
+    "input_too_long",
+    "state and question take 2100 tokens, 2050 of them the state, and the limit is 2048: shorten "
+    "them",
+)
 QUEUE_FULL = Problem(
     429,
     "queue_full",
@@ -122,8 +140,12 @@ INTERNAL = INFERENCE_FAILED.alike(
 LOADING = Problem(
     503,
     "loading",
-    "The server is loading, draining or broken.",
+    "The server is loading, busy, draining or broken.",
     "the model is still loading: try again in a moment",
+)
+BUSY = LOADING.alike(
+    "busy",
+    "the server has as many connections as it takes: try again in a moment",
 )
 DRAINING = LOADING.alike(
     "draining",
@@ -171,12 +193,19 @@ GONE = Problem(CLIENT_GONE, "client_gone", "The client left.", "the client close
 
 PROBLEMS: dict[type[Exception], Problem] = {
     InputError: INVALID,
+    TooLongError: TOO_LONG,
+    errors.BadRequestError: BAD_REQUEST,
+    errors.TooSlowError: TOO_SLOW,
+    errors.UnknownHostError: UNKNOWN_HOST,
+    errors.BusyError: BUSY,
     errors.UnauthorizedError: UNAUTHORIZED,
     AdapterError: ADAPTER_REFUSED,
     errors.ForbiddenError: FORBIDDEN,
     errors.UnknownAdapterError: UNKNOWN_ADAPTER,
     errors.DefaultAdapterError: DEFAULT_ADAPTER,
     errors.TooManyAdaptersError: TOO_MANY_ADAPTERS,
+    errors.MalformedBodyError: MALFORMED,
+    errors.InvalidBodyError: INVALID,
     errors.BodyTooLargeError: BODY_TOO_LARGE,
     errors.BatchTooLargeError: BATCH_TOO_LARGE,
     errors.QueueFullError: QUEUE_FULL,
@@ -228,11 +257,16 @@ def documented(*problems: Problem) -> dict[int | str, dict[str, Any]]:
                 "request_id": "5f2b6c1e0d9a4b7f8c3e2a1d0b9c8f7e",
             }
         }
-        if problem.status == QUEUE_FULL.status:
-            entry["headers"] = {
-                "Retry-After": {
-                    "description": "Whole seconds to wait.",
-                    "schema": {"type": "integer", "minimum": 1},
-                }
-            }
+        entry.update(headers_of(problem))
     return responses
+
+
+def headers_of(problem: Problem) -> dict[str, Any]:
+    """What OpenAPI says about the headers of an error."""
+    if problem.status != QUEUE_FULL.status:
+        return {}
+    seconds = {
+        "description": "Whole seconds to wait.",
+        "schema": {"type": "integer", "minimum": 1},
+    }
+    return {"headers": {"Retry-After": seconds}}

@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from dalorra.client.tool import function_schema, tool_name
 from service.adapters import Adapters
 from service.api import problems
-from service.api.answering import Answering
+from service.api.answering import Answering, Reply, check_has_labels
 from service.api.schemas import (
     BatchRequest,
     BatchResponse,
@@ -98,15 +98,20 @@ async def ask(
 
     Raises:
         ClientGoneError: the client closed the connection.
-        InputError, ServiceError: see `Answering.answer`.
+        InputError, ServiceError: see `Answering.predict`.
     """
     request_id = request.state.request_id
     ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
-    work = answering.answer(inputs, ids, options, client=client_of(request))
-    reply = await _unless_gone(request, work)
+    work = answering.predict(inputs, ids, options, client=client_of(request))
+    bodies, reply = await unless_gone(request, work)
+    note(reply, request, response)
+    return bodies
+
+
+def note(reply: Reply, request: Request, response: Response) -> None:
+    """Says what a reply took: in a header, and for the log."""
     response.headers["Server-Timing"] = reply.server_timing
     request.state.facts = reply.facts
-    return reply.bodies
 
 
 def client_of(request: Request) -> bytes | None:
@@ -141,6 +146,7 @@ def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Teleme
     async def tool(adapter: AdapterQuery = None) -> dict[str, Any]:
         """The prediction as a tool for language models, in the schema of OpenAI's functions."""
         predictor = lifecycle.adapters.find(adapter)
+        check_has_labels(predictor)
         own_name = predictor.card.adapter
         name = tool_name(own_name if adapter else None)
         return function_schema(own_name, predictor.labels, predictor.fields, name=name)
@@ -168,7 +174,7 @@ def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Teleme
     return router
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client closes the connection.
 
     Raises:

@@ -1,26 +1,35 @@
 """Bodies of requests and answers. The examples are checked against the schemas by the tests."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from dalorra.decision.policy import Decision, Policy
 
 
-def _is_unicode(value: str | dict[str, str]) -> str | dict[str, str]:
-    texts = [value] if isinstance(value, str) else [*value, *value.values()]
-    try:
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
-        raise ValueError("is not Unicode: it holds half of a surrogate pair") from None
-    return value
+def _check_unicode(value: Any) -> None:
+    """Looks at every text in a value of JSON, which can hold half of a surrogate pair.
+
+    Raises:
+        ValueError: there is one that is not Unicode.
+    """
+    unseen = [value]  # no recursion: a client can nest deeply
+    while unseen:
+        match unseen.pop():
+            case str() as text:
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("is not Unicode: it holds half of a surrogate pair") from None
+            case dict() as members:
+                unseen += (*members, *members.values())
+            case list() as items:
+                unseen += items
 
 
 InputValue = Annotated[
     str | dict[str, str],
-    AfterValidator(_is_unicode),
     Field(
         description="Text, for a template with one field; else an object of the template's fields."
     ),
@@ -45,10 +54,20 @@ _PREDICTION: dict[str, JsonValue] = {
 }
 
 
-class RequestBody(BaseModel):
-    """What a client may send."""
+class BodyPart(BaseModel):
+    """A part of what a client may send: nothing unknown."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RequestBody(BodyPart):
+    """What a client may send: nothing unknown, and all of it Unicode."""
+
+    @field_validator("*", mode="before", check_fields=False)
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        _check_unicode(value)
+        return value
 
 
 class ResponseBody(BaseModel):

@@ -165,6 +165,7 @@ def _answer(entry: Entry, prediction: Prediction, seconds: float, batch_requests
     return Answer(
         prediction=prediction,
         tokens=prompt.tokens,
+        shared_tokens=prompt.shared,
         truncated=prompt.truncated,
         tokenize_seconds=entry.tokenize_seconds,
         queued_at=entry.queued_at,

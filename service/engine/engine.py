@@ -16,7 +16,7 @@ from service.engine.admission import Admission
 from service.engine.batcher import Batcher
 from service.engine.entry import Answer, Entry, Stage
 from service.engine.interfaces import Limits, Observer, Predictor
-from service.engine.lengths import characters_of
+from service.engine.lengths import Lengths, sizes_of
 from service.engine.pace import Pace
 from service.engine.queue import Queue
 from service.engine.worker import Worker
@@ -29,7 +29,8 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
-    from dalorra.prompts import InputFields, Prompt
+    from dalorra.prompts import Prompt
+    from service.engine.interfaces import Input
 
 _log = structlog.get_logger("dalorra.engine")
 
@@ -58,6 +59,7 @@ class Engine:
         self._observer = observer
         self._model = model
         self._pace = Pace(limits.batch_seconds)
+        self._lengths = Lengths()
         self._admission = Admission(limits, self._pace)
         self._queue = Queue()
         self._batcher = Batcher(
@@ -124,7 +126,18 @@ class Engine:
     async def predict(
         self,
         predictor: Predictor,
-        inputs: Sequence[InputFields],
+        inputs: Sequence[Input],
+        *,
+        within: float,
+        client: Hashable | None = None,
+    ) -> list[Answer]:
+        """Answers inputs by one predictor, see `predict_each`."""
+        asked = [(predictor, value) for value in inputs]
+        return await self.predict_each(asked, within=within, client=client)
+
+    async def predict_each(
+        self,
+        asked: Sequence[tuple[Predictor, Input]],
         *,
         within: float,
         client: Hashable | None = None,
@@ -132,13 +145,13 @@ class Engine:
         """Answers inputs, order kept. Cancelling it frees the places it holds.
 
         Args:
-            predictor: warmed up; answers these inputs whatever is loaded or unloaded meanwhile.
-            inputs: at least one; all are admitted or none is.
+            asked: at least one input and who answers it: a predictor that is warmed up, and answers
+                whatever is loaded or unloaded meanwhile. All are admitted or none is.
             within: seconds until it gives up.
             client: who asks; with None for all, nobody's share of the queue is limited.
 
         Raises:
-            InputError: an input does not fit the template; names its index if there are several.
+            InputError: an input does not fit the template; has its place if there are several.
             QueueFullError: there is no place for all of them, or the model has become so slow
                 meanwhile that they would be answered too late.
             BatchTooLargeError: they would be answered too late though nothing else waited.
@@ -150,7 +163,7 @@ class Engine:
             raise self._refusal()
         now = asyncio.get_running_loop().time()
         deadline = now + within
-        seats = self._admit(predictor, inputs, now=now, within=within, client=client)
+        seats = self._admit(asked, now=now, within=within, client=client)
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait(
@@ -180,29 +193,29 @@ class Engine:
 
     def _admit(
         self,
-        predictor: Predictor,
-        inputs: Sequence[InputFields],
+        asked: Sequence[tuple[Predictor, Input]],
         *,
         now: float,
         within: float,
         client: Hashable | None,
     ) -> list[tuple[Entry, asyncio.Future[Answer]]]:
         """A seat for each input: beside an equal one that is on its way, or in a new entry."""
-        keys = [(predictor, _key(value, predictor.fields)) for value in inputs]
+        keys = [(predictor, _key(value, predictor.fields)) for predictor, value in asked]
         fresh = {
-            key: value
-            for key, value in zip(keys, inputs, strict=True)
-            if key not in self._in_flight
+            key: one for key, one in zip(keys, asked, strict=True) if key not in self._in_flight
         }
-        rows = []
+        sizes = sizes_of(fresh.values())
+        rows = [
+            self._lengths.rows(predictor, size)
+            for (predictor, _), size in zip(fresh.values(), sizes, strict=True)
+        ]
         if fresh:
-            characters = [characters_of(value) for value in fresh.values()]
-            rows = self._admission.reserve(characters, client=client, within=within, now=now)
+            self._admission.reserve(rows, client=client, within=within, now=now)
         for _ in range(len(keys) - len(fresh)):
             self._observer.coalesced()
         entries = [
-            Entry(key, predictor, value, estimate, client)
-            for (key, value), estimate in zip(fresh.items(), rows, strict=True)
+            Entry(key, *one, estimate, size, client)
+            for (key, one), estimate, size in zip(fresh.items(), rows, sizes, strict=True)
         ]
         self._in_flight.update((entry.key, entry) for entry in entries)
         self._idle.clear()
@@ -217,13 +230,21 @@ class Engine:
         return seats
 
     def _tokenize(self, entries: list[Entry]) -> list[_TokenizedInput | Exception]:
-        """Runs on a tokeniser thread and changes nothing there."""
+        """Runs on a tokeniser thread and changes nothing there.
+
+        Of several questions about one state the first has its rows.
+        """
         results: list[_TokenizedInput | Exception] = []
+        states: set[Hashable] = set()
         for entry in entries:
             started = time.perf_counter()
             try:
                 prompt = entry.predictor.encode(entry.value)
                 rows = entry.predictor.packed_rows(prompt)
+                if prompt.options is not None:
+                    state = entry.predictor.state_of(prompt)
+                    rows -= state.rows if (entry.predictor, state.name) in states else 0
+                    states.add((entry.predictor, state.name))
             except Exception as error:  # noqa: BLE001 - it belongs to this input
                 results.append(error)
             else:
@@ -248,8 +269,8 @@ class Engine:
                 self._forget(entry)
                 continue
             prompt = result.prompt
-            characters = None if prompt.truncated else characters_of(entry.value)
-            self._admission.settle(entry, result.rows, characters)
+            self._lengths.learn(entry.predictor, entry.size, result.rows, cut=prompt.truncated)
+            self._admission.settle(entry, result.rows)
             self._observer.tokenized(prompt.tokens, result.seconds)
             entry.prompt = prompt
             entry.tokenize_seconds, entry.queued_at = result.seconds, now
@@ -297,11 +318,16 @@ def _broken() -> ServiceError:
     return UnavailableError("the model no longer works: restart the server")
 
 
-def _key(value: InputFields, fields: Sequence[str]) -> Hashable:
-    """Equal for inputs that make equal prompts: a string is short for its template's one field."""
+def _key(value: Input, fields: Sequence[str]) -> Hashable:
+    """Equal for inputs that make equal prompts: a string is short for its template's one field.
+
+    A question about a state is what it asks: what its client calls it is no part of it.
+    """
     if isinstance(value, Mapping):
         return frozenset(value.items())
-    return frozenset({(fields[0], value)}) if len(fields) == 1 else value
+    if isinstance(value, str) and len(fields) == 1:
+        return frozenset({(fields[0], value)})
+    return value
 
 
 def _raise_first(waiters: Sequence[asyncio.Future[Answer]]) -> None:
@@ -309,7 +335,8 @@ def _raise_first(waiters: Sequence[asyncio.Future[Answer]]) -> None:
     for index, waiter in enumerate(waiters):
         if waiter.done() and (error := waiter.exception()) is not None:
             if isinstance(error, InputError) and len(waiters) > 1:
-                raise InputError(f"inputs[{index}]: {error}") from error
+                # A new one: the same failure may belong to other requests, at other places.
+                raise type(error)(str(error), index) from error
             raise error
 
 

@@ -9,10 +9,12 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from service.engine.interfaces import Predictor
+from service.engine.lengths import Size
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
-    from dalorra.prompts import InputFields, Prompt
+    from dalorra.prompts import Prompt
+    from service.engine.interfaces import Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Answer:
     Attributes:
         prediction: the predictive moments.
         tokens: T of its prompt.
+        shared_tokens: those of the state, which other questions about it begin with, too.
         truncated: whether free text was cut to fit.
         tokenize_seconds: spent in the tokeniser.
         queued_at: when it was tokenised, in loop time.
@@ -32,6 +35,7 @@ class Answer:
 
     prediction: Prediction
     tokens: int
+    shared_tokens: int
     truncated: bool
     tokenize_seconds: float
     queued_at: float
@@ -58,6 +62,7 @@ class Entry:
         predictor: answers it.
         value: the input.
         rows: rows it holds in the queue: an estimate first, exact once tokenised.
+        size: what that estimate was made of.
         client: whose share of the queue it counts against; None where nobody has one.
         stage: where it is.
         deadline: the latest deadline of those who wait, in loop time.
@@ -70,8 +75,9 @@ class Entry:
 
     key: Hashable
     predictor: Predictor
-    value: InputFields
+    value: Input
     rows: int
+    size: Size
     client: Hashable | None = None
     stage: Stage = Stage.TOKENIZING
     deadline: float = 0.0

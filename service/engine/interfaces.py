@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from dalorra.adapter.manifest import Card
+    from dalorra.adapter.registered import RegisteredQuestion
     from dalorra.decision.novelty import Novelty
     from dalorra.decision.policy import Policy
     from dalorra.decision.predictive import Prediction
-    from dalorra.forward.batches import Batching
+    from dalorra.forward.batches import Batching, State
     from dalorra.prompts import InputFields, Prompt
+    from dalorra.questions import Asked
+
+    Input = InputFields | Asked
 
 
 class Predictor(Protocol):
@@ -22,10 +26,11 @@ class Predictor(Protocol):
     policy: Policy
     novelty: Novelty | None
     batching: Batching
+    registered: tuple[RegisteredQuestion, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label names."""
+        """Label names; none where they come with the questions."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -47,11 +52,17 @@ class Predictor(Protocol):
     def max_tokens(self) -> int:
         """Limit on the tokens of one input."""
 
-    def encode(self, value: InputFields, /) -> Prompt:
+    def policy_for(self, value: Input, /) -> Policy:
+        """Decides on the answer to an input."""
+
+    def encode(self, value: Input, /) -> Prompt:
         """Tokenises one input; called beside `predict`, on another thread."""
 
     def packed_rows(self, prompt: Prompt, /) -> int:
         """Rows that this prompt adds to a forward."""
+
+    def state_of(self, prompt: Prompt, /) -> State:
+        """What a question is about, and which of its rows others about the same share."""
 
     def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
         """Answers one batch, order kept; one caller at a time."""

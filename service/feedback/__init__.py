@@ -11,7 +11,7 @@
 Knows nothing of HTTP. Nothing here waits for a disk on the event loop.
 """
 
-from service.feedback.ledger import Ledger
+from service.feedback.ledger import Ledger, Told
 from service.feedback.records import Feedback
 
-__all__ = ["Feedback", "Ledger"]
+__all__ = ["Feedback", "Ledger", "Told"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from service.errors import (
     UnknownAnswerError,
     UnknownLabelError,
 )
+from service.feedback.clock import SteadyClock
 from service.feedback.live import measure
 from service.feedback.messages import (
     CatchUp,
@@ -50,6 +52,7 @@ class Clerk:
     Args:
         store: used by this thread alone.
         inbox: what is to be done, in order.
+        clock: by which answers are too old.
         retention_seconds: answers are deleted after it.
         max_answers: most that are kept.
         alpha: see `service.feedback.live.measure`.
@@ -59,6 +62,7 @@ class Clerk:
         self,
         store: FeedbackStore,
         inbox: queue.SimpleQueue[Message | None],
+        clock: SteadyClock,
         *,
         retention_seconds: float,
         max_answers: int,
@@ -66,6 +70,7 @@ class Clerk:
     ) -> None:
         self._store = store
         self._inbox = inbox
+        self._clock = clock
         self._retention_seconds = retention_seconds
         self._max_answers = max_answers
         self._alpha = alpha
@@ -77,6 +82,7 @@ class Clerk:
         self._seen_of_others = store.changes_of_others
         self.judged: Counter[tuple[str, str, bool]] = Counter()  # adapter, decision, correct
         self.lost = 0
+        self.done = 0  # answers that were written or lost
 
     def run(self) -> None:
         """Works until it is told to stop, then closes the store."""
@@ -86,10 +92,12 @@ class Clerk:
             try:
                 self._write(messages)
             except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-                _log.error("feedback_not_written", error=str(error), exc_info=error)
-                self._give_up(messages)
+                lost = self._give_up(messages)
+                _log.error("feedback_not_written", lost=lost, error=str(error), exc_info=error)
+            self.done += sum(len(one.answers) for one in messages if isinstance(one, NewAnswers))
             try:
-                self._tidy()
+                if working:
+                    self._tidy()
             except Exception as error:  # noqa: BLE001 - it is tried again
                 _log.error("feedback_not_tidied", error=str(error), exc_info=error)
         self._store.close()
@@ -161,23 +169,25 @@ class Clerk:
                 "served any more"
             )
         served = alike[0]
-        if judgement.label not in served.labels:
+        known: dict[str, str] = (
+            json.loads(kept.called) if kept.called else {label: label for label in served.labels}
+        )
+        if judgement.label not in known:
             return UnknownLabelError(
                 f"label {judgement.label[:LONGEST_ECHO]!r} is unknown to adapter "
-                f"{served.adapter!r}: send one of {', '.join(served.labels)}"
+                f"{served.adapter!r}: send one of {', '.join(known)}"
             )
+        label = known[judgement.label]
         if kept.true_label is not None:
             return AlreadyJudgedError(
                 f"the answer {judgement.request_id!r} was judged before, as {kept.true_label!r}: "
                 "the first judgement stays"
             )
-        self._store.judge(judgement.request_id, judgement.label, time.time())
+        self._store.judge(judgement.request_id, label, self._clock.now())
         if kept.accepted:
-            watches.observe(kept.source, served.labels, kept.label, judgement.label)
+            watches.observe(kept.source, served.labels, kept.label, label)
         self._stale.update(one.adapter for one in alike)
-        return Feedback(
-            judgement.request_id, judgement.label, kept.label, kept.decision, served.adapter
-        )
+        return Feedback(judgement.request_id, label, kept.label, kept.decision, served.adapter)
 
     def _refresh(self, *, at_once: bool = False) -> None:
         """Adds up what has changed, but spends no more than a small share of the time on it."""
@@ -200,8 +210,10 @@ class Clerk:
         now = time.monotonic()
         if now >= self._prune_after or self._added > self._max_answers / 100:
             with self._store.transaction():
-                oldest = time.time() - self._retention_seconds
+                time_of_day = self._clock.for_deleting()
+                oldest = time_of_day - self._retention_seconds
                 removed = self._store.prune(oldest, self._max_answers)
+                self._store.set_time(time_of_day)
             self._added, self._prune_after = 0, now + _PRUNE_SECONDS
             if removed:
                 self._stale.update(self._policies)
@@ -210,7 +222,9 @@ class Clerk:
             self._stale.update(self._policies)
         self._refresh()
 
-    def _give_up(self, messages: Sequence[Message]) -> None:
+    def _give_up(self, messages: Sequence[Message]) -> int:
+        """Tells whoever waits, and says how many answers are lost."""
+        before = self.lost
         for served in self._policies.values():
             served.number = None  # the transaction that made it may have been rolled back
         for message in messages:
@@ -219,6 +233,7 @@ class Clerk:
                 self.lost += len(message.answers)
             elif isinstance(message, CatchUp | Judgement):
                 _settle(message.done, FeedbackStoreError("the feedback store cannot be written"))
+        return self.lost - before
 
 
 class _Watches:

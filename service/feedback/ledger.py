@@ -12,16 +12,18 @@ import json
 import math
 import queue
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+import structlog
 
 from dalorra.decision.policy import Decision, Verdict
 from service.errors import FeedbackOffError, QueueFullError
 from service.feedback.clerk import Clerk
+from service.feedback.clock import SteadyClock
 from service.feedback.messages import (
     CatchUp,
     GoneAdapter,
@@ -31,18 +33,23 @@ from service.feedback.messages import (
     NewPolicy,
     ServedPolicy,
 )
-from service.feedback.records import Feedback, KeptAnswer, Source
-from service.feedback.store import FeedbackStore
+from service.feedback.records import Feedback, KeptAnswer, Source, readable
+from service.feedback.store import LOCK_SECONDS, FeedbackStore
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
-    from dalorra.prompts import InputFields
     from service.engine import Predictor
+    from service.engine.interfaces import Input
 
 INBOX_SIZE = 10_000
 """Requests whose answers or judgements may wait to be written."""
 
-_STOP_SECONDS = 5.0
+STOP_SECONDS = LOCK_SECONDS + 5.0
+"""For what waits to be written when the server ends: longer than another process may lock the
+store."""
+
+_HASTY_STOP_SECONDS = 1.0
+_log = structlog.get_logger("dalorra.feedback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +73,23 @@ class FeedbackOptions:
     strict: bool
 
 
-class Body(Protocol):
-    """The part of a response's body that is kept."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An answer as its client got it.
 
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def decision(self) -> Decision: ...
+    Attributes:
+        request_id: names the answer.
+        value: the input.
+        prediction: the answer.
+        decision: what the client was told to do with it.
+        called: what the client calls each label, where that is not its name.
+    """
+
+    request_id: str
+    value: Input
+    prediction: Prediction
+    decision: Decision
+    called: Mapping[str, str] | None = None
 
 
 class Ledger:
@@ -92,10 +109,14 @@ class Ledger:
         self._clerk: Clerk | None = None
         self._thread: threading.Thread | None = None
         self._refused = 0
+        self._handed_over = 0  # answers, to the clerk
         if options is not None:
+            store = FeedbackStore(options.path)
+            self._clock = SteadyClock(store.time)
             self._clerk = Clerk(
-                FeedbackStore(options.path),
+                store,
                 self._inbox,
+                self._clock,
                 retention_seconds=options.retention_seconds,
                 max_answers=options.max_answers,
                 alpha=options.alpha,
@@ -128,12 +149,21 @@ class Ledger:
             self._thread = threading.Thread(target=self._clerk.run, name="feedback", daemon=True)
             self._thread.start()
 
-    async def stop(self) -> None:
-        """Writes what waits, and ends."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Writes what waits, and ends; what could not be written is counted and logged.
+
+        Args:
+            at_once: gives up soon if the store cannot be written.
+        """
         thread, self._thread = self._thread, None
-        if thread is not None:
-            self._inbox.put(None)
-            await asyncio.to_thread(thread.join, _STOP_SECONDS)
+        if thread is None:
+            return
+        self._inbox.put(None)
+        await asyncio.to_thread(thread.join, _HASTY_STOP_SECONDS if at_once else STOP_SECONDS)
+        if thread.is_alive() and self._clerk is not None:
+            self._refused += self._handed_over - self._clerk.done
+        if self.lost:
+            _log.error("answers_not_kept", answers=self.lost)
 
     def adapter_loaded(self, predictor: Predictor) -> None:
         """Feedback on its answers is taken from now on, and its promise watched."""
@@ -158,39 +188,35 @@ class Ledger:
             self._inbox.put(CatchUp(done))
             await asyncio.wrap_future(done)
 
-    def keep(
-        self,
-        predictor: Predictor,
-        inputs: Sequence[InputFields],
-        predictions: Sequence[Prediction],
-        bodies: Sequence[Body],
-    ) -> None:
-        """Keeps what was answered, for feedback to come."""
+    def keep(self, predictor: Predictor, told: Sequence[Told]) -> None:
+        """Keeps what a predictor answered, for feedback to come."""
         if self._options is None:
             return
-        if self._full:
-            self._refused += len(predictions)
+        if self._full or self._thread is None:
+            self._refused += len(told)
             return
-        now, decide = time.time(), predictor.policy.decide
+        now, decide = self._clock.now(), predictor.policy.decide
         answers = [
             KeptAnswer(
-                request_id=body.request_id,
+                request_id=one.request_id,
                 answered_at=now,
-                label=prediction.label,
-                probability=prediction.probability,
-                variance=prediction.variance,
-                novelty=prediction.novelty,
-                cut_at=prediction.cut_at,
-                samples=prediction.samples,
-                decision=str(body.decision),
-                accepted=decide(prediction).decision is Decision.ACCEPT,
-                input=json.dumps(value) if self._options.inputs else None,
+                label=one.prediction.label,
+                probability=one.prediction.probability,
+                variance=one.prediction.variance,
+                novelty=one.prediction.novelty,
+                cut_at=one.prediction.cut_at,
+                samples=one.prediction.samples,
+                decision=str(one.decision),
+                accepted=decide(one.prediction).decision is Decision.ACCEPT,
+                input=json.dumps(readable(one.value)) if self._options.inputs else None,
+                called=None if one.called is None else json.dumps(dict(one.called)),
             )
-            for value, prediction, body in zip(inputs, predictions, bodies, strict=True)
+            for one in told
         ]
         # Where another has taken the adapter's name since, what answered is kept with the answers.
         served = self._current(predictor) or _describe(predictor)
         self._inbox.put(NewAnswers(served, answers))
+        self._handed_over += len(answers)
 
     async def judge(self, request_id: str, label: str) -> Feedback:
         """Takes the truth about an earlier answer.

@@ -17,7 +17,7 @@ class ServedPolicy:
 
     Attributes:
         adapter: name of its adapter.
-        labels: of that adapter.
+        labels: of that adapter; none where they come with the questions.
         policy: the policy.
         source: the same for the store.
         number: of the source in the store, set by the clerk; None until it is there.
@@ -63,7 +63,7 @@ class CatchUp:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The truth about an answer; done once it is written."""
+    """The truth about an answer, as its client calls the label; done once it is written."""
 
     request_id: str
     label: str

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dalorra.questions import Asked
+
+if TYPE_CHECKING:
+    from service.engine.interfaces import Input
+
+
+def readable(value: Input) -> str | Mapping[str, Any]:
+    """An input as a log or a file has it."""
+    return value.as_dict() if isinstance(value, Asked) else value
 
 
 class Source(NamedTuple):
@@ -32,6 +43,7 @@ class KeptAnswer(NamedTuple):
         decision: what the client was told.
         accepted: whether the policy itself accepts it, at its own target.
         input: the input as JSON; None where inputs are not kept.
+        called: what the client calls each label, as JSON; None where that is its name.
     """
 
     request_id: str
@@ -45,6 +57,7 @@ class KeptAnswer(NamedTuple):
     decision: str
     accepted: bool
     input: str | None
+    called: str | None = None
 
 
 class AnswerRecord(NamedTuple):
@@ -55,6 +68,7 @@ class AnswerRecord(NamedTuple):
     decision: str
     accepted: bool
     true_label: str | None
+    called: str | None
 
 
 @dataclass(frozen=True, slots=True)

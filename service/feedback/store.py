@@ -19,9 +19,13 @@ from service.feedback.live import Group
 from service.feedback.records import AnswerRecord, KeptAnswer, Source
 
 _APPLICATION = 0x44414C46  # "DALF": no other program's file is taken for a store
-VERSION = 2
-"""Of the file's tables; the first one had no `cut_at`."""
-_WAIT_SECONDS = 10.0  # for another process's transaction
+VERSION = 3
+"""Of the file's tables; the first had no `cut_at`, the second no `called`."""
+_ADDED = {1: "cut_at INTEGER", 2: "called TEXT"}
+"""What each version lacks of the next."""
+LOCK_SECONDS = 10.0
+"""What a transaction waits at most for another process's."""
+
 _TABLES = """
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY,
@@ -43,6 +47,7 @@ CREATE TABLE answers (
     decision TEXT NOT NULL,
     accepted INTEGER NOT NULL,
     input TEXT,
+    called TEXT,
     source INTEGER NOT NULL REFERENCES sources (id),
     true_label TEXT,
     labelled_at REAL
@@ -51,17 +56,21 @@ CREATE INDEX answers_by_worth ON answers (true_label IS NOT NULL, answered_at);
 CREATE INDEX answers_by_age ON answers (answered_at);
 CREATE INDEX answers_with_truth ON answers (source) WHERE true_label IS NOT NULL;
 """
+# The last time that was believed: of a table of its own, which earlier software passes over.
+_CLOCK = """
+CREATE TABLE IF NOT EXISTS clock (id INTEGER PRIMARY KEY CHECK (id = 1), seconds REAL NOT NULL)
+"""
 # A repeated id means the later answer, unless the earlier one has been judged already.
 _ADD = """
 INSERT INTO answers (request_id, answered_at, label, probability, variance, novelty, cut_at,
-                     samples, decision, accepted, input, source)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                     samples, decision, accepted, input, called, source)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (request_id) DO UPDATE SET
     answered_at = excluded.answered_at, label = excluded.label,
     probability = excluded.probability, variance = excluded.variance, novelty = excluded.novelty,
     cut_at = excluded.cut_at,
     samples = excluded.samples, decision = excluded.decision, accepted = excluded.accepted,
-    input = excluded.input, source = excluded.source
+    input = excluded.input, called = excluded.called, source = excluded.source
 WHERE true_label IS NULL
 """
 # Confidence bins (lo, hi] as in `dalorra.decision.metrics.reliability_bins`: ceil(15 p) − 1.
@@ -97,7 +106,7 @@ class FeedbackStore:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(
-                path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
             )
             with ExitStack() as failed:
                 failed.callback(self._database.close)
@@ -113,9 +122,10 @@ class FeedbackStore:
                     self._database.execute(statement)
                 self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self._database.execute(f"PRAGMA user_version = {VERSION}")
-            if check_kind(self._database, self._path) < VERSION:
-                self._database.execute("ALTER TABLE answers ADD COLUMN cut_at INTEGER")
-                self._database.execute(f"PRAGMA user_version = {VERSION}")
+            for version in range(check_kind(self._database, self._path), VERSION):
+                self._database.execute(f"ALTER TABLE answers ADD COLUMN {_ADDED[version]}")
+            self._database.execute(f"PRAGMA user_version = {VERSION}")
+            self._database.execute(_CLOCK)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute(
@@ -136,6 +146,16 @@ class FeedbackStore:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+    @property
+    def time(self) -> float | None:
+        """What `set_time` was told last; None in a new store."""
+        found = self._database.execute("SELECT seconds FROM clock").fetchone()
+        return None if found is None else float(found[0])
+
+    def set_time(self, now: float) -> None:
+        """Keeps the time, for the next process."""
+        self._database.execute("INSERT OR REPLACE INTO clock VALUES (1, ?)", (now,))
 
     @property
     def changes_of_others(self) -> int:
@@ -177,7 +197,7 @@ class FeedbackStore:
     def find(self, request_id: str) -> AnswerRecord | None:
         """What is kept under an id."""
         record = self._database.execute(
-            "SELECT source, label, decision, accepted, true_label FROM answers "
+            "SELECT source, label, decision, accepted, true_label, called FROM answers "
             "WHERE request_id = ?",
             (request_id,),
         ).fetchone()

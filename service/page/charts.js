@@ -17,10 +17,12 @@ function shape(tag, attributes = {}, ...children) {
 export const percent = (p) => `${(100 * p).toFixed(p > 0.9995 || p < 0.0005 ? 2 : 1)} %`;
 export const number = (x) => (x === 0 ? "0" : Math.abs(x) < 1e-4 ? x.toExponential(1) : Number(x.toPrecision(3)).toString());
 
-// One row for each label; under the predicted one, a dot for each posterior sample.
+// One row for each label, the most probable first, levels of a scale as they are; under the predicted
+// one, a dot for each posterior sample.
 export function drawLabels(figure, answer, { min_probability: tau }) {
   const samples = answer.sample_probabilities ?? [];
-  const ranked = Object.entries(answer.probabilities).sort((a, b) => b[1] - a[1]);
+  const ranked = Object.entries(answer.probabilities);
+  if (!answer.scale) ranked.sort((a, b) => b[1] - a[1]);
   const rows = ranked.flatMap(([label, p]) => {
     const best = label === answer.label;
     const dots = best ? swarm(samples) : [];

@@ -13,6 +13,8 @@ from service.keys import all_digests, known_digest
 
 ENV_PREFIX = "DALORRA_"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
 
 
@@ -23,17 +25,45 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names, separated by commas, that requests may have in Host (* for any); if "
+        "unset, this machine's on a loopback address, else any.",
+    )
+    max_connections: int = Field(1_000, ge=1, description="Connections at once.")
+    header_seconds: float = Field(
+        10.0, gt=0, description="Time for the head of a request to come. Then 408."
+    )
+    body_seconds: float = Field(30.0, gt=0, description="Time for its body to come. Then 408.")
 
-    adapter: Path | None = Field(None, description="Adapter directory; the bundled one if unset.")
+    adapter: Path | None = Field(
+        None,
+        description="Adapter directory, or owner/name@revision on the hub; the bundled one if "
+        "unset.",
+    )
     adapters: Annotated[dict[str, Path], NoDecode] = Field(
         default_factory=dict,
-        description="Instead of adapter: several by name, as name=directory,…; the first is the "
-        "default.",
+        description="Instead of adapter: several by name, as name=directory,… or "
+        "name=owner/name,…; the first is the default.",
     )
     adapter_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         (),
         description="Folders, separated by commas, below which adapters may be loaded over HTTP; "
         "none may if there is none.",
+    )
+    questions_adapter: str | None = Field(
+        None,
+        description="Name of the adapter that answers typed questions; the first that can if "
+        "unset.",
+    )
+    question_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("jev-latest", "jev-preview", "gpt-6-luna"),
+        description="Names of models, separated by commas, that stand for that adapter; * for "
+        "any name.",
+    )
+    refuse_unaccepted: bool = Field(
+        False,
+        description="/v1/decisions answers with a refusal where an answer is not accepted.",
     )
     max_adapters: int = Field(16, ge=1, description="Adapters loaded at once.")
     base_model: str | None = Field(
@@ -42,6 +72,11 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the base model.")
+    quantize: Literal["none", "8bit", "4bit"] | None = Field(
+        None,
+        description="Linear modules of the base model in 8 or 4 bit (bitsandbytes); as the first "
+        "adapter was trained if unset.",
+    )
     on_overflow: Literal["truncate", "reject"] = Field(
         "truncate", description="What happens to an over-long input: cut, or answered with 422."
     )
@@ -66,13 +101,22 @@ class Settings(BaseSettings):
         "them; they do without the prefix cache. On a GPU where nothing else is said.",
     )
     max_batch_inputs: int = Field(128, ge=1, description="Inputs of one /predict/batch request.")
+    max_questions: int = Field(
+        400, ge=1, description="Questions of one request to /v1/systemone or /v1/decisions."
+    )
     max_body_bytes: int = Field(2_000_000, ge=1, description="Longest request body.")
+    bodies_mib: int = Field(
+        64, ge=1, description="Memory for all request bodies in hand. Above it, 503."
+    )
     request_timeout_seconds: float = Field(
         60.0, gt=0, description="For an answer: what will not be ready by then is refused with 429."
     )
     drain_seconds: float = Field(30.0, ge=0, description="Time to finish the queue on SIGTERM.")
     stall_seconds: float = Field(
         300.0, gt=0, description="A forward that takes longer counts as hung: liveness fails."
+    )
+    dead_seconds: float = Field(
+        10.0, gt=0, description="Once liveness has failed for so long, the process ends."
     )
     tokenizer_threads: int = Field(2, ge=1, description="Threads beside the model thread.")
 
@@ -144,7 +188,15 @@ class Settings(BaseSettings):
     def _split_adapters(cls, value: object) -> object:
         return named_adapters(value)
 
-    @field_validator("adapter_roots", "api_keys", "admin_keys", "cors_origins", mode="before")
+    @field_validator(
+        "adapter_roots",
+        "admin_keys",
+        "allowed_hosts",
+        "api_keys",
+        "cors_origins",
+        "question_models",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
@@ -157,6 +209,15 @@ class Settings(BaseSettings):
             if not key:
                 raise ValueError("a key is empty")
             known_digest(key.get_secret_value())
+        return stripped
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        stripped = tuple(host.strip() for host in hosts)
+        for host in stripped:
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is no name of a host: write it without scheme and port")
         return stripped
 
     @field_validator("cors_origins")
@@ -177,6 +238,11 @@ class Settings(BaseSettings):
                 f"max_batch_inputs ({self.max_batch_inputs}) is above max_queue_requests "
                 f"({self.max_queue_requests}): such a batch would find a place in an empty "
                 "queue only"
+            )
+        if self.max_body_bytes > self.bodies_mib * 2**20:
+            raise ValueError(
+                f"max_body_bytes ({self.max_body_bytes}) is above bodies_mib ({self.bodies_mib}): "
+                "such a body would never be read"
             )
         return self
 
@@ -228,6 +294,13 @@ class Settings(BaseSettings):
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the address."""
         return self.host in _LOOPBACK
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names that requests may have in `Host`; none: any."""
+        if "*" in self.allowed_hosts:
+            return ()
+        return self.allowed_hosts or (_LOCAL_NAMES if self.on_loopback else ())
 
     def key_digests(self) -> tuple[bytes, ...]:
         """SHA-256 of the clients' bearer keys; see `all_digests` for what it raises."""

@@ -21,7 +21,7 @@ async def _scrape() -> Series:
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         await app.state.lifecycle.loading
         text = (await client.get("/metrics")).text

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from service.app import create_app
-from service.run import CLOSE_SECONDS
+from service.run import END_SECONDS
 from service.settings import ENV_PREFIX, Settings
 from tests.contract.programs import run
 from tests.contract.promql import ROOT
@@ -148,8 +148,12 @@ def test_a_profile_runs_one_server_and_what_watches_it(profile: str, name: str, 
     assert server["read_only"]
     assert server["cap_drop"] == ["ALL"]
     assert variables(server["environment"]) <= set(Settings.model_fields)
-    grace = float(server["stop_grace_period"].removesuffix("s"))
-    assert grace > Settings().drain_seconds + CLOSE_SECONDS
+    minutes, _, seconds = server["stop_grace_period"].removesuffix("s").rpartition("m")
+    grace = 60.0 * float(minutes or 0) + float(seconds)
+    assert grace > Settings().drain_seconds + END_SECONDS
+    assert server["restart"] == "unless-stopped"
+    hosts = server["environment"]["DALORRA_ALLOWED_HOSTS"].split(",")
+    assert {"localhost", "127.0.0.1", "dalorra"} == set(hosts)
     reserved = server.get("deploy", {}).get("resources", {}).get("reservations", {})
     assert bool(reserved.get("devices")) == (profile == "gpu")
 

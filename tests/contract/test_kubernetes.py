@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.app import create_app
-from service.run import CLOSE_SECONDS
+from service.run import END_SECONDS
 from service.settings import ENV_PREFIX, Settings, load_settings
 from tests.contract.programs import run
 from tests.contract.promql import ROOT, Series, problems
@@ -146,8 +146,9 @@ def test_the_pod_lives_long_enough_to_finish_its_queue(
 ):
     sleep, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
     assert sleep == "sleep"
-    needed = float(seconds) + settings.drain_seconds + CLOSE_SECONDS
+    needed = float(seconds) + settings.drain_seconds + END_SECONDS
     assert pod["terminationGracePeriodSeconds"] > needed
+    assert pod.get("restartPolicy", "Always") == "Always"
 
 
 def test_the_server_reads_its_settings_where_they_are_mounted(

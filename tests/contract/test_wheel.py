@@ -18,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from deploy.release import build
 from service.api.schemas import PredictResponse
 from tests.contract.promql import ROOT
 
@@ -33,14 +34,7 @@ def call(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made of the source distribution, so that this holds all that it needs."""
-    folder = tmp_path_factory.mktemp("built")
-    done = call(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    (sdist,) = folder.iterdir()
-    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
-    done = call(sys.executable, "-m", "pip", "wheel", *offline, "-w", folder, sdist)
-    assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("*.whl")
+    _, built = build(tmp_path_factory.mktemp("built"))
     return built
 
 

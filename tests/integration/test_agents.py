@@ -17,7 +17,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from dalorra.client import AsyncClient, Client, InvalidInputError, Retries, TransportError
 from dalorra.client.langchain import UncertainPredictTool
-from dalorra.client.tool import TOOL_NAME
+from dalorra.client.tool import ASK_NAME, TOOL_NAME
+from tests.questions import ASK_POSITIVE
 from tests.server_process import HEADERS, KEY, ServerProcess, start
 
 pytestmark = pytest.mark.integration
@@ -67,7 +68,14 @@ def test_one_prediction_through_every_door(server: ServerProcess, client: Client
     structured = asyncio.run(over_mcp(server.url))
     tensors = over_inference_protocol(server.url, client.info().adapter)
 
+    asked = client.ask(TEXT, {"q": ASK_POSITIVE})["q"]
+
     assert client.health().ready
+    assert asked.noul == pytest.approx(prediction.probabilities["positive"], abs=1e-5)
+    assert (asked.decision, asked.promise is None) == (
+        prediction.decision,
+        prediction.decision != "accept" or client.info().policy.confidence is None,
+    )
     for other in (batched.model_dump(), artifact, structured):
         assert other["probability"] == pytest.approx(prediction.probability, abs=1e-5)
         assert other["variance"] == pytest.approx(prediction.variance, abs=1e-5)
@@ -87,7 +95,8 @@ def test_one_prediction_through_every_door(server: ServerProcess, client: Client
 async def over_mcp(url: str) -> Any:
     http = httpx2.AsyncClient(headers=HEADERS, timeout=60)
     async with http, McpClient(streamable_http_client(f"{url}/mcp", http_client=http)) as client:
-        assert [tool.name for tool in (await client.list_tools()).tools] == [TOOL_NAME]
+        tools = [tool.name for tool in (await client.list_tools()).tools]
+        assert tools == [TOOL_NAME, ASK_NAME]
         failed = await client.call_tool(TOOL_NAME, {"sentence": ""})
         assert failed.is_error
         result = await client.call_tool(TOOL_NAME, {"sentence": TEXT})

@@ -82,7 +82,7 @@ def test_a_decision_and_what_it_rests_on(page: Page, decision: str):
     ask(page, text)
 
     expect(page.locator("#decision")).to_have_text(decision)
-    expect(page.locator("#decision")).to_have_class(decision)
+    expect(page.locator("#decision")).to_have_class(f"decision {decision}")
     expect(page.locator("#verdict")).to_contain_text("positive")
     expect(page.locator("#reason")).to_have_text(f"{verdict.reason}.")
     expect(page.locator("#labels .name")).to_have_text(["positive", "negative"])
@@ -231,3 +231,87 @@ def test_it_waits_for_a_model_that_loads(browser: Browser):
         expect(page.get_by_role("button", name="Predict")).to_be_enabled(timeout=15_000)
         assert httpx.get(f"{process.url}/health/ready").status_code == 200
         page.close()
+
+
+@pytest.fixture
+def questions(browser: Browser) -> Iterator[Page]:
+    """The view of typed questions, of a server whose only adapter answers them."""
+    with start("fake", api_keys=[], predictor={"questions": True}) as process:
+        process.until_ready()
+        page = browser.new_page(viewport=WIDE)
+        page.goto(process.url)
+        expect(page.get_by_role("tab", name="Questions")).to_have_attribute("aria-selected", "true")
+        expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+        yield page
+        page.close()
+
+
+def add(page: Page, kind: str, text: str, criteria: str = "") -> None:
+    """A question below those that are there."""
+    page.get_by_role("button", name="Add a question").click()
+    page.get_by_label("kind").last.select_option(kind)
+    page.get_by_label("question", exact=True).last.fill(text)
+    if criteria:
+        page.locator(".question textarea").last.fill(criteria)
+
+
+def test_three_kinds_of_questions_with_their_samples_and_decisions(questions: Page):
+    page = questions
+    page.get_by_label("state", exact=True).fill('{"text": "Where is my card?"}')
+    add(page, "choice", "Who answers?", "cards: lost and late ones\nloans\n")
+    add(page, "score", "How angry is it?", "calm\nannoyed\nfurious")
+    with page.expect_response("**/v1/systemone") as answered:
+        page.keyboard.press("Control+Enter")
+
+    asked = answered.value.request.post_data_json
+    assert asked["state"] == {"text": "Where is my card?"}
+    assert list(asked["questions"].values()) == [
+        {"type": "noul", "instructions": "Is this review positive?"},
+        {
+            "type": "choice",
+            "instructions": "Who answers?",
+            "criteria": {"cards": "lost and late ones", "loans": None},
+        },
+        {
+            "type": "score",
+            "instructions": "How angry is it?",
+            "criteria": ["calm", "annoyed", "furious"],
+        },
+    ]
+    cards = page.locator("#answers article")
+    expect(cards).to_have_count(3)
+    for card, answer in zip(cards.all(), answered.value.json()["answers"].values(), strict=True):
+        expect(card.locator(".decision")).to_have_text(answer["x_decision"])
+        expect(card.locator(".reason")).to_have_text(f"{answer['x_reason']}.")
+        dots = [float(dot.get_attribute("cx")[:-1]) for dot in card.locator(".sample").all()]  # type: ignore[index]
+        samples = sorted(answer["x_sample_probabilities"])
+        if answer["type"] == "noul" and answer["noul"] < 0.5:
+            samples = sorted(1 - p for p in samples)
+        assert dots == pytest.approx([100 * p for p in samples])
+        shares = card.locator(".labels .share").all_inner_texts()
+        assert sum(float(share.removesuffix(" %")) for share in shares) == pytest.approx(100, abs=1)
+
+
+def test_a_question_that_does_not_fit_is_named_and_can_be_removed(questions: Page):
+    page = questions
+    page.get_by_label("state", exact=True).fill("a state")
+    add(page, "choice", "Which?", "only one")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("alert")).to_contain_text("questions.question 2")
+    expect(page.get_by_role("alert")).to_contain_text("at least 2 items")
+    page.get_by_role("button", name="Remove").last.click()
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answers article")).to_have_count(1)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.get_by_role("button", name="Remove")).to_have_count(0)
+
+
+def test_views_are_changed_by_keyboard(page: Page):
+    page.get_by_role("tab", name="Predict").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Questions")).to_be_focused()
+    expect(page.get_by_label("state", exact=True)).to_be_visible()
+    expect(page.get_by_label("sentence")).to_be_hidden()
+    page.get_by_label("state", exact=True).fill("This movie was fantastic!")
+    page.get_by_role("button", name="Ask").click()  # registered with the adapter that is served
+    expect(page.locator("#answers .decision")).to_be_visible()

@@ -1,21 +1,16 @@
 """TLS without a proxy, with a certificate that is made here."""
 
 import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from dalorra.client import Client, TransportError
 from dalorra.errors import ConfigError
 from service.settings import Settings
-from service.tls import tls_options
+from service.tls import tls_context
+from tests.certificates import write
 from tests.server_process import KEY, start
 
 pytestmark = pytest.mark.integration
@@ -26,35 +21,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate for 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     return write(folder / "cert.pem", folder / "key.pem")
-
-
-def write(cert: Path, key: Path, password: bytes | None = None) -> tuple[Path, Path]:
-    secret = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dalorra test")])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(secret.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(secret, hashes.SHA256())
-    )
-    cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    encryption: serialization.KeySerializationEncryption = (
-        serialization.BestAvailableEncryption(password)
-        if password
-        else serialization.NoEncryption()
-    )
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    key.write_bytes(secret.private_bytes(pem, pkcs8, encryption))
-    return cert, key
 
 
 def test_a_server_with_a_certificate_speaks_tls_and_nothing_else(
@@ -92,6 +58,6 @@ def test_what_is_no_certificate_is_refused_in_a_sentence(
     else:
         cert, key = write(tmp_path / "cert.pem", tmp_path / "key.pem", b"secret")
     with pytest.raises(ConfigError, match="the key not encrypted") as refused:
-        tls_options(Settings(ssl_certfile=cert, ssl_keyfile=key))
+        tls_context(Settings(ssl_certfile=cert, ssl_keyfile=key))
     assert str(refused.value).startswith(f"ssl_certfile {cert} and ssl_keyfile {key}: ")
     assert "\n" not in str(refused.value)

@@ -17,7 +17,7 @@ from training.experiments.predictions import (
 from training.experiments.shifts import tell_apart
 from training.experiments.spec import RunSpec, Shift, TaskSetting
 from training.run import Run
-from training.tasks import Example, load_examples, load_task, subsample
+from training.tasks import Example, load_examples, load_labelled_task, subsample
 from training.temperature import temperature_on
 
 
@@ -70,7 +70,7 @@ def _tempered(predictor: Evaluable, run: Run) -> tuple[float, list[Prediction]]:
 
 def _shifted(shift: Shift, run: Run) -> list[Example]:
     """Examples of other data, without those that this run was trained on or scored on already."""
-    task, source = load_task(shift.task), run.config.data.source
+    task, source = load_labelled_task(shift.task), run.config.data.source
     known = {_text(example) for example in (*run.data.train, *run.data.holdout, *run.data.test)}
     examples = [
         example
@@ -82,7 +82,7 @@ def _shifted(shift: Shift, run: Run) -> list[Example]:
 
 
 def _text(example: Example) -> str:
-    return " ".join(" ".join(example.input.values()).split()).lower()
+    return " ".join(" ".join(example.texts.values()).split()).lower()
 
 
 def _size(predictor: Evaluable, run: Run) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from dalorra.errors import ConfigError
+from dalorra.errors import ConfigError, first_fault
 from training.config import Section, TrainingConfig, first_problem
 from training.yaml_file import read_yaml
 
@@ -162,9 +162,7 @@ def load_experiment(reference: str) -> Experiment:
     try:
         return Experiment.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
+        raise ConfigError(f"{path}: {first_fault(error)}") from error
 
 
 def save_experiment(experiment: Experiment, folder: Path) -> None:

@@ -18,6 +18,7 @@ from dalorra.errors import AdapterError
 from dalorra.posteriors import Deterministic, Laplace
 from dalorra.predictor import Predictor, about_inputs
 from dalorra.prompts import InputFields, Prompt, Scope
+from dalorra.questions import Asked
 from training.laplace.curvature import Curvature, along_contrasts, contrasts, in_batches
 from training.laplace.gradients import LabelGradients
 from training.prompt_cache import PromptCache
@@ -73,7 +74,7 @@ class LaplacePredictor:
         path = adapter.path / FACTORS_FILE
         model = load_adapter(adapter, base)
         mode = Predictor.of(replace(adapter, posterior=Deterministic()), base, model)
-        label_ids = torch.tensor(mode.tokenizer.label_ids, device=base.device)
+        label_ids = torch.tensor(mode.label_ids, device=base.device)
         gradients = LabelGradients(model, label_ids, mode.scope, PromptCache(0))
         curvature = Curvature.load(path, gradients.weights)
         if curvature.digest != posterior.factors:
@@ -128,7 +129,7 @@ class LaplacePredictor:
         """1, whatever the number of draws."""
         return 1
 
-    def encode(self, value: InputFields) -> Prompt:
+    def encode(self, value: InputFields | Asked) -> Prompt:
         """Tokenises one input; `InputError` when it does not fit."""
         return self.mode.encode(value)
 

@@ -91,7 +91,7 @@ class Laplace(PlainLora):
     def after_training(self, trained: TrainedAdapter) -> "LaplaceInference":
         """Fits the curvature of A and B, and λ."""
         mode = trained.predictor(self.posterior())
-        label_ids = torch.tensor(mode.tokenizer.label_ids, device=trained.model.device)
+        label_ids = torch.tensor(mode.label_ids, device=trained.model.device)
         to_fit, to_answer = (
             LabelGradients(trained.model, label_ids, mode.scope, cache)
             for cache in (trained.prompt_cache, PromptCache(0))

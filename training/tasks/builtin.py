@@ -43,7 +43,7 @@ def _winogrande(size: str, examples: str) -> Task:
         label_values={"1": "A", "2": "B"},
         hub=HubData(id="allenai/winogrande", config=f"winogrande_{size}"),
         # The published sizes differ in their training set only.
-        files={"validation": "winogrande/validation"},
+        files={"train": f"winogrande/train_{size}", "validation": "winogrande/validation"},
     )
 
 
@@ -174,13 +174,13 @@ _AG_NEWS = Task(
 
 
 def _intents(
-    name: str, description: str, labels: Sequence[str], hub: HubData, **options: Any
+    name: str, who: str, description: str, labels: Sequence[str], hub: HubData, **options: Any
 ) -> Task:
     return Task(
         name=name,
         description=description,
         template="Message: {text}",
-        answer_cue="\nIntent:",
+        answer_cue=f"\nThe {who} wants to know about:",
         labels={label: f" {label.replace('_', ' ').rstrip('?')}" for label in labels},
         hub=hub,
         evaluation_split="test",
@@ -209,6 +209,7 @@ _ALL = (
     _AG_NEWS,
     _intents(
         "banking77",
+        "customer",
         "What a customer of a bank wants, 77 intents.",
         BANKING77,
         # The main branch is a loading script.
@@ -216,6 +217,7 @@ _ALL = (
     ),
     _intents(
         "clinc150",
+        "user",
         "What a user of an assistant wants, 150 intents; out-of-scope texts are left out.",
         CLINC150,
         _CLINC,
@@ -224,6 +226,7 @@ _ALL = (
     ),
     _intents(
         "clinc150_oos",
+        "user",
         "The same with out of scope as the 151st intent; local files lie in a folder clinc150.",
         (*CLINC150, "oos"),
         _CLINC,

@@ -9,15 +9,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dalorra.errors import ConfigError
+from dalorra.errors import ConfigError, first_fault
 from dalorra.tables import Record
 from training.tasks.builtin import TASKS
+from training.tasks.question_task import QuestionTask
 from training.tasks.sources import find_file, read_file, read_hub
 from training.tasks.task import Example, Task
 from training.yaml_file import read_yaml
 
 
-def load_task(reference: str | Path | Mapping[str, Any]) -> Task:
+def load_task(reference: str | Path | Mapping[str, Any]) -> Task | QuestionTask:
     """A built-in task by name, or one of the user's from a YAML file or a mapping.
 
     Raises:
@@ -38,12 +39,25 @@ def load_task(reference: str | Path | Mapping[str, Any]) -> Task:
     return _validated(content, f"task file {path}")
 
 
+def load_labelled_task(reference: str | Path | Mapping[str, Any]) -> Task:
+    """The same, of a task with labels of its own.
+
+    Raises:
+        ConfigError: there is none, or it is made of questions.
+    """
+    task = load_task(reference)
+    if isinstance(task, QuestionTask):
+        raise ConfigError(f"the task {task.name} is made of questions: this needs one with labels")
+    return task
+
+
 def load_examples(
     task: Task | str,
     split: str,
     source: str | Path | None = None,
     *,
     out_of_scope: bool = False,
+    choices_apart: bool = False,
 ) -> list[Example]:
     """Every example of one split, in the order of the data; no record in scope is dropped.
 
@@ -53,19 +67,22 @@ def load_examples(
         source: a folder that holds `<task>/<split>.jsonl` (or `.json`, `.csv`, `.parquet`); one
             such file, read whole whatever the split's name; or None for the hub.
         out_of_scope: take also the records that the task calls out of scope.
+        choices_apart: whether each choice of a question is a field, see `Task.with_choices`.
 
     Raises:
         ConfigError: the data cannot be had, or a record does not fit the task; the message
             names the file, the record, the column, and what was expected.
     """
-    task = load_task(task) if isinstance(task, str) else task
+    if isinstance(task, str):
+        task = load_labelled_task(task)
     if task.members:
         return [
             example
             for name in task.members
-            for example in _as_member(task, load_task(name), split, source)
+            for example in _as_member(task, TASKS[name], split, source)
         ]
-    examples = [task.example(r.values, r.where) for r in _records(task, split, source)]
+    read = task.with_choices if choices_apart else task.example
+    examples = [read(r.values, r.where) for r in _records(task, split, source)]
     return [e for e in examples if out_of_scope or e.label not in task.out_of_scope]
 
 
@@ -143,13 +160,17 @@ def subsample(examples: Sequence[Example], n: int, seed: int) -> list[Example]:
 
 def data_digest(examples: Sequence[Example]) -> str:
     """sha256 over inputs and labels, in order."""
-    content = json.dumps([[dict(e.input), e.label] for e in examples], sort_keys=True)
+    soft = ([] if e.target is None else [e.target] for e in examples)
+    content = json.dumps(
+        [[e.content, e.label, *target] for e, target in zip(examples, soft, strict=True)],
+        sort_keys=True,
+    )
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _rank(example: Example, purpose: str, seed: int) -> bytes:
     """A pseudo-random key of the input: stable across Python versions and machines."""
-    content = json.dumps([purpose, seed, sorted(example.input.items())])
+    content = json.dumps([purpose, seed, sorted(example.content.items())])
     return hashlib.sha256(content.encode()).digest()
 
 
@@ -177,17 +198,14 @@ def _as_member(mixture: Task, member: Task, split: str, source: str | Path | Non
         )
     tail = (member.answer_cue or "") if member.answer_cue != mixture.answer_cue else ""
     return [
-        Example({"prompt": member.prompt_format.render(example.input) + tail}, example.label)
+        Example({"prompt": member.prompt_format.render(example.texts) + tail}, example.label)
         for example in load_examples(member, split, source)
     ]
 
 
-def _validated(content: Mapping[str, Any], where: str) -> Task:
+def _validated(content: Mapping[str, Any], where: str) -> Task | QuestionTask:
+    kind: type[Task | QuestionTask] = QuestionTask if "sets" in content else Task
     try:
-        return Task.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{where}: {field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        raise ConfigError(f"{where}: {first_fault(error)}") from error

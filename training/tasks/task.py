@@ -1,7 +1,7 @@
 """The description of a task, and the step from a record of its data to an example."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Self
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from dalorra.errors import ConfigError
 from dalorra.labels import LabelsBy
 from dalorra.prompts import PromptFormat
+from dalorra.questions import Asked
 from dalorra.tables import Unreadable
 from training.tasks.chat import CHAT, Message
 
@@ -19,15 +20,37 @@ class Example:
     """One labelled input.
 
     Attributes:
-        input: the template's fields.
-        label: name of the true label, or a value of `Task.out_of_scope`.
+        input: the template's fields, or a question about a state.
+        label: name of the true label, or a value of `Task.out_of_scope`; empty where `target` says
+            that there is none.
+        target: probabilities of a question's options, in its order, where the answer is open among
+            several; None: all on the label.
+        kind: what it is counted under in an evaluation, such as the name of a data set.
     """
 
-    input: Mapping[str, str]
+    input: Mapping[str, str] | Asked
     label: str
+    target: tuple[float, ...] | None = None
+    kind: str = ""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The input as JSON can hold it."""
+        return asdict(self.input) if isinstance(self.input, Asked) else dict(self.input)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What the input says, by field; of a question, the state that it is about."""
+        return {"state": self.input.state} if isinstance(self.input, Asked) else dict(self.input)
+
+    def saying(self, texts: Mapping[str, str]) -> "Example":
+        """The same with other `texts`."""
+        if isinstance(self.input, Asked):
+            return replace(self, input=replace(self.input, state=texts["state"]))
+        return replace(self, input=texts)
 
 
-def _text_keys(value: Any) -> Any:
+def text_keys(value: Any) -> Any:
     """Keys as text: YAML reads `0:` and `true:` as a number and a boolean."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
@@ -36,10 +59,10 @@ def _label_texts(value: Any) -> Any:
     """A list of label names stands for names whose texts are a space and the name."""
     if isinstance(value, list):
         return {str(name): f" {name}" for name in value}
-    return _text_keys(value)
+    return text_keys(value)
 
 
-TextKeyed = Annotated[dict[str, str], BeforeValidator(_text_keys)]
+TextKeyed = Annotated[dict[str, str], BeforeValidator(text_keys)]
 Labels = Annotated[dict[str, str], BeforeValidator(_label_texts)]
 
 
@@ -73,7 +96,8 @@ class Task(BaseModel):
         answer_cue: that constant tail; in a chat, what follows the template's own beginning of an
             answer, and may be absent. An encoder has no use for it, and does not see it.
         labels: label name → the text that answers so, in order; or a list of names.
-        labels_by: see `dalorra.labels`.
+        labels_by: see `dalorra.labels`; `auto` also makes labels classes of a head where their
+            trie would have more than `training.asking.MOST_NODES` rows.
         columns: field → column of the data, where they differ.
         label_column: column of the true label.
         label_values: value in that column, as text → label name. Empty: the column holds names.
@@ -148,17 +172,32 @@ class Task(BaseModel):
         Raises:
             ConfigError: a column is missing or holds something else than it should.
         """
+        read = self.with_choices(record, where)
+        if self.choices_column is None:
+            return read
+        fields = {name: text for name, text in read.texts.items() if name not in self.labels}
+        choices = ((name, text) for name, text in read.texts.items() if name in self.labels)
+        return Example(
+            fields | {"choices": " ".join(f"{a}. {text}." for a, text in choices)}, read.label
+        )
+
+    def with_choices(self, record: Mapping[str, object], where: str) -> Example:
+        """The same, but each of a multiple-choice question's choices is a field of its own.
+
+        Its name is the letter that stands for it.
+        """
         fields = {
             name: _text(record, self.columns.get(name, name), where)
             for name in self.prompt_format.fields
             if self.choices_column is None or name != "choices"
         }
+        columns = ", ".join(repr(self.columns.get(name, name)) for name in fields)
         if self.choices_column is None:
             label = self._label(record, where)
         else:
-            fields["choices"], label = self._choices(record, self.choices_column, where)
+            choices, label = self._choices(record, self.choices_column, where)
+            fields |= choices
         if not any(text.strip() for text in fields.values()):
-            columns = ", ".join(repr(self.columns.get(name, name)) for name in fields)
             raise ConfigError(f"{where}: no text in column {columns}: fill it or remove the row")
         return Example(fields, label)
 
@@ -174,8 +213,10 @@ class Task(BaseModel):
             )
         return known[value]
 
-    def _choices(self, record: Mapping[str, object], column: str, where: str) -> tuple[str, str]:
-        """The rendered choices, and the letter of the right one."""
+    def _choices(
+        self, record: Mapping[str, object], column: str, where: str
+    ) -> tuple[dict[str, str], str]:
+        """The choices by their letters, and the letter of the right one."""
         cell = _cell(record, column, where)
         letters = tuple(self.labels)
         texts, keys = _texts_and_keys(cell)
@@ -201,8 +242,7 @@ class Task(BaseModel):
                 f"{where}: column {self.label_column!r} holds {answer!r}, "
                 f"expected one of {_listed(positions)}"
             )
-        rendered = " ".join(f"{a}. {text}." for a, text in zip(letters, texts, strict=False))
-        return rendered, letters[positions[answer]]
+        return dict(zip(letters, texts, strict=False)), letters[positions[answer]]
 
 
 def _texts_and_keys(cell: object) -> tuple[list[str] | None, list[str]]:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalorra.adapter.layer import StochasticLoraLinear
+from dalorra.adapter.layer import StochasticLoraLinear, Updates
 from dalorra.base.families import family_of, head_width
+from dalorra.base.quantized import bits_of
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.projection import (
     ALL_ROWS,
@@ -73,15 +74,24 @@ AdaptedLayer = Layer[FusedProjection]
 """Of one adapter's forward."""
 
 
+def nbytes_of(layers: Sequence[AdaptedLayer]) -> int:
+    """Memory of an adapter's updates."""
+    return sum(projection.nbytes for layer in layers for projection in layer.projections)
+
+
 class ArrangedLlama:
     """A base model arranged for packed rows.
 
     Args:
         causal_lm: of one of `families.LANGUAGE_MODELS`, in evaluation mode; an adapter that is
-            attached to it is left out. Its projections become views of fused weights; their values
-            stay.
+            attached to it is left out. Its projections become views of fused weights, where they
+            are not quantised; their values stay.
         prefix_cache: keys and values of prompts under `answer_tokens`, reused when given.
         record: of short forwards, for `RecordedNetwork`; None: none is recorded.
+
+    Attributes:
+        thirds: after how many layers one third and two thirds of them are done.
+        bits: how the projections are quantised; None: they are not.
     """
 
     def __init__(
@@ -94,6 +104,7 @@ class ArrangedLlama:
         config, trunk = model.config, model.model
         self.prefix_cache = prefix_cache
         self.record = record
+        self.bits = bits_of(causal_lm)
         self.layer_weights = sum(p.numel() for p in trunk.layers[0].parameters())
         self._embedding = trunk.embed_tokens
         self.head_weight = _base(model.lm_head).weight.detach()  # [vocabulary, d]
@@ -103,7 +114,8 @@ class ArrangedLlama:
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
         self._width = head_width(causal_lm)
-        last = len(trunk.layers) - 1
+        count, last = len(trunk.layers), len(trunk.layers) - 1
+        self.thirds = {-(-count // 3), -(-2 * count // 3)}
         prepack, normed = can_prepack(self.head_weight), family_of(causal_lm).head_norms
         with torch.no_grad():
             self.layers = [
@@ -111,6 +123,7 @@ class ArrangedLlama:
                     layer,
                     f"model.layers.{i}",
                     prepack=prepack,
+                    dtype=self.dtype,
                     separate_query=i == last,
                     head_norms=self._head_norms(layer) if normed else None,
                 )
@@ -131,6 +144,13 @@ class ArrangedLlama:
     def dtype(self) -> torch.dtype:
         """What they are stored in."""
         return self.head_weight.dtype
+
+    def adapted(self, updates: Updates) -> list[AdaptedLayer]:
+        """The layers with an adapter's updates."""
+        return [
+            layer.map(lambda projection: FusedProjection(projection, updates))
+            for layer in self.layers
+        ]
 
     def room_for(self, tokens: int) -> Tensor:
         """Where keys and values of one sequence go, `[layers, 2, 1, kv_heads, tokens, head_dim]`.
@@ -230,11 +250,17 @@ class ArrangedLlama:
 
 
 def _arrange(
-    layer: Any, name: str, *, prepack: bool, separate_query: bool, head_norms: Tensor | None
+    layer: Any,
+    name: str,
+    *,
+    prepack: bool,
+    dtype: torch.dtype,
+    separate_query: bool,
+    head_norms: Tensor | None,
 ) -> Layer[BaseProjection]:
     def fused(*parts: str) -> BaseProjection:
         linears = {f"{name}.{part}": _base(layer.get_submodule(part)) for part in parts}
-        return BaseProjection.fuse(linears, prepack=prepack)
+        return BaseProjection.fuse(linears, prepack=prepack, dtype=dtype)
 
     q, k, v = (f"self_attn.{part}_proj" for part in "qkv")
     return Layer(

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 
 from dalorra.forward.llama.head import HeadNoise
 from dalorra.forward.llama.projection import FusedProjection
-from dalorra.forward.llama.trie_head import Head
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.posteriors.noise import RankNoise
 from dalorra.prompts import Scope
@@ -20,6 +19,14 @@ Noise = Sequence[RankNoise | None]
 
 _KEPT: Final = 64
 """Arrangements that are kept: under `all_tokens` a long prompt splits M its own way."""
+
+
+class BoundHead(Protocol):
+    """An output projection that noise acts on."""
+
+    def bind(self, bank: NoiseBank, samples: range) -> HeadNoise:
+        """Its noise for these samples."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +67,7 @@ class BoundNoise:
         layers: projections of each layer in order of use; the last layer has its query apart.
         head: the output projection.
         like: a tensor of the model's device and precision.
+        answers: A, rows at the end of a tail that are read off; without meaning under `all_tokens`.
     """
 
     def __init__(
@@ -67,13 +75,15 @@ class BoundNoise:
         bank: NoiseBank,
         scope: Scope,
         layers: Sequence[Sequence[FusedProjection]],
-        head: Head,
+        head: BoundHead,
         like: Tensor,
+        answers: int = 1,
     ) -> None:
         self.bank = bank
         self.scope = scope
         self._layers = layers
         self._head = head
+        self._answers = answers
         self._device, self._dtype = like.device, like.dtype
         self._of = lru_cache(_KEPT)(self._arranged)
 
@@ -96,7 +106,7 @@ class BoundNoise:
     def _on_tails(self, samples: Tensor, t: int) -> list[Noise]:
         """A tail of t rows under each; in the last layer key and value alone need them all."""
         on_rows = self.bank.noise(samples.repeat_interleave(t)[None])
-        on_ends = self.bank.noise(samples.repeat_interleave(self._head.rows)[None])
+        on_ends = self.bank.noise(samples.repeat_interleave(self._answers)[None])
         query, key_value, *rest = self._layers[-1]
         last = [
             *self._per((query,), on_ends),

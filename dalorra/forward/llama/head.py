@@ -35,13 +35,24 @@ class HeadNoise:
     weights: Tensor
 
 
+def integrated(bank: NoiseBank) -> HeadNoise | None:
+    """All masks of the head, where the bank says so and there are not too many of them."""
+    on = bank.head_probabilities
+    if on is None or len(on) > MAX_INTEGRATED_RANK:
+        return None
+    masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=on.device)] * len(on))
+    masks = masks.view(-1, len(on))  # [2^r, r]
+    weights = torch.where(masks > 0, on, 1.0 - on).prod(dim=-1)  # [2^r]
+    return HeadNoise(lambda activations, _: activations * masks, weights)
+
+
 class LabelHead:
     """Maps hidden states at the end of the cue to label probabilities, in float32.
 
     Args:
-        weight: of the output projection, `[vocabulary, d]`.
-        update: the adapter's; None where the output projection is not adapted.
-        label_ids: `[K]` token ids, the only rows that are kept.
+        weight: of the output projection, `[vocabulary, d]`, or of a class head, `[K, d]`.
+        update: the adapter's; None where it is not adapted.
+        label_ids: `[K]` token ids or classes, the only rows that are kept.
 
     Attributes:
         rows: A, hidden states that an answer is read off.
@@ -80,8 +91,8 @@ class LabelHead:
             samples: of the bank, M of them.
             integrate: whether all masks of the head are tried where the bank says so.
         """
-        integrated = self._integrated(bank) if integrate else None
-        return integrated or self._sampled(bank, samples)
+        every = integrated(bank) if integrate and self._update is not None else None
+        return every or self._sampled(bank, samples)
 
     def _sampled(self, bank: NoiseBank, samples: range) -> HeadNoise:
         device = self._weight.device
@@ -90,15 +101,6 @@ class LabelHead:
             return HeadNoise(base_only, one)
         noise = bank.noise(torch.tensor([list(samples)], device=device))[-1]
         return HeadNoise(lambda a, x: noise(a[:, :, 0], x[:, :, 0])[:, :, None], one)
-
-    def _integrated(self, bank: NoiseBank) -> HeadNoise | None:
-        on = bank.head_probabilities
-        if on is None or self._update is None or len(on) > MAX_INTEGRATED_RANK:
-            return None
-        masks = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], device=on.device)] * len(on))
-        masks = masks.view(-1, len(on))  # [2^r, r]
-        weights = torch.where(masks > 0, on, 1.0 - on).prod(dim=-1)  # [2^r]
-        return HeadNoise(lambda activations, _: activations * masks, weights)
 
     def _adapted(self, x: Tensor, head_noise: HeadNoise) -> Tensor:
         """`[B, M, 1, d]` → `[B, M, S, K]`: W₀x + (α/r) · B · noise(A x)."""

@@ -22,15 +22,14 @@ from copy import copy
 from itertools import repeat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalorra.adapter.layer import HEAD, Updates
 from dalorra.forward.batches import sample_groups
 from dalorra.forward.llama.attention import by_row, causal_attention, masked_attention
-from dalorra.forward.llama.base import AdaptedLayer, ArrangedLlama
+from dalorra.forward.llama.base import AdaptedLayer, ArrangedLlama, nbytes_of
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise, Noise
 from dalorra.forward.llama.layout import CueLayout, SequenceLayout, lay_out_cues
-from dalorra.forward.llama.projection import FusedProjection
 from dalorra.forward.llama.staging import StagedPrompts
 from dalorra.forward.llama.trie_head import head_of
 from dalorra.forward.network import Answers
@@ -48,6 +47,7 @@ class PackedLlama:
         labels: where they are read off; token ids are on the base's device.
         bank: what it runs under.
         scope: which rows the adapter acts on.
+        class_head: what labels are read off in place of the base's output projection.
 
     Attributes:
         noise: of the bank, arranged for the forwards.
@@ -62,15 +62,12 @@ class PackedLlama:
         labels: Labels,
         bank: NoiseBank,
         scope: Scope,
+        class_head: nn.Linear | None = None,
     ) -> None:
         self._base = base
-        self.head = head_of(base.head_weight, updates.get(HEAD), labels)
-        self._layers = [
-            layer.map(lambda projection: FusedProjection(projection, updates))
-            for layer in base.layers
-        ]
-        layers = len(self._layers)
-        self._thirds = {-(-layers // 3), -(-2 * layers // 3)}  # layers before a state is kept
+        output = base.head_weight if class_head is None else class_head.weight.detach()
+        self.head = head_of(output, updates.get(HEAD), labels)
+        self._layers = base.adapted(updates)
         self.scope = scope
         self.noise = self._bound(bank)
 
@@ -82,8 +79,7 @@ class PackedLlama:
     @property
     def nbytes(self) -> int:
         """Memory of the adapter's updates."""
-        projections = (projection for layer in self._layers for projection in layer.projections)
-        return self.head.nbytes + sum(projection.nbytes for projection in projections)
+        return self.head.nbytes + nbytes_of(self._layers)
 
     def under(self, bank: NoiseBank) -> "PackedLlama":
         """See `Network`."""
@@ -93,7 +89,8 @@ class PackedLlama:
 
     def _bound(self, bank: NoiseBank) -> BoundNoise:
         layers = [layer.projections for layer in self._layers]
-        return BoundNoise(bank, self.scope, layers, self.head, self._base.head_weight)
+        head = self.head
+        return BoundNoise(bank, self.scope, layers, head, self._base.head_weight, head.rows)
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> Answers:
@@ -248,7 +245,7 @@ class PackedLlama:
                 x, at = at.branch(x, samples), layout
             if i < last:
                 x = self._packed_layer(layer, x, at, noise.layers[i], known[i], fresh)
-                if i + 1 in self._thirds:
+                if i + 1 in self._base.thirds:
                     cue_ends = at.ends[:, ::answers]
                     thirds.append(x.flatten(0, 1)[cue_ends].expand(-1, samples, -1))
         x = self._packed_end(x, at, noise.layers[-1], known[-1], fresh)
@@ -347,7 +344,7 @@ class PackedLlama:
             key, value = _added(next(so_far), known, key, value)
             attended = layout.collect(by_row(layout.attend(query, key, value)))
             x = self._base.after_attention(layer, x, attended, each[1:])
-            if i + 1 in self._thirds:
+            if i + 1 in self._base.thirds:
                 cue_ends = layout.end_rows[::answers]
                 thirds.append(x[:, cue_ends].transpose(0, 1).expand(-1, samples, -1))
         if first >= last:

@@ -51,12 +51,15 @@ class PrefixCache:
         self.tokens_found = 0
         self._blocks: OrderedDict[Digest, Tensor] = OrderedDict()
 
-    def find(self, prompts: Sequence[Sequence[int]]) -> CachedPrefix | None:
+    def find(self, prompts: Sequence[Sequence[int]], *, whole: bool = False) -> CachedPrefix | None:
         """The longest known prefix of each prompt; None when there is none at all.
 
-        Never the whole prompt: the hidden state of its last token is wanted, not its keys alone.
+        Args:
+            prompts: B prompts.
+            whole: whether a prefix may be all of a prompt: where more rows follow it. Else the
+                hidden state of its last token is wanted, not its keys alone.
         """
-        found = [self._known_blocks(prompt[:-1]) for prompt in prompts]
+        found = [self._known_blocks(prompt if whole else prompt[:-1]) for prompt in prompts]
         lengths = [len(blocks) * BLOCK for blocks in found]
         self.tokens_looked_up += sum(len(prompt) for prompt in prompts)
         self.tokens_found += sum(lengths)

@@ -1,5 +1,6 @@
 """Matrix products of the packed forward: fused, and prepacked for the processor."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, cast
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalorra.adapter.layer import Updates
+from dalorra.base.quantized import is_quantized
 from dalorra.posteriors.noise import RankNoise, RowMask
 
 
@@ -35,7 +37,7 @@ class BaseProjection:
     Attributes:
         product: `[B, rows, d_in]` → `[B, rows, Σd_out]`.
         widths: name of each projection in the base model → its d_out, in output order.
-        dtype: of the weights.
+        dtype: of its input and output.
     """
 
     product: Product
@@ -43,20 +45,27 @@ class BaseProjection:
     dtype: torch.dtype
 
     @classmethod
-    def fuse(cls, linears: Mapping[str, nn.Linear], *, prepack: bool) -> "BaseProjection":
+    def fuse(
+        cls, linears: Mapping[str, nn.Linear], *, prepack: bool, dtype: torch.dtype
+    ) -> "BaseProjection":
         """Fuses projections, whose own weights become views of the fused one.
+
+        Quantised ones stay as they are: one product each.
 
         Args:
             linears: by name, in output order.
             prepack: whether to lay the weight out for the processor, at the cost of a copy.
+            dtype: of the model.
         """
         own = list(linears.values())
+        widths = {name: linear.out_features for name, linear in linears.items()}
+        if is_quantized(own[0].weight):
+            return cls(_Apart(own), widths, dtype)
         weight = _fuse_weights(own)
         biases = [cast(Tensor | None, linear.bias) for linear in own]
         bias = torch.cat(cast(list[Tensor], biases)) if biases[0] is not None else None
         product = _Prepacked(weight, bias) if prepack else _Plain(weight, bias)
-        widths = {name: linear.out_features for name, linear in linears.items()}
-        return cls(product, widths, weight.dtype)
+        return cls(product, widths, dtype)
 
 
 class AdaptedRows(NamedTuple):
@@ -168,14 +177,11 @@ def can_prepack(weight: Tensor) -> bool:
     )
 
 
-class _Plain:
-    """A `Product` by PyTorch's own operations."""
+class _Unfused(ABC):
+    """A `Product` that does the rest afterwards."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias = weight, bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor: ...
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(self(x), inplace=True)
@@ -185,6 +191,27 @@ class _Plain:
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
         return term + self(x)
+
+
+class _Plain(_Unfused):
+    """By PyTorch's own operation."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight, self._bias)
+
+
+class _Apart(_Unfused):
+    """By modules that bring a product of their own, as quantised ones do."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self._linears = linears
+
+    def __call__(self, x: Tensor) -> Tensor:
+        parts = [cast(Tensor, linear(x)) for linear in self._linears]
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 
 class _Prepacked:

@@ -20,6 +20,47 @@ _PIECE: Final = 4096
 """Tokens of the vocabulary whose logits are in memory at once."""
 
 
+class Vocabulary:
+    """The output projection of the whole vocabulary, which the tokens on a path are normalised by.
+
+    Args:
+        weight: `[vocabulary, d]`.
+        update: the adapter's; None where the output projection is not adapted.
+    """
+
+    def __init__(self, weight: Tensor, update: LowRankUpdate | None) -> None:
+        self._weight = weight
+        self.update = update and LowRankUpdate(
+            update.down.float().clone(), update.up.float().clone(), update.scale
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the update."""
+        update = self.update
+        return update.down.nbytes + update.up.nbytes if update else 0
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Of these tokens, `[U, d]` float32."""
+        return self._weight[tokens].float()
+
+    def normalisers(self, x: Tensor, activations: Tensor | None) -> Tensor:
+        """The log Σ exp of all logits, `[…]` float32, by products in the model's precision.
+
+        Args:
+            x: hidden states, `[…, d]` float32.
+            activations: of the update, scaled, `[…, r]`; None where there is none.
+        """
+        rounded, pieces = x.to(self._weight.dtype), []
+        for start in range(0, len(self._weight), _PIECE):
+            piece = slice(start, start + _PIECE)
+            logits = F.linear(rounded, self._weight[piece]).float()
+            if self.update is not None and activations is not None:
+                logits += F.linear(activations, self.update.up[piece])
+            pieces.append(logits.logsumexp(-1))
+        return torch.stack(pieces, dim=-1).logsumexp(-1)
+
+
 class TrieHead:
     """Maps hidden states at a trie's rows to label probabilities.
 
@@ -37,17 +78,13 @@ class TrieHead:
     def __init__(self, weight: Tensor, update: LowRankUpdate | None, trie: LabelTrie) -> None:
         self.rows = trie.rows
         self._sums = PathSums.of(trie, weight.device)
-        self._vocabulary = weight
-        self._weight = weight[self._sums.tokens].float()  # [U, d]
-        self._update = update and LowRankUpdate(
-            update.down.float().clone(), update.up.float().clone(), update.scale
-        )
+        self._vocabulary = Vocabulary(weight, update)
+        self._weight = self._vocabulary.rows(self._sums.tokens)  # [U, d]
 
     @property
     def nbytes(self) -> int:
         """Memory of the path tokens' rows and of the update."""
-        update = self._update
-        return self._weight.nbytes + (update.down.nbytes + update.up.nbytes if update else 0)
+        return self._weight.nbytes + self._vocabulary.nbytes
 
     @torch.inference_mode()
     def logits(self, answers: Tensor, samples: range, bank: NoiseBank) -> Tensor:
@@ -63,26 +100,22 @@ class TrieHead:
         """The head's noise for these samples, of the bank's, M of them."""
         device = self._weight.device
         one = torch.ones(1, device=device)
-        if self._update is None:
+        if self._vocabulary.update is None:
             return HeadNoise(base_only, one)
         each = torch.tensor(list(samples), device=device).repeat_interleave(self.rows)
         return HeadNoise(bank.noise(each[None])[-1], one)  # of `[B, M·A, r]`
 
     def _log_probabilities(self, answers: Tensor, head_noise: HeadNoise) -> Tensor:
-        x, shape, update = answers.flatten(1, 2).float(), answers.shape[1:3], self._update
-        on_path, rounded = F.linear(x, self._weight), x.to(self._vocabulary.dtype)
-        activations = None
+        x, shape, update = (
+            answers.flatten(1, 2).float(),
+            answers.shape[1:3],
+            self._vocabulary.update,
+        )
+        on_path, activations = F.linear(x, self._weight), None
         if update is not None:
             activations = head_noise.noise(F.linear(x, update.down), x) * update.scale
             on_path += F.linear(activations, update.up[self._sums.tokens])
-        pieces = []
-        for start in range(0, len(self._vocabulary), _PIECE):
-            piece = slice(start, start + _PIECE)
-            logits = F.linear(rounded, self._vocabulary[piece]).float()
-            if update is not None and activations is not None:
-                logits += F.linear(activations, update.up[piece])
-            pieces.append(logits.logsumexp(-1))
-        normalisers = torch.stack(pieces, dim=-1).logsumexp(-1)  # [B, M·A]
+        normalisers = self._vocabulary.normalisers(x, activations)  # [B, M·A]
         return self._sums(on_path.unflatten(1, shape), normalisers.unflatten(1, shape))
 
 

@@ -1,5 +1,6 @@
 """Counts, times and logs each request once, when it ends; catches what nobody else did."""
 
+import asyncio
 import re
 import time
 
@@ -8,11 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import error_response
 from service.api.problems import Problem
+from service.errors import DrainingError
 from service.keys import fingerprint
 from service.telemetry import Outcome, Telemetry
 
 _log = structlog.get_logger("dalorra.access")
-_PREDICTION_PATH = re.compile(r"/predict(/batch)?|/v2/models/[^/]+/infer")
+_PREDICTION_PATH = re.compile(r"/predict(/batch)?|/v1/(systemone|decisions)|/v2/models/[^/]+/infer")
 
 
 class AccessMiddleware:
@@ -45,6 +47,12 @@ class AccessMiddleware:
             self.telemetry.request_started()
         try:
             await self.app(scope, receive, send_and_see)
+        except asyncio.CancelledError:
+            if not scope["app"].state.lifecycle.ending:
+                raise
+            if not status:
+                ending = DrainingError("the server is shutting down: try again")
+                await error_response(ending, scope)(scope, receive, send_and_see)
         except Exception as error:
             response = error_response(error, scope)
             if status:  # the answer has begun: all that is left is to close the connection

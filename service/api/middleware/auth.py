@@ -10,14 +10,13 @@ from service.api.errors import error_response
 from service.errors import UnauthorizedError
 from service.keys import matching
 
-OPEN_PATHS = page.PATHS | {
-    "/health/live",
-    "/health/ready",
-    "/v2/health/live",
-    "/v2/health/ready",
-    "/metrics",
-}
-"""The page, and what probes and Prometheus read without a key."""
+PROBE_PATHS = frozenset(
+    {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"}
+)
+"""What probes and Prometheus read: without a key, and where there is no room for others."""
+
+OPEN_PATHS = page.PATHS | PROBE_PATHS
+"""What needs no key: that, and the page."""
 
 
 class AuthMiddleware:

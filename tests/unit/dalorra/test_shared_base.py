@@ -70,6 +70,7 @@ TOPIC = PromptFormat(
 )
 ADAPTERS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "classes": {"prompt": TOPIC.model_copy(update={"labels_by": "head"}), "seed": 6},
     "wide": {"rank": 8, "modules": EVERY_LINEAR, "seed": 2, "bank": BankSpec(samples=3)},
     "topic": {"prompt": TOPIC, "seed": 3, "last_layers": 1},
     "head": {"modules": ("lm_head",), "seed": 4, "bank": BankSpec(samples=4, head="integrated")},
@@ -132,7 +133,7 @@ def test_one_base_in_memory_and_little_for_each_adapter(folders: Path) -> None:
     base = tiny_base(layers=3)
     shared = SharedBase(base)
     weights = {name: (p.data_ptr(), p.clone()) for name, p in base.model.named_parameters()}
-    names = ("plain", "wide")
+    names = ("plain", "wide", "classes")
     bound = {name: shared.bind(shared.read(folders / name)) for name in names}
     assert not stochastic_layers(base.model), "the base is as it was"
     for name, parameter in base.model.named_parameters():

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalorra.threads import DEFAULT_SPINS, leave_threads_open, settle, within_quota
+from dalorra.threads import (
+    DEFAULT_SPINS,
+    leave_threads_open,
+    operator_decides,
+    settle,
+    within_quota,
+)
 
 ROOT = Path(__file__).parents[3]
 PERIOD = 100_000
@@ -193,3 +199,12 @@ WindowScorer(pickle.dumps(Load()))
         env={**unsaid, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == str(DEFAULT_SPINS), done.stderr
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"])
+def test_what_an_operator_says_is_told_from_what_is_settled(tmp_path, name):
+    environment: dict[str, str] = {}
+    settle(environment, tmp_path)
+    assert not operator_decides(environment, tmp_path)
+    assert operator_decides(environment | {name: "3"}, tmp_path)
+    assert operator_decides(environment | {"GOMP_SPINCOUNT": "7"}, tmp_path)

@@ -8,11 +8,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from mcp.shared.exceptions import MCPError
 
-from dalorra.client.tool import TOOL_NAME
+from dalorra.client.tool import ASK_NAME, TOOL_NAME
 from dalorra.errors import ConfigError
 from service.app import create_app
 from service.settings import Settings
-from tests.fakes import FakeBase, FakePredictor, expected_prediction
+from tests.fakes import FakeBase, FakePredictor, FakeQuestions, expected_prediction
+from tests.questions import ASK_POSITIVE, POSITIVE, QUESTIONS, STATE
 from tests.serving import over_mcp, serving
 
 INITIALIZE = {
@@ -211,3 +212,35 @@ async def test_each_adapter_is_a_tool_with_fields_of_its_own():
     assert answer.structured_content["adapter"] == "topic"
     assert unknown.is_error
     assert unknown.content[0].text.startswith("unknown_adapter: ")
+
+
+async def test_typed_questions_are_a_tool_where_some_can_be_asked():
+    async with serving(FakeQuestions()) as server, over_mcp(server) as client:
+        [tool] = (await client.list_tools()).tools
+        Draft202012Validator(tool.input_schema).validate({"state": STATE, "questions": QUESTIONS})
+        result = await client.call_tool(ASK_NAME, {"state": STATE, "questions": QUESTIONS})
+        refused = await client.call_tool(ASK_NAME, {"state": STATE, "questions": {}})
+        labelled = await client.call_tool(TOOL_NAME, {"state": STATE})
+        metrics = await server.metrics()
+    assert tool.name == ASK_NAME
+    assert not result.is_error
+    Draft202012Validator(tool.output_schema).validate(result.structured_content)
+    assert list(result.structured_content["answers"]) == list(QUESTIONS)
+    lines = result.content[0].text.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(QUESTIONS)
+    assert "yes with probability" in lines[0]
+    assert "on the levels 0 to 2" in lines[2]
+    assert refused.content[0].text.startswith("invalid_input: questions: ")
+    assert "POST /v1/systemone" in labelled.content[0].text
+    assert metrics['dalorra_requests_total{outcome="ok"}'] == 1
+
+
+async def test_registered_questions_are_asked_beside_predictions():
+    predictor = FakePredictor()
+    predictor.registered = (POSITIVE,)
+    async with serving(predictor) as server, over_mcp(server) as client:
+        names = [tool.name for tool in (await client.list_tools()).tools]
+        asked = {"state": "a", "questions": {"q": ASK_POSITIVE}}
+        result = await client.call_tool(ASK_NAME, asked)
+    assert names == [TOOL_NAME, ASK_NAME]
+    assert result.structured_content["answers"]["q"]["x_adapter"] == "fake-adapter"

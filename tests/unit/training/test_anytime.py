@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from training.anytime import log_e_value, path_p_values, upper_limit
-from training.risk_control import Risk, ScoredExamples, mean_p_value
+from training.risk_control import Risk, ScoredExamples, Strictness, mean_p_value
 from training.threshold_path import ThresholdPath
 
 
@@ -84,7 +84,7 @@ def test_a_step_is_as_sure_as_the_worst_of_its_risks():
     wrong, counted = np.zeros(120), np.arange(120) < 20
     few = Risk(wrong, counted, 0.1)
     all_of_them = Risk(wrong, np.ones(120, dtype=bool), 0.1)
-    path = ThresholdPath(np.array([0.9, 0.7]), np.zeros(2))
+    path = ThresholdPath(Strictness(1.0), np.array([0.9, 0.7]))
     both = path_p_values(path, ScoredExamples(p, v, (all_of_them, few)))
     assert both.tolist() == path_p_values(path, ScoredExamples(p, v, (few,))).tolist()
     alone = path_p_values(path, ScoredExamples(p, v, (all_of_them,)))

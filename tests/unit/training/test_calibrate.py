@@ -213,6 +213,41 @@ def test_data_that_cannot_be_used_are_refused():
         run(predictor, examples[:4], Promise(0.1))
 
 
+def test_an_accepted_input_out_of_scope_is_an_error():
+    predictor, examples = world(6000)
+    plain = run(predictor, examples, Promise(0.1))
+
+    def with_others(examples):
+        """One in twenty has no label."""
+        return [replace(e, label="other") if i % 20 == 0 else e for i, e in enumerate(examples)]
+
+    policy = run(predictor, with_others(examples), Promise(0.1), out_of_scope=("other",))
+    assert 0.0 < policy.accepted < plain.accepted
+    fresh, new = world(20_000, seed=1)
+    fresh.policy = policy
+    assert np.mean([p.label != label for p, label in accepted(fresh, with_others(new))]) <= 0.1
+    with pytest.raises(ConfigError, match="has the label 'other', which the adapter cannot answer"):
+        run(predictor, with_others(examples), Promise(0.1))
+
+
+def test_inputs_out_of_scope_fit_no_temperature():
+    predictor, examples = world(3000, sharpness=3.0)
+    labelled = [e for e in examples if int(e.input["sentence"]) % 3]
+    others = [replace(e, label="other") for e in examples if not int(e.input["sentence"]) % 3]
+    plain = run(predictor, labelled, Promise(0.2))
+    found = run(predictor, [*labelled, *others], Promise(0.2), out_of_scope=("other",))
+    assert plain.temperature > 2.0
+    assert found.temperature == pytest.approx(plain.temperature, rel=0.2)
+
+
+def test_a_false_accept_out_of_scope_costs_what_the_worst_one_of_the_answer_does():
+    promise = Promise(1.0 - 1e-9, costs={"no": 4.0, "no:yes": 8.0, "yes:no": 2.0})
+    answers = predictions(*world(40))
+    scored = scored_examples(answers, ["other"] * 40, LABELS, promise)
+    expected = [{"no": 4.0, "perhaps": 1.0, "yes": 8.0}[a.label] / 8.0 for a in answers]
+    assert scored.risks[0].loss.tolist() == expected
+
+
 # --- with a novelty level: what is novel is never accepted, the promise is of the rest ---
 
 

@@ -1,11 +1,15 @@
 """What a run trains on, selects with, calibrates on and is scored on."""
 
+import json
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dalorra.errors import ConfigError
 from training.config import DataConfig, TrainingConfig
-from training.data import calibration_size, divide, least_to_calibrate, load_data
+from training.data import calibration_size, divide, least_to_calibrate, load_data, mixed
 from training.orthography import spellings, words
 from training.tasks import Example
 
@@ -79,3 +83,48 @@ def test_examples_are_set_aside_by_number_before_the_training_set_is_limited(fil
     data = load_data(config, config.resolved_task())
     sizes = [len(part) for part in (data.train, data.holdout, data.calibration, data.test)]
     assert sizes == [9, 5, 4, 12]
+
+
+@given(st.integers(20, 200), st.integers(20, 200), st.floats(0.05, 0.9))
+def test_a_mixture_has_its_share_and_could_not_be_larger(inside, outside, share):
+    answered = numbered(inside)
+    others = [Example({"text": f"other {i}"}, "oos") for i in range(outside)]
+    found = mixed(answered, others, share)
+    beyond = sum(example in others for example in found)
+    within = len(found) - beyond
+    assert abs(beyond - share * len(found)) <= 1.0, "to a text"
+    # One of the kinds is used up, but for what the share rounds off of a text of the other.
+    odds = share / (1.0 - share)
+    assert within == inside or outside - beyond <= max(odds, 1.0)
+
+
+@pytest.mark.parametrize("parts", [([], numbered(3)), (numbered(3), [])])
+def test_a_mixture_of_one_kind_is_refused(parts):
+    with pytest.raises(ConfigError, match=r"0\.2 out of scope cannot be had of . texts"):
+        mixed(*parts, 0.2)
+
+
+def test_out_of_scope_texts_calibrate_and_are_scored_but_never_trained_on(files, tmp_path):
+    task = yaml.safe_load((files / "task.yaml").read_text()) | {"out_of_scope": ["other"]}
+    for split in ("train", "validation"):
+        lines = (files / "data" / "reviews" / f"{split}.jsonl").read_text()
+        others = "".join(json.dumps({"text": f"{i}?", "label": "other"}) + "\n" for i in range(3))
+        path = tmp_path / "data" / "reviews" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(lines + others)
+    config = TrainingConfig(
+        name="one",
+        output_dir=tmp_path,
+        task=task,
+        data={"source": tmp_path / "data", "calibration": 8, "holdout": 4, "out_of_scope": 0.25},
+    )
+    data = load_data(config, config.resolved_task())
+    sizes = [len(part) for part in (data.train, data.holdout, data.calibration, data.test)]
+    assert sizes == [12, 4, 8, 12]
+    assert [example.label for example in data.mixture].count("other") == 3
+    assert len(data.mixture) == 11
+    assert [example.label for example in data.outside] == ["other"] * 3
+    plain = config.model_copy(update={"data": DataConfig(source=tmp_path / "data", calibration=8)})
+    data = load_data(plain, plain.resolved_task())
+    assert data.mixture == data.calibration
+    assert len(data.outside) == 3

@@ -130,7 +130,7 @@ def test_a_language_models_task_is_read_without_its_cue(on_encoder, files):
         ({"adapter": {"modules": ["query", "classifier"]}}, "'classifier' is part of the head"),
         ({"adapter": {"modules": ["q_proj"]}}, "no linear module 'q_proj'"),
         ({"bank": {"head": "integrated"}}, "bank.head: .* say sampled"),
-        ({"method": {"name": "ensemble"}}, "share the encoder's one head"),
+        ({"method": {"name": "ensemble"}}, "encoder's head, because its members would share"),
     ],
     ids=str,
 )

@@ -287,6 +287,20 @@ def test_the_card_says_what_was_chosen_on_which_examples(run, tmp_path):
     assert "| 4 | toy | nothing |" in card
 
 
+def test_inputs_out_of_scope_are_counted_apart(run, tmp_path, capsys):
+    outside = [Example({"text": text}, "other") for text in ("sure and right", "torn", "torn")]
+    found = evaluate(TablePredictor(), EXAMPLES, outside=outside)
+    counted = found.pop("out_of_scope")
+    assert (counted["n"], counted["accepted"]) == (3, pytest.approx(1 / 3))
+    assert counted["auroc_confidence"] == pytest.approx((1 + 2 * 3.5) / 12)
+    for name in ("accuracy", "decisions", "auroc_variance", "n"):
+        assert found[name] == run[0][name], "other scores are without them"
+    assert "out of scope, 3: accepted" in capsys.readouterr().out
+    card = write_model_card(tmp_path, MANIFEST, {**run[0], "out_of_scope": counted}).read_text()
+    assert "Of 3 inputs that no label answers it accepts 33.3 %" in card
+    assert "(95 % interval 0.8 % to 90.6 %)." in card
+
+
 def test_the_card_of_an_adapter_that_never_accepts(run, tmp_path):
     metrics = {**run[0], "policy": Policy.never().model_dump()}
     card = write_model_card(tmp_path, MANIFEST, metrics).read_text()

@@ -12,10 +12,12 @@ from dalorra.adapter.layer import attach, lora_config, mask_logits, stochastic_l
 from dalorra.posteriors import RankMasks
 from dalorra.posteriors.masks import relaxed_masks
 from dalorra.prompts import Prompt, PromptTokenizer
+from dalorra.question_prompts import QuestionFormat, QuestionTokenizer
+from dalorra.questions import Asked, Option, Question
 from tests.reference import PlainLora
 from tests.tiny import FORMAT, MODULES, tiny_adapter, tiny_base, tiny_prompts
 from training.methods import Dalorra
-from training.objective import Objective
+from training.objective import Objective, cross_entropy
 from training.prompt_cache import PromptCache
 
 SENTENCES = ("good", "bad", "an odd one", "I laughed", "so so", "a film of no end", "meh")
@@ -156,3 +158,44 @@ def test_a_cache_is_ignored_where_the_adapter_reads_the_prompt():
     loss_of = objective(base, cache, scope="all_tokens")
     loss_of(tiny_adapter(base), [Prompt((5, 6), (7,))], torch.tensor([0]), seeded(0))
     assert cache.bytes == 0
+
+
+def test_a_distribution_on_one_label_is_that_label():
+    scores = torch.randn(4, 3, 5, generator=seeded(0))
+    labels = torch.tensor([0, 4, 2, 2])
+    found = cross_entropy(scores, torch.nn.functional.one_hot(labels, 5).float())
+    torch.testing.assert_close(found, cross_entropy(scores, labels))
+
+
+def test_a_soft_target_asks_for_itself_and_padding_for_nothing():
+    scores = torch.tensor([[[1.0, -1.0, -torch.inf]], [[0.0, 2.0, 1.0]]], requires_grad=True)
+    targets = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.5, 0.3]])
+    loss = cross_entropy(scores, targets)
+    loss.backward()
+    logs = scores.detach().log_softmax(-1)
+    by_hand = -(0.5 * logs[0, 0, :2].sum() + (targets[1] * logs[1, 0]).sum()) / 2
+    torch.testing.assert_close(loss.detach(), by_hand)
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad[:, 0], (scores.detach()[:, 0].softmax(-1) - targets) / 2)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
+def test_labels_of_each_prompt_are_read_off_together_as_alone(scope, cached):
+    base = tiny_base()
+    model = tiny_adapter(base)
+    tokenizer = QuestionTokenizer(base.tokenizer, QuestionFormat(answer_cue="\nSentiment:"))
+    options = ("good", "fair", "bad", "fairly bad")
+    questions = [Question("choice", "How?", tuple(map(Option, options[:n]))) for n in (2, 4, 3)]
+    prompts = [tokenizer.encode(Asked("So so.", q)) for q in questions]
+    targets = torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 1.0, 0]])
+    # Without noise of their own, so that each can be asked by itself.
+    method = Dalorra(noise_per="batch", samples=2)
+    cache = PromptCache(2**30) if cached else None
+    loss_of = Objective(method, None, scope, 3, cache)
+    together = loss_of(model, prompts, targets, seeded(3))
+    alone = [
+        loss_of(model, [one], target[None, : len(q.options)], seeded(3)).nll
+        for one, q, target in zip(prompts, questions, targets, strict=True)
+    ]
+    assert together.nll.item() == pytest.approx(sum(alone).item() / 3, abs=1e-5)  # type: ignore[union-attr]

@@ -156,8 +156,9 @@ def test_what_fits_is_computed_in_groups_of_like_length_and_kept(model, computed
 def test_a_run_that_does_not_come_back_to_its_prompts_keeps_none(model, computed):
     cache = planned(model, draws=len(PROMPTS))
     cache.past(model, PROMPTS)
+    once = len(computed)
     cache.past(model, PROMPTS)
-    assert len(computed) == 2
+    assert len(computed) == 2 * once
     assert cache.bytes == 0
 
 
@@ -184,13 +185,26 @@ def test_a_mini_batch_is_the_same_whatever_came_before_it(model, max_bytes):
 
 
 def test_another_run_on_the_same_training_set_computes_nothing_again(model, computed):
-    cache = planned(model)
-    cache.past(model, PROMPTS)
+    alike = [prompt_of(10 * n) for n in range(4)]
+    cache = PromptCache(2**30)
+    cache.plan(model, alike, 1_000)
+    cache.past(model, alike)
     kept = cache.bytes
     assert kept > 0
-    cache.plan(model, PROMPTS, 1_000)
+    cache.plan(model, alike, 1_000)
     assert cache.bytes == kept
-    cache.past(model, PROMPTS)
+    cache.past(model, alike)
     assert len(computed) == 1
-    cache.plan(model, PROMPTS[:1], 1_000)  # other groups: their last digits would differ
+    cache.plan(model, alike[:1], 1_000)  # other groups: their last digits would differ
     assert cache.bytes == 0
+
+
+def test_prompts_of_other_lengths_are_not_padded_to_the_longest(model, computed):
+    tokens = {10: 40, 30: 10, 50: 11, 70: 44, 90: 12}
+    prompts = [prompt_of(first, tokens=n) for first, n in tokens.items()]
+    past = PromptCache(0).past(model, prompts)
+    assert computed == [[30, 50, 90], [10, 70]]
+    assert past.layers[0].keys.shape == (5, 2, 44, 8)  # in the order of the batch
+    alone = [PromptCache(0).past(model, [prompt]).layers[1].values for prompt in prompts]
+    for one, found in zip(alone, past.layers[1].values, strict=True):
+        torch.testing.assert_close(one[0], found[:, -one.shape[2] :], atol=1e-5, rtol=1e-5)

@@ -99,3 +99,18 @@ def test_few_examples_cannot_turn_samples_into_votes():
     nll = [-samples.tempered(t).mean[:, 0].log().mean() for t in (0.05, 0.5)]
     assert nll[0] > nll[1]
     assert fit_temperature(samples, [0] * 64) > 0.4
+
+
+def test_labels_that_an_input_does_not_have_count_for_nothing():
+    few, many = answers(150, seed=1, labels=3, sharpness=2.5), answers(150, seed=2, labels=9)
+    padded = torch.nn.functional.pad(few[0].probabilities, (0, 6))
+    alone = fit_temperature(*few)
+    assert fit_temperature(PosteriorSamples(padded, few[0].weights), few[1], [3] * 150) == (
+        pytest.approx(alone, rel=1e-6)
+    )
+    both = PosteriorSamples(torch.cat([padded, many[0].probabilities]), few[0].weights)
+    options, targets = [3] * 150 + [9] * 150, [*few[1], *many[1]]
+    found = choose_temperature(both, targets, "on", options)
+    between = sorted((alone, fit_temperature(*many)))
+    assert between[0] < found < between[1]
+    assert choose_temperature(both, targets, "auto", options) == pytest.approx(found)

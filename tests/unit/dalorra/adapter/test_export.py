@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from dalorra.adapter.directory import CONFIG_FILE, WEIGHTS_FILE, read_adapter
-from dalorra.adapter.export import export_bank, export_mean
+from dalorra.adapter.export import export_bank, export_mean, where_it_runs
 from dalorra.errors import AdapterError
 from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.prompts import Prompt
@@ -90,6 +90,16 @@ def test_an_export_is_plain_lora_that_names_no_folder_of_this_machine(tmp_path, 
     cue = read_adapter(path).manifest.cue_tokens
     assert config["alora_invocation_tokens"] == (cue if scope == "answer_tokens" else None)
     assert str(tmp_path) not in (out / CONFIG_FILE).read_text()
+
+
+def test_says_where_it_runs(tmp_path):
+    paths = {s: save_tiny_adapter(tmp_path / s, tiny_base(), s) for s in SCOPES}
+    assert where_it_runs(paths["all_tokens"]).endswith("whatever runs a PEFT LoRA runs it")
+    on_cue = where_it_runs(paths["answer_tokens"])
+    assert on_cue.startswith(
+        r"it acts from the answer cue '\nSentiment:' on, and on no token before"
+    )
+    assert "whoever applies it to every token, or merges it, has another model" in on_cue
 
 
 @pytest.mark.parametrize("export", [export_mean, export_bank])

@@ -22,7 +22,8 @@ def adapter(monkeypatch, tmp_path) -> Path:
     manifest = types.SimpleNamespace(
         training={"task": "sst2"},
         bank=types.SimpleNamespace(identity=BANK, samples=5),
-        prompt=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
+        prompt=None,
+        labelled=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
     )
     read = types.SimpleNamespace(manifest=manifest, novelty=None, policy=None, digest="d" * 64)
     monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _: read)
@@ -41,7 +42,7 @@ def on_examples(monkeypatch, adapter):
     def run(n, *arguments):
         predictor, examples = world(n)
         monkeypatch.setattr("dalorra.predictor.Predictor.load", lambda *_, **__: predictor)
-        monkeypatch.setattr("training.tasks.load_examples", lambda *_: examples)
+        monkeypatch.setattr("training.tasks.load_examples", lambda *_, **__: examples)
         return CliRunner().invoke(app, ["calibrate", str(adapter), *arguments])
 
     return run

@@ -26,10 +26,13 @@ COMMANDS = (
     "experiment",
     "export",
     "hash-key",
+    "import",
     "info",
     "methods",
     "novelty",
     "predict",
+    "pull",
+    "push",
     "report",
 )
 
@@ -201,9 +204,12 @@ def test_an_override_must_be_an_assignment(run, pair):
 def test_export_writes_the_form_that_is_asked_for(run, stand_in, form):
     calls = stand_in("dalorra.adapter.export", f"export_{form}", Path("out"))
     module = sys.modules["dalorra.adapter.export"]
+    module.where_it_runs = lambda adapter: f"where {adapter} runs"
     other = {"mean": "export_bank", "bank": "export_mean"}[form]
     setattr(module, other, lambda *_: pytest.fail(f"{other} was called"))
-    assert run("export", "a", "out", "--form", form).stdout == "out\n"
+    result = run("export", "a", "out", "--form", form)
+    assert result.stdout == "out\n"
+    assert "where a runs" in result.stderr
     assert calls == [((Path("a"), Path("out")), {})]
 
 
@@ -259,13 +265,13 @@ def test_predict_refuses_a_bad_input_in_one_sentence(run, predictor):
 def scored(monkeypatch, predictor):
     """What `evaluate` scores; the adapter says that it was trained on sst2."""
     calls: list[tuple] = []
-    manifest = types.SimpleNamespace(training={"task": "sst2"})
+    manifest = types.SimpleNamespace(training={"task": "sst2"}, prompt=None)
     read = types.SimpleNamespace(manifest=manifest)
     monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _: read)
     monkeypatch.setattr("training.load.load_evaluable", lambda *_, **__: predictor)
     monkeypatch.setattr(
         "training.evaluate.evaluate",
-        lambda _, examples, out, task: calls.append((examples, out, task)),
+        lambda _, examples, out, task, outside, more: calls.append((examples, out, task)),
     )
     return types.SimpleNamespace(calls=calls, manifest=manifest)
 

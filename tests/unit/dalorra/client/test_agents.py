@@ -22,7 +22,15 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from dalorra.client import AsyncClient, Client, Info, Prediction, QueueFullError, Retries, langchain
+from dalorra.client import (
+    AsyncClient,
+    Client,
+    Info,
+    Prediction,
+    QueueFullError,
+    Retries,
+    _connected,
+)
 from dalorra.client.langchain import UncertainPredictTool
 from dalorra.client.langgraph import predict_node, route_by_decision
 from dalorra.client.tool import TOOL_NAME, parameters_schema, sentence
@@ -75,7 +83,7 @@ def scripted_tool(monkeypatch: pytest.MonkeyPatch, script: Script, **options: An
     transport = httpx.MockTransport(script)
     for kind in (Client, AsyncClient):
         monkeypatch.setattr(
-            f"dalorra.client.langchain.{kind.__name__}",
+            f"dalorra.client._connected.{kind.__name__}",
             lambda kind=kind, **named: kind(transport=transport, **named),
         )
     retries = Retries(attempts=1)
@@ -189,14 +197,14 @@ def test_an_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, answer: Any, 
 
 def test_a_tool_serves_one_event_loop_after_another(monkeypatch: pytest.MonkeyPatch):
     tool = scripted_tool(monkeypatch, answering())
-    connect, clients = langchain.AsyncClient, list[weakref.ref[AsyncClient]]()
+    connect, clients = _connected.AsyncClient, list[weakref.ref[AsyncClient]]()
 
     def remembered(**options: Any) -> AsyncClient:
         client = connect(**options)
         clients.append(weakref.ref(client))
         return client
 
-    monkeypatch.setattr("dalorra.client.langchain.AsyncClient", remembered)
+    monkeypatch.setattr("dalorra.client._connected.AsyncClient", remembered)
     for _ in range(2):
         assert asyncio.run(tool.ainvoke(VALUES)).startswith("accept: positive")
     gc.collect()

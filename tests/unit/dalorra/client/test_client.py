@@ -39,7 +39,8 @@ from dalorra.client import (
 from dalorra.client._errors import BY_ERROR_TYPE, BY_STATUS
 from dalorra.client._retries import parse_retry_after
 from tests.client_script import ANSWER, Script, answering, error
-from tests.fakes import expected_prediction
+from tests.fakes import FakeQuestions, expected_prediction
+from tests.questions import QUESTIONS, STATE
 from tests.serving import RunningServer, serving
 
 ROOT = Path(__file__).parents[4]
@@ -373,3 +374,78 @@ print(sorted({"torch", "transformers", "numpy", "fastapi", "starlette"} & set(sy
         if seconds < 0.3:
             break
     assert seconds < 0.3
+
+
+TYPED = {
+    "x_decision": "accept", "x_reason": "because", "x_variance": 0.01, "x_standard_error": 0.003,
+    "x_novelty": None, "x_promise": {"target_error": 0.05, "confidence": 0.95}, "x_samples": 10,
+    "x_adapter": "ask", "x_request_id": "r-0",
+}  # fmt: skip
+
+
+def test_typed_questions_are_asked_and_answered(ask: Ask):
+    body = {
+        "model": "ask",
+        "answers": {
+            "a": {"type": "noul", "noul": 0.9, **TYPED},
+            "b": {
+                "type": "score", "score": 0.2, "legend": {"0": "calm", "1": {"so": "angry"}},
+                "probabilities": {"0": 0.8, "1": 0.2}, "confidence": 0.6, **TYPED, "x_new": 1,
+            },
+        },
+        "usage": {"input_tokens": 9, "output_tokens": 0},
+    }  # fmt: skip
+    script = answering(body)
+    questions = {"a": {"type": "noul", "instructions": "Is it so?"}}
+    answers = ask(script, "ask", {"b": [1]}, questions, request_id="mine")
+    ask(script, "ask", "c", questions, model="ask", return_samples=True, target_error=0.02)
+
+    noul, score = answers["a"], answers["b"]
+    assert (noul.noul, noul.decision, noul.promise.target_error) == (0.9, "accept", 0.05)
+    assert (score.legend, score.probabilities) == (
+        {0: "calm", 1: {"so": "angry"}}, {0: 0.8, 1: 0.2},
+    )  # fmt: skip
+    assert score.model_dump()["x_new"] == 1
+    assert answers.usage.input_tokens == 9
+    assert script.requests[0].url.path == "/v1/systemone"
+    assert script.requests[0].headers["x-request-id"] == "mine"
+    assert script.bodies == [
+        {"state": {"b": [1]}, "questions": questions},
+        {
+            "state": "c", "questions": questions, "model": "ask", "x_return_samples": True,
+            "x_target_error": 0.02,
+        },
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "kind", "says"),
+    [
+        (422, [{"loc": ["body", "state"], "msg": "Field required", "type": "missing"}],
+         InvalidInputError, "state: Field required"),
+        (422, [{"loc": ["body"], "msg": "no JSON", "type": "t"}], InvalidInputError, "no JSON"),
+        (413, {"error_type": "input_too_long", "message": "shorten"}, TooLargeError, "shorten"),
+        (401, {"error_type": "authentication_error", "message": "key"}, UnauthorizedError, "key"),
+    ],
+)  # fmt: skip
+def test_errors_about_typed_questions_have_a_form_of_their_own(
+    ask: Ask, status: int, detail: Any, kind: type[ClientError], says: str
+):
+    script = Script(httpx.Response(status, json={"detail": detail}, headers={"X-Request-Id": "r"}))
+    with pytest.raises(kind) as caught:
+        ask(script, "ask", "a", {})
+    assert str(caught.value) == says
+    assert caught.value.request_id == "r"
+
+
+async def test_typed_questions_reach_the_application():
+    async with serving(FakeQuestions()) as server:
+        client = asking(server)
+        answers = await client.ask(STATE, QUESTIONS, return_samples=True)
+        with pytest.raises(InvalidInputError, match="questions: Dictionary should have at least"):
+            await client.ask(STATE, {})
+    assert list(answers.answers) == list(QUESTIONS)
+    for one in answers.answers.values():
+        assert one.adapter == "fake-adapter"
+        assert len(one.sample_probabilities or ()) == one.samples
+        assert not one.model_extra

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalorra.forward.batches import Batching
+from dalorra.forward.batches import Batching, State
 
 BUDGETS = st.integers(1, 200)
 JOINED = Batching(2048, price=40, padding=0.25, pads=False)
@@ -81,6 +81,51 @@ def test_a_long_one_goes_alone_and_short_ones_go_together():
     assert replace(PADDED, budget=300).take([100, 10, 101, 99, 100]) == [0, 3, 4]
     assert replace(JOINED, budget=300).take([100, 10, 101, 99, 100]) == [0, 3, 4]
     assert replace(JOINED, budget=310).take([100, 10, 102, 99, 100]) == [0, 1, 3, 4]
+
+
+# --- questions about states ---
+
+
+def rows_together(places, rows, states):
+    """Of a forward: own rows, and every state once."""
+    read = {states[i].name: states[i].rows for i in places}
+    return sum(rows[i] for i in places) + sum(read.values())
+
+
+QUESTIONS = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 4)), min_size=1, max_size=30)
+SIZES = st.lists(st.integers(0, 150), min_size=5, max_size=5)
+
+
+@given(asked=QUESTIONS, sizes=SIZES, budget=BUDGETS)
+def test_questions_about_the_state_of_the_first_fill_the_budget_before_others(asked, sizes, budget):
+    rows, states = [own for own, _ in asked], [State(name, sizes[name]) for _, name in asked]
+    taken = replace(JOINED, budget=budget).take(rows, states)
+    assert taken[0] == 0
+    assert taken == sorted(set(taken))
+    own = [i for i in taken if states[i].name == states[0].name]
+    total = sum(rows[i] for i in own)
+    assert total <= budget or own == [0]
+    left = set(range(len(rows))) - set(taken)
+    assert all(total + rows[i] > budget for i in left if states[i].name == states[0].name), (
+        "what the state itself takes is in nobody's way"
+    )
+    if taken != own:
+        assert rows_together(taken, rows, states) <= budget
+    if rows_together(own, rows, states) <= budget:
+        assert all(rows_together([*taken, i], rows, states) > budget for i in left)
+
+
+def test_a_state_that_is_shared_counts_once():
+    rows, long, short = [60] * 5, State("long", 1800), State("short", 90)
+    assert JOINED.take(rows, [long] * 5) == [0, 1, 2, 3, 4]
+    assert replace(JOINED, budget=200).take(rows, [long] * 5) == [0, 1, 2]
+    assert replace(JOINED, budget=400).take(rows, [short, long, short, short, short]) == [
+        0,
+        2,
+        3,
+        4,
+    ]
+    assert replace(JOINED, budget=400).take(rows, [State(i, 90) for i in range(5)]) == [0, 1]
 
 
 # --- how it is split ---

@@ -238,7 +238,7 @@ async def test_probes_and_scrapes_need_no_key(path: str):
 
 @pytest.mark.parametrize(
     "path",
-    ["/info", "/docs", "/openapi.json", "/predict/batch", "/nowhere", "/metrics/", "http://test//metrics",
+    ["/info", "/docs", "/openapi.json", "/predict/batch", "/nowhere", "/metrics/", "http://localhost//metrics",
      "/health", "/health/live/../../info", "/METRICS", "/v2", "/mcp", "/tool.json", "/page.html"],
 )  # fmt: skip
 async def test_everything_else_does(path: str):

@@ -55,6 +55,33 @@ def test_every_code_is_documented(
         assert schema == {"$ref": "#/components/schemas/ErrorBody"}
 
 
+TYPED = {"200", "401", "404", "413", "429", "500", "503", "504"}
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "codes", "form"),
+    [
+        ("/v1/systemone", "post", TYPED | {"422"}, "detail"),
+        ("/v1/decisions", "post", TYPED | {"400"}, "error"),
+        ("/v1/models", "get", {"200", "401", "503"}, "detail"),
+    ],
+)
+def test_protocols_of_others_document_their_own_form(
+    document: dict[str, Any], path: str, method: str, codes: set[str], form: str
+):
+    operation = document["paths"][path][method]
+    assert set(operation["responses"]) == codes
+    for code in codes - {"200"}:
+        examples = operation["responses"][code]["content"]["application/json"]["examples"]
+        assert examples
+        assert {form} == set.union(*(set(one["value"]) for one in examples.values()))
+    if method == "post":
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert "$ref" not in str(schema)
+        [example] = schema["examples"]
+        Draft202012Validator(schema).validate(example)
+
+
 def test_429_documents_its_header(document: dict[str, Any]):
     assert "Retry-After" in document["paths"]["/predict"]["post"]["responses"]["429"]["headers"]
 

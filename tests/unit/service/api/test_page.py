@@ -12,6 +12,9 @@ FILES = {
     "/page.css": "text/css",
     "/page.js": "text/javascript",
     "/charts.js": "text/javascript",
+    "/predict.js": "text/javascript",
+    "/questions.js": "text/javascript",
+    "/server.js": "text/javascript",
 }
 
 

@@ -254,7 +254,7 @@ async def post_and_leave(app: object, gone: asyncio.Event) -> None:
         "raw_path": b"/predict",
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
         "scheme": "http",
         "server": ("test", 80),
         "client": ("test", 1),

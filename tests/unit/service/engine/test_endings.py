@@ -114,7 +114,7 @@ async def test_an_invalid_input_fails_its_request_alone(bench: Bench):
     error = await outcome(invalid)
 
     assert isinstance(error, InputError)
-    assert str(error) == "inputs[1]: input is empty: send some text"
+    assert (str(error), error.place) == ("input is empty: send some text", 1)
     assert "wrong fields" in str(await outcome(single))
     assert bench.loop.now == 1  # told at once
     await asyncio.gather(running, fine)

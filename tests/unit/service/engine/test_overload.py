@@ -189,8 +189,8 @@ def test_who_comes_back_when_told_finds_a_place():
     ]
     assert refused
     for wait in sorted({one.retry_after for one in refused if one.retry_after})[:3]:
-        back = Crowd(1.0, key="back", comes=80 + wait, goes=80.001 + wait)
-        record = play(machine, [flood, back], within=DEADLINE, until=200)
+        back = Crowd(1e-3, key="back", comes=80 + wait)
+        record = play(machine, [flood, back], within=DEADLINE, until=85 + wait)
         [again] = record.select(crowd=back)
         assert again.how == "answered"
 

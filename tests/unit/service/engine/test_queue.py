@@ -6,10 +6,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dalorra.prompts import Prompt
 from service.engine.entry import Entry
+from service.engine.lengths import Size
 from service.engine.pace import Speed
 from service.engine.queue import Queue
-from tests.fakes import FakePredictor
+from tests.fakes import CUE, FakePredictor
 
 UNKNOWN = Speed(per_row=0.0, price=0.0, batch_rows=math.inf)
 
@@ -22,7 +24,9 @@ def entry(
     client: str | None = None,
     deadline: float = math.inf,
 ) -> Entry:
-    one = Entry(key=name, predictor=predictor, value=str(name), rows=rows, client=client)
+    one = Entry(
+        key=name, predictor=predictor, value=str(name), rows=rows, size=Size(rows), client=client
+    )
     one.deadline = deadline
     return one
 
@@ -119,10 +123,10 @@ def test_who_has_no_time_to_wait_for_another_batch_goes_before_its_turn():
     assert hurried in queue.take(0.0, SPEED)
 
 
-def test_who_would_be_late_even_in_the_next_batch_does_not_spoil_it():
+def test_who_would_be_late_even_in_a_small_batch_does_not_spoil_a_full_one():
     predictor, queue = FakePredictor(batch_rows=100), Queue()
     for number in range(4):
-        queue.push(entry(number, 50, predictor, deadline=9))
+        queue.push(entry(number, 20, predictor, deadline=2.4))
         queue.push(entry(10 + number, 50, predictor, deadline=35))
 
     assert [one.key for one in queue.take(0.0, SPEED)] == [10, 11]
@@ -220,3 +224,20 @@ def test_nothing_is_lost_repeated_or_starved(
         take()
 
     assert sorted(taken, key=lambda one: int(str(one.key))) == pushed
+
+
+def question(name: object, state: str, predictor: FakePredictor) -> Entry:
+    """A question of twelve tokens, with 10 tails of two."""
+    one = entry(name, 0, predictor)
+    ids = (*map(ord, state), *range(12))
+    one.prompt = Prompt(ids, CUE, shared=len(state), options=("true", "false"))
+    return one
+
+
+def test_questions_about_one_state_go_together_whoever_asked_and_their_state_counts_once():
+    predictor, queue = FakePredictor(batch_rows=200), Queue()
+    for number, state in enumerate(["a" * 80, "b" * 80, "a" * 80, "b" * 80, "a" * 80]):
+        queue.push(question(number, state, predictor))
+
+    batches = iter(lambda: queue.take(0.0, UNKNOWN), [])
+    assert [[one.key for one in batch] for batch in batches] == [[0, 2, 4], [1, 3]]

@@ -174,25 +174,31 @@ def test_a_file_of_another_kind_is_refused_and_left_as_it_is(path: Path):
 
 def test_a_store_of_another_version_is_refused(store: FeedbackStore, path: Path):
     with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA user_version = 3")
-    with pytest.raises(ConfigError, match="version 3, but this software reads versions up to 2"):
+        database.execute("PRAGMA user_version = 4")
+    with pytest.raises(ConfigError, match="version 4, but this software reads versions up to 3"):
         FeedbackStore(path)
 
 
+@pytest.mark.parametrize("version", [1, 2])
 def test_an_earlier_store_is_brought_up_to_date_when_a_server_opens_it(
-    store: FeedbackStore, path: Path
+    store: FeedbackStore, path: Path, version: int
 ):
     store.add(store.source_id(SOURCE), [answer("a")])
     store.judge("a", "no", now=1.0)
     store.close()
-    with closing(sqlite3.connect(path)) as database:  # as the first version made it
-        database.execute("ALTER TABLE answers DROP COLUMN cut_at")
-        database.execute("PRAGMA user_version = 1")
+    with closing(sqlite3.connect(path)) as database:  # as that version made it
+        for column in ("cut_at", "called")[version - 1 :]:
+            database.execute(f"ALTER TABLE answers DROP COLUMN {column}")
+        database.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(ConfigError, match="of an earlier version: start the server with it"):
         read_labelled(path, "d1", temperature=1.0, samples=10)
     FeedbackStore(path).close()
     [found] = read_labelled(path, "d1", temperature=1.0, samples=10)
     assert (found.request_id, found.cut_at) == ("a", None)
+    with closing(FeedbackStore(path)) as opened:
+        kept = opened.find("a")
+    assert kept is not None
+    assert (kept.true_label, kept.called) == ("no", None)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):

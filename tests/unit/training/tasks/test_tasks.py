@@ -47,7 +47,7 @@ BUILTIN = {
     ),
     "banking77": (
         {"text": "Where is it?", "label": "card_arrival"},
-        "Message: Where is it?\nIntent:",
+        "Message: Where is it?\nThe customer wants to know about:",
         "card_arrival",
     ),
     "boolq": (

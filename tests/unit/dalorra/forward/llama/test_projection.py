@@ -20,7 +20,7 @@ def linear(bias) -> nn.Linear:
 def product(linear, prepack) -> Product:
     if prepack and not can_prepack(linear.weight):
         pytest.skip("oneDNN is not in this PyTorch")
-    return BaseProjection.fuse({"gate": linear}, prepack=prepack).product
+    return BaseProjection.fuse({"gate": linear}, prepack=prepack, dtype=linear.weight.dtype).product
 
 
 def check(found: Tensor, expected: Tensor) -> None:
