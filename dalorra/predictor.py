@@ -374,6 +374,12 @@ class Predictor:
     def _no_features(self) -> Tensor:
         return torch.empty(0, 1, self._hidden_size)
 
+    def examples(self) -> list[Prompt]:
+        """Three short prompts that mean nothing, of which no two begin alike; to measure with."""
+        like = self.probe("warm up")
+        ids = like.prompt_ids
+        return [replace(like, prompt_ids=ids[turn:] + ids[:turn]) for turn in (1, 2, 3)]
+
     def warm_up(self) -> Iterator[Callable[[], object]]:
         """Steps before the first answer: the smallest and the largest input, and each recording."""
         like, network = self.probe("warm up"), self._network

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from typing import Final
 
 import structlog
 
@@ -15,6 +16,9 @@ from service.settings import Settings
 from service.telemetry import Telemetry
 
 LoadBase = Callable[[Settings], Base]
+
+_OF_THE_DEADLINE: Final = 0.25
+"""What a batch may take: who comes while one runs still has time to wait for another."""
 
 _IDLE_SECONDS = 0.5  # in which a model thread that has nothing to do answers
 
@@ -171,25 +175,17 @@ class Lifecycle:
             )
             for name, path in settings.first_adapters():
                 await adapters.load(path, name)
+            engine = self._new_engine(model, tokenizer)
+            await engine.measure(adapters.find())
             await self._ledger.caught_up()
         except Exception as error:  # noqa: BLE001 - kept for whoever asks, and ends the process
             self.failure = error
             self.phase = Phase.FAILED
             _log.error("load_failed", error=str(error), exc_info=error)
             return
-        self._adapters = adapters
-        self._engine = Engine(
-            model=model,
-            tokenizer=tokenizer,
-            limits=Limits(
-                queue_requests=settings.max_queue_requests,
-                queue_rows=settings.max_queue_rows,
-                stall_seconds=settings.stall_seconds,
-            ),
-            observer=self._telemetry,
-        )
+        self._adapters, self._engine = adapters, engine
         self._telemetry.base_loaded(base.prefix_cache)
-        self._engine.start()
+        engine.start()
         self.phase = Phase.READY
         cards = [one.card for one in adapters.served]
         _log.info(
@@ -200,6 +196,16 @@ class Lifecycle:
             load_seconds=round(loaded - started, 3),
             adapters_seconds=round(loop.time() - loaded, 3),
         )
+
+    def _new_engine(self, model: ModelThread, tokenizer: ThreadPoolExecutor) -> Engine:
+        settings = self._settings
+        limits = Limits(
+            queue_requests=settings.max_queue_requests,
+            queue_rows=settings.max_queue_rows,
+            batch_seconds=_OF_THE_DEADLINE * settings.request_timeout_seconds,
+            stall_seconds=settings.stall_seconds,
+        )
+        return Engine(model=model, tokenizer=tokenizer, limits=limits, observer=self._telemetry)
 
     async def _drain(self) -> None:
         _log.info("draining", queue_requests=self._engine.queue_requests if self._engine else 0)

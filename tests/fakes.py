@@ -46,7 +46,7 @@ PROMISE = Policy(
 
 def limits(**changes: float) -> Limits:
     """Limits that are in nobody's way, apart from `changes`."""
-    roomy = Limits(queue_requests=512, queue_rows=65_536, stall_seconds=300)
+    roomy = Limits(queue_requests=512, queue_rows=65_536, batch_seconds=1e6, stall_seconds=300)
     return replace(roomy, **changes)  # type: ignore[arg-type]
 
 
@@ -55,7 +55,8 @@ class FakePredictor:
 
     Attributes:
         label: of every answer.
-        seconds: time of one forward.
+        seconds: time of one forward,
+        row_seconds: and of each of its rows.
         gate: a forward waits for it; open by default.
         broken: every forward fails.
         most: prompts that the memory has room for.
@@ -79,6 +80,8 @@ class FakePredictor:
         label: str = "positive",
         batch_rows: int = 2_048,
         seconds: float = 0.0,
+        row_seconds: float = 0.0,
+        examples: int = 0,
         on_warm_up: Callable[[], None] = lambda: None,
     ) -> None:
         self.card = Card("fake-model", "fake-adapter", digest, "dalorra")
@@ -89,12 +92,14 @@ class FakePredictor:
         self.batching = Batching(budget=batch_rows, price=40, padding=0.25, pads=False)
         self.label = label
         self.seconds = seconds
+        self.row_seconds = row_seconds
         self.gate = threading.Event()
         self.gate.set()
         self.broken = False
         self.most = 1_000
         self.encoded: list[InputFields] = []
         self.batches: list[list[Prompt]] = []
+        self._examples = examples
         self._on_warm_up = on_warm_up
 
     def encode(self, value: InputFields) -> Prompt:
@@ -124,8 +129,9 @@ class FakePredictor:
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         self.batches.append(list(prompts))
         self.gate.wait()
-        if self.seconds:
-            time.sleep(self.seconds)
+        rows = sum(map(self.packed_rows, prompts))
+        if seconds := self.seconds + self.row_seconds * rows:
+            time.sleep(seconds)
         if any(BLOW in prompt.prompt_ids for prompt in prompts):
             self.broken = True
         if self.broken:
@@ -142,6 +148,9 @@ class FakePredictor:
 
     def bind(self, adapter: Self, name: str | None) -> Self:
         return adapter
+
+    def examples(self) -> list[Prompt]:
+        return [Prompt((n,) * 30, CUE) for n in range(self._examples)]
 
     def warm_up(self) -> Iterator[Callable[[], object]]:
         yield self._warm_up

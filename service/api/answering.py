@@ -118,6 +118,8 @@ class Answering:
         inputs: Sequence[InputFields],
         request_ids: Sequence[str],
         options: PredictOptions,
+        *,
+        client: bytes | None,
     ) -> tuple[list[PredictResponse], Reply]:
         """Answers inputs of an adapter with labels of its own, see `answer`.
 
@@ -125,6 +127,7 @@ class Answering:
             inputs: at least one; strings, or the template's fields.
             request_ids: one for each.
             options: the same for all.
+            client: see `answer`.
 
         Raises:
             InputError, ServiceError: see `Adapters.find`, `Policy.at` and `answer`.
@@ -135,17 +138,23 @@ class Answering:
             Query(predictor, value, request_id)
             for value, request_id in zip(inputs, request_ids, strict=True)
         ]
-        reply = await self.answer(queries, options.target_error)
+        reply = await self.answer(queries, options.target_error, client=client)
         return [_body(one, options.return_samples) for one in reply.decided], reply
 
     async def answer(
-        self, queries: Sequence[Query], target_error: float | None = None, *, uncut: bool = False
+        self,
+        queries: Sequence[Query],
+        target_error: float | None = None,
+        *,
+        client: bytes | None,
+        uncut: bool = False,
     ) -> Reply:
         """Answers at least one query; all of them or none.
 
         Args:
             queries: of any adapters.
             target_error: see `Policy.at`.
+            client: digest of the key that asks, if keys are needed; see `Engine.predict_each`.
             uncut: whether an input is refused of which not everything was read.
 
         Raises:
@@ -155,7 +164,7 @@ class Answering:
         engine = self._lifecycle.engine
         policies = [_at(query.predictor.policy_for(query.value), target_error) for query in queries]
         asked = [(query.predictor, query.value) for query in queries]
-        answers = await engine.predict_each(asked, within=self._timeout_seconds)
+        answers = await engine.predict_each(asked, within=self._timeout_seconds, client=client)
         if self._tracing is not None:
             self._tracing.stages(answers)
         if uncut:

@@ -150,7 +150,13 @@ class TypedQuestions:
         )
 
     async def ask(
-        self, state: JsonValue, questions: Sequence[Question], request_id: str, options: Options
+        self,
+        state: JsonValue,
+        questions: Sequence[Question],
+        request_id: str,
+        options: Options,
+        *,
+        client: bytes | None,
     ) -> QuestionsReply:
         """Answers at least one question; all of them or none.
 
@@ -159,6 +165,7 @@ class TypedQuestions:
             questions: at most as many as the settings allow.
             request_id: each answer's is this with its place after it.
             options: the same for all.
+            client: see `Answering.answer`.
 
         Raises:
             InvalidBodyError: there are too many questions.
@@ -174,7 +181,9 @@ class TypedQuestions:
             Query(route.predictor, route.value, f"{request_id}-{place}", _called(question, route))
             for place, (question, route) in enumerate(zip(questions, routes, strict=True))
         ]
-        reply = await self._answering.answer(queries, options.target_error, uncut=True)
+        reply = await self._answering.answer(
+            queries, options.target_error, client=client, uncut=True
+        )
         answers = [
             _answered(question, route, one, options.return_samples)
             for question, route, one in zip(questions, routes, reply.decided, strict=True)

@@ -102,7 +102,8 @@ async def ask(
     """
     request_id = request.state.request_id
     ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
-    bodies, reply = await unless_gone(request, answering.predict(inputs, ids, options))
+    work = answering.predict(inputs, ids, options, client=client_of(request))
+    bodies, reply = await unless_gone(request, work)
     note(reply, request, response)
     return bodies
 
@@ -111,6 +112,12 @@ def note(reply: Reply, request: Request, response: Response) -> None:
     """Says what a reply took: in a header, and for the log."""
     response.headers["Server-Timing"] = reply.server_timing
     request.state.facts = reply.facts
+
+
+def client_of(request: Request) -> bytes | None:
+    """Digest of the key that a request came with; None where keys are not needed."""
+    key: bytes | None = getattr(request.state, "key", None)
+    return key
 
 
 def check_batch(inputs: int, settings: Settings) -> None:

@@ -2,9 +2,11 @@
 
 The way of an input is the list of files, and each piece of state has one owner:
 
-    admission   is there a place for it?                    counts of reserved requests and rows
+    admission   can it be answered in time?              counts of reserved requests and rows
+    lengths     rows of an input that is not tokenised yet            a line through recent inputs
     entry       one distinct input and everyone who waits for it      its state, rows and waiters
-    queue       tokenised entries, oldest first                       the waiting line
+    queue       whose turn it is, and who may wait                    the waiting line
+    pace        how fast the model works                              the last few batches
     batcher     no timer: while one batch runs the next one fills     the running batch
     worker      one model thread                                      the device
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from service.engine.admission import Admission
 from service.engine.entry import Answer, Entry, Stage
 from service.engine.interfaces import Limits, Observer, Predictor
+from service.engine.pace import Pace
 from service.engine.queue import Queue
 from service.engine.worker import Worker
-from service.errors import DeadlineError, InferenceError
+from service.errors import DeadlineError, InferenceError, QueueFullError
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
@@ -50,6 +51,7 @@ class Batcher:
         *,
         queue: Queue,
         admission: Admission,
+        pace: Pace,
         limits: Limits,
         observer: Observer,
         done: Callable[[Entry], None],
@@ -58,6 +60,7 @@ class Batcher:
         self._model = model
         self._queue = queue
         self._admission = admission
+        self._pace = pace
         self._limits = limits
         self._observer = observer
         self._done = done
@@ -94,25 +97,44 @@ class Batcher:
                 await self._filled.wait()
                 continue
             results = await forward
+            self._pace.end(loop.time())
             finished = batch, results, loop.time() - batch.started_at
 
     def _submit(self, batch: Batch) -> asyncio.Future[list[Prediction | Exception]]:
         loop = asyncio.get_running_loop()
+        self._pace.begin(batch.rows, batch.predictor.batching, batch.started_at)
         return loop.run_in_executor(self._model, self._worker.run, batch.predictor, batch.prompts)
 
     def _next_batch(self, now: float) -> Batch | None:
-        while entries := self._queue.take():
+        for entry in self._queue.hopeless(now, self._pace.typical(now)):
+            self._drop(entry, now)
+        while entries := self._queue.take(now, self._pace.latest()):
             wanted = [entry for entry in entries if self._start(entry, now)]
             if wanted:
                 prompts = [entry.prompt for entry in wanted if entry.prompt is not None]
                 return Batch(wanted[0].predictor, wanted, prompts, now)
         return None
 
+    def _drop(self, entry: Entry, now: float) -> None:
+        """Refuses an entry after all, before anything is computed for it."""
+        self._queue.discard(entry)
+        self._admission.release(entry)
+        if not entry.wanted(now):
+            entry.fail(_too_late())
+        else:
+            seconds = self._admission.retry_after(1.0, now)
+            sentence = (
+                "the model has become slower, and the answer would not be ready in time: "
+                f"try again in {seconds} s"
+            )
+            entry.fail(QueueFullError(sentence, retry_after=seconds))
+        self._done(entry)
+
     def _start(self, entry: Entry, now: float) -> bool:
         """Takes an entry out of its place; False when its time was up before its turn came."""
-        self._admission.release(entry.rows)
+        self._admission.release(entry)
         if not entry.wanted(now):
-            entry.fail(DeadlineError("the answer was not ready in time"))
+            entry.fail(_too_late())
             self._done(entry)
             return False
         entry.stage = Stage.RUNNING
@@ -123,7 +145,6 @@ class Batcher:
     def _hand_out(
         self, batch: Batch, results: list[Prediction | Exception], seconds: float
     ) -> None:
-        self._admission.batch_finished(batch.rows, seconds)
         self._observer.batch_finished(len(batch.entries), batch.rows, seconds)
         for entry, result in zip(batch.entries, results, strict=True):
             if isinstance(result, Exception):
@@ -131,6 +152,10 @@ class Batcher:
             else:
                 entry.resolve(_answer(entry, result, seconds, len(batch.entries)))
             self._done(entry)
+
+
+def _too_late() -> DeadlineError:
+    return DeadlineError("the answer was not ready in time")
 
 
 def _answer(entry: Entry, prediction: Prediction, seconds: float, batch_requests: int) -> Answer:

@@ -16,6 +16,8 @@ from service.engine.admission import Admission
 from service.engine.batcher import Batcher
 from service.engine.entry import Answer, Entry, Stage
 from service.engine.interfaces import Limits, Observer, Predictor
+from service.engine.lengths import Lengths, sizes_of
+from service.engine.pace import Pace
 from service.engine.queue import Queue
 from service.engine.worker import Worker
 from service.errors import (
@@ -55,13 +57,17 @@ class Engine:
     ) -> None:
         self._tokenizer = tokenizer
         self._observer = observer
-        self._admission = Admission(limits)
+        self._model = model
+        self._pace = Pace(limits.batch_seconds)
+        self._lengths = Lengths()
+        self._admission = Admission(limits, self._pace)
         self._queue = Queue()
         self._batcher = Batcher(
             Worker(),
             model,
             queue=self._queue,
             admission=self._admission,
+            pace=self._pace,
             limits=limits,
             observer=observer,
             done=self._forget,
@@ -100,19 +106,41 @@ class Engine:
             return False
         return not self._batcher.stalled(task.get_loop().time())
 
+    async def measure(self, predictor: Predictor) -> None:
+        """Learns how fast the model is, before the first requests come all at once.
+
+        Args:
+            predictor: warmed up.
+        """
+        loop = asyncio.get_running_loop()
+        for prompt in predictor.examples():
+            self._pace.begin(predictor.packed_rows(prompt), predictor.batching, loop.time())
+            await loop.run_in_executor(self._model, predictor.predict, [prompt])
+            self._pace.end(loop.time())
+
     def start(self) -> None:
         """Starts to run batches."""
         self._task = asyncio.get_running_loop().create_task(self._batcher.run(), name="batcher")
         self._task.add_done_callback(self._stopped)
 
     async def predict(
-        self, predictor: Predictor, inputs: Sequence[Input], *, within: float
+        self,
+        predictor: Predictor,
+        inputs: Sequence[Input],
+        *,
+        within: float,
+        client: Hashable | None = None,
     ) -> list[Answer]:
         """Answers inputs by one predictor, see `predict_each`."""
-        return await self.predict_each([(predictor, value) for value in inputs], within=within)
+        asked = [(predictor, value) for value in inputs]
+        return await self.predict_each(asked, within=within, client=client)
 
     async def predict_each(
-        self, asked: Sequence[tuple[Predictor, Input]], *, within: float
+        self,
+        asked: Sequence[tuple[Predictor, Input]],
+        *,
+        within: float,
+        client: Hashable | None = None,
     ) -> list[Answer]:
         """Answers inputs, order kept. Cancelling it frees the places it holds.
 
@@ -120,18 +148,22 @@ class Engine:
             asked: at least one input and who answers it: a predictor that is warmed up, and answers
                 whatever is loaded or unloaded meanwhile. All are admitted or none is.
             within: seconds until it gives up.
+            client: who asks; with None for all, nobody's share of the queue is limited.
 
         Raises:
             InputError: an input does not fit the template; has its place if there are several.
-            QueueFullError: there is no place for all of them.
-            DeadlineError: not all answers were ready in time.
+            QueueFullError: there is no place for all of them, or the model has become so slow
+                meanwhile that they would be answered too late.
+            BatchTooLargeError: they would be answered too late though nothing else waited.
+            DeadlineError: not all answers were ready in time, against all estimates.
             InferenceError: the forward failed on one of them.
             DrainingError, UnavailableError: the engine takes no more work.
         """
         if self._refusal is not None:
             raise self._refusal()
-        deadline = asyncio.get_running_loop().time() + within
-        seats = self._admit(asked, deadline)
+        now = asyncio.get_running_loop().time()
+        deadline = now + within
+        seats = self._admit(asked, now=now, within=within, client=client)
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait(
@@ -160,20 +192,36 @@ class Engine:
         self._fail_all(self._refusal)
 
     def _admit(
-        self, asked: Sequence[tuple[Predictor, Input]], deadline: float
+        self,
+        asked: Sequence[tuple[Predictor, Input]],
+        *,
+        now: float,
+        within: float,
+        client: Hashable | None,
     ) -> list[tuple[Entry, asyncio.Future[Answer]]]:
         """A seat for each input: beside an equal one that is on its way, or in a new entry."""
         keys = [(predictor, _key(value, predictor.fields)) for predictor, value in asked]
         fresh = {
             key: one for key, one in zip(keys, asked, strict=True) if key not in self._in_flight
         }
-        estimate = self._admission.reserve(len(fresh)) if fresh else 0
+        sizes = sizes_of(fresh.values())
+        rows = [
+            self._lengths.rows(predictor, size)
+            for (predictor, _), size in zip(fresh.values(), sizes, strict=True)
+        ]
+        if fresh:
+            self._admission.reserve(rows, client=client, within=within, now=now)
         for _ in range(len(keys) - len(fresh)):
             self._observer.coalesced()
-        entries = [Entry(key, *one, estimate) for key, one in fresh.items()]
+        entries = [
+            Entry(key, *one, estimate, size, client)
+            for (key, one), estimate, size in zip(fresh.items(), rows, sizes, strict=True)
+        ]
         self._in_flight.update((entry.key, entry) for entry in entries)
         self._idle.clear()
-        seats = [(entry, entry.join(deadline)) for entry in (self._in_flight[key] for key in keys)]
+        seats = [
+            (entry, entry.join(now + within)) for entry in map(self._in_flight.__getitem__, keys)
+        ]
         if entries:
             tokenized = asyncio.get_running_loop().run_in_executor(
                 self._tokenizer, self._tokenize, entries
@@ -216,13 +264,15 @@ class Engine:
             if entry.stage is not Stage.TOKENIZING:
                 continue  # everyone who waited has left, and its place was given back
             if isinstance(result, Exception):
-                self._admission.release(entry.rows)
+                self._admission.release(entry)
                 entry.fail(_input_failure(result))
                 self._forget(entry)
                 continue
-            self._admission.settle(entry.rows, result.rows)
-            self._observer.tokenized(result.prompt.tokens, result.seconds)
-            entry.prompt, entry.rows = result.prompt, result.rows
+            prompt = result.prompt
+            self._lengths.learn(entry.predictor, entry.size, result.rows, cut=prompt.truncated)
+            self._admission.settle(entry, result.rows)
+            self._observer.tokenized(prompt.tokens, result.seconds)
+            entry.prompt = prompt
             entry.tokenize_seconds, entry.queued_at = result.seconds, now
             entry.stage = Stage.QUEUED
             self._queue.push(entry)
@@ -233,7 +283,7 @@ class Engine:
         entry.leave(waiter)
         if not entry.waiters and entry.stage in (Stage.TOKENIZING, Stage.QUEUED):
             self._queue.discard(entry)
-            self._admission.release(entry.rows)
+            self._admission.release(entry)
             entry.stage = Stage.DONE
             self._forget(entry)
 
@@ -255,7 +305,7 @@ class Engine:
         for entry in list(self._in_flight.values()):
             if entry.stage in (Stage.TOKENIZING, Stage.QUEUED):
                 self._queue.discard(entry)
-                self._admission.release(entry.rows)
+                self._admission.release(entry)
             entry.fail(error())
             self._forget(entry)
 

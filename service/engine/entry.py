@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from service.engine.interfaces import Predictor
+from service.engine.lengths import Size
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
@@ -61,11 +62,14 @@ class Entry:
         predictor: answers it.
         value: the input.
         rows: rows it holds in the queue: an estimate first, exact once tokenised.
+        size: what that estimate was made of.
+        client: whose share of the queue it counts against; None where nobody has one.
         stage: where it is.
         deadline: the latest deadline of those who wait, in loop time.
         prompt: the tokenised input.
         tokenize_seconds: spent in the tokeniser.
         queued_at, started_at: loop time.
+        turn: in the queue; the lowest comes first.
         waiters: one future for each caller; an entry without any is wanted no more.
     """
 
@@ -73,12 +77,15 @@ class Entry:
     predictor: Predictor
     value: Input
     rows: int
+    size: Size
+    client: Hashable | None = None
     stage: Stage = Stage.TOKENIZING
     deadline: float = 0.0
     prompt: Prompt | None = None
     tokenize_seconds: float = 0.0
     queued_at: float = 0.0
     started_at: float = 0.0
+    turn: int = 0
     waiters: set[asyncio.Future[Answer]] = field(default_factory=set)
 
     def join(self, deadline: float) -> asyncio.Future[Answer]:

@@ -67,6 +67,9 @@ class Predictor(Protocol):
     def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
         """Answers one batch, order kept; one caller at a time."""
 
+    def examples(self) -> list[Prompt]:
+        """A few short prompts that mean nothing and have nothing in common; to measure with."""
+
     def warm_up(self) -> Iterator[Callable[[], object]]:
         """Steps to take once before the first answer; batches may run between them."""
 
@@ -97,9 +100,11 @@ class Limits:
     Attributes:
         queue_requests: distinct inputs that wait.
         queue_rows: packed rows that wait.
+        batch_seconds: what a batch may take where one of fewer rows takes less.
         stall_seconds: a batch that runs for longer counts as hung.
     """
 
     queue_requests: int
     queue_rows: int
+    batch_seconds: float
     stall_seconds: float

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         "ones: those are answered with 422.",
     )
 
-    max_queue_requests: int = Field(512, ge=1, description="Inputs that may wait.")
+    max_queue_requests: int = Field(2_048, ge=1, description="Inputs that may wait.")
     max_queue_rows: int = Field(65_536, ge=1, description="Packed rows that may wait.")
     batch_rows: int = Field(2_048, ge=1, description="Packed rows of one forward.")
     prefix_cache_mib: int = Field(
@@ -108,7 +108,9 @@ class Settings(BaseSettings):
     bodies_mib: int = Field(
         64, ge=1, description="Memory for all request bodies in hand. Above it, 503."
     )
-    request_timeout_seconds: float = Field(60.0, gt=0, description="Then 504.")
+    request_timeout_seconds: float = Field(
+        60.0, gt=0, description="For an answer: what will not be ready by then is refused with 429."
+    )
     drain_seconds: float = Field(30.0, ge=0, description="Time to finish the queue on SIGTERM.")
     stall_seconds: float = Field(
         300.0, gt=0, description="A forward that takes longer counts as hung: liveness fails."

@@ -113,5 +113,5 @@ def test_the_shipped_configuration_is_one_that_ray_takes(cluster):
     shipped = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
     (described,) = shipped.applications
     assert described.import_path == "dalorra.cli.ray:build"
-    assert load_settings(**described.args).max_queue_requests == 512
+    assert load_settings(**described.args).max_queue_requests == 2_048
     assert [deployment.name for deployment in described.deployments] == [NAME]

@@ -144,6 +144,23 @@ async def test_it_is_behind_the_same_key():
     assert "mcp-session-id" not in let_in.headers
 
 
+async def test_its_key_has_a_share_of_the_queue():
+    async with serving(api_keys="k", max_queue_requests=2, max_batch_inputs=2) as server:
+        server.predictor.gate.clear()
+        headers = {"Authorization": "Bearer k"}
+        asked = [asyncio.create_task(server.predict("running", headers=headers))]
+        await server.until_running()
+        asked.append(asyncio.create_task(server.predict("waiting", headers=headers)))
+        await server.until(lambda: server.lifecycle.engine.queue_requests == 1)
+
+        async with over_mcp(server, key="k") as client:
+            refused = await client.call_tool(TOOL_NAME, {"sentence": "hello"})
+        server.predictor.gate.set()
+        await asyncio.gather(*asked)
+
+    assert refused.content[0].text.startswith("queue_full: this key holds its share")
+
+
 async def test_an_open_local_server_does_not_answer_to_other_names():
     """DNS rebinding: a web page makes its own name point to 127.0.0.1."""
     statuses = {}

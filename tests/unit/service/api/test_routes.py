@@ -9,7 +9,7 @@ import pytest
 
 from dalorra.decision.policy import Policy
 from tests.fakes import FakePredictor, expected_prediction
-from tests.serving import serving
+from tests.serving import error_sentence, serving
 
 FLAT = {
     "label", "probability", "variance", "decision", "reason", "probabilities", "entropy",
@@ -198,6 +198,38 @@ async def test_a_client_that_leaves_frees_its_place():
         metrics = await server.metrics()
         assert metrics['dalorra_requests_total{outcome="cancelled"}'] == 1
         assert metrics["dalorra_inflight_requests"] == 0
+
+
+async def test_no_key_takes_the_places_of_the_others():
+    greedy, modest = ({"Authorization": f"Bearer {who}"} for who in ("greedy", "modest"))
+    async with serving(
+        api_keys="greedy,modest", max_queue_requests=4, max_batch_inputs=2
+    ) as server:
+        server.predictor.gate.clear()
+        asked = [asyncio.create_task(server.predict("running", headers=greedy))]
+        await server.until_running()
+        asked += [asyncio.create_task(server.predict(text, headers=greedy)) for text in "ab"]
+        await server.until(lambda: server.lifecycle.engine.queue_requests == 2)
+
+        refused = await server.predict("c", headers=greedy)
+        asked.append(asyncio.create_task(server.predict("d", headers=modest)))
+        await server.until(lambda: server.lifecycle.engine.queue_requests == 3)
+        server.predictor.gate.set()
+
+        assert "this key holds its share" in error_sentence(refused, 429, "queue_full")
+        assert [one.status_code for one in await asyncio.gather(*asked)] == [200] * 4
+
+
+async def test_what_cannot_be_answered_in_time_is_refused_at_once():
+    predictor = FakePredictor(row_seconds=0.01, examples=3)  # 50 rows: half a second
+    async with serving(predictor, request_timeout_seconds=1.0) as server:
+        texts = [f"{n:030d}" for n in range(4)]
+        response = await server.client.post("/predict/batch", json={"inputs": texts})
+
+        sentence = error_sentence(response, 413, "batch_too_large")
+        assert "an answer may take 1 s" in sentence
+        assert predictor.encoded == []
+        assert (await server.predict(texts[0])).status_code == 200
 
 
 async def post_and_leave(app: object, gone: asyncio.Event) -> None:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from dalorra.errors import InputError
 from service.engine import Engine
-from service.errors import DeadlineError, DrainingError, InferenceError, QueueFullError
+from service.errors import (
+    BatchTooLargeError,
+    DeadlineError,
+    DrainingError,
+    InferenceError,
+    QueueFullError,
+)
 from tests.engine_bench import Journal, assert_empty, text_of
 from tests.fakes import FakePredictor, expected_prediction, limits
 from tests.virtual_time import VirtualLoop, VirtualThread, run
@@ -59,7 +65,14 @@ async def live(client: Client, engine: Engine, adapters: Sequence[FakePredictor]
             answers = await engine.predict(adapter, client.texts, within=client.within)
     except TimeoutError:
         return "left"
-    except (InputError, InferenceError, DeadlineError, QueueFullError, DrainingError) as error:
+    except (
+        InputError,
+        InferenceError,
+        BatchTooLargeError,
+        DeadlineError,
+        QueueFullError,
+        DrainingError,
+    ) as error:
         if isinstance(error, InputError):
             assert "" in client.texts
         if isinstance(error, InferenceError):

@@ -1,18 +1,34 @@
 """Which entries go together, and that none is left behind."""
 
+import math
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalorra.prompts import Prompt
 from service.engine.entry import Entry
+from service.engine.lengths import Size
+from service.engine.pace import Speed
 from service.engine.queue import Queue
 from tests.fakes import CUE, FakePredictor
 
+UNKNOWN = Speed(per_row=0.0, price=0.0, batch_rows=math.inf)
 
-def entry(name: object, rows: int, predictor: FakePredictor) -> Entry:
-    return Entry(key=name, predictor=predictor, value=str(name), rows=rows)
+
+def entry(
+    name: object,
+    rows: int,
+    predictor: FakePredictor,
+    *,
+    client: str | None = None,
+    deadline: float = math.inf,
+) -> Entry:
+    one = Entry(
+        key=name, predictor=predictor, value=str(name), rows=rows, size=Size(rows), client=client
+    )
+    one.deadline = deadline
+    return one
 
 
 def queue_of(*rows: int, budget: int, pads: bool = False) -> Queue:
@@ -26,7 +42,7 @@ def queue_of(*rows: int, budget: int, pads: bool = False) -> Queue:
 
 def rows_of_batches(queue: Queue) -> list[list[int]]:
     """Rows of the entries of each batch, until nothing waits any more."""
-    return [[one.rows for one in batch] for batch in iter(queue.take, [])]
+    return [[one.rows for one in batch] for batch in iter(lambda: queue.take(0.0, UNKNOWN), [])]
 
 
 def test_takes_the_oldest_with_its_nearest_in_length_the_oldest_first():
@@ -40,7 +56,7 @@ def test_a_batch_is_of_one_predictor_and_each_takes_its_turn():
     for number, (rows, whose) in enumerate([(50, alice), (50, bob), (51, alice), (49, bob)]):
         queue.push(entry(number, rows, whose))
 
-    batches = [queue.take() for _ in range(3)]
+    batches = [queue.take(0.0, UNKNOWN) for _ in range(3)]
 
     assert [[(one.predictor, one.rows) for one in batch] for batch in batches] == [
         [(alice, 50), (alice, 51)],
@@ -67,7 +83,98 @@ def test_an_entry_can_leave_from_the_middle():
     queue.discard(gone)
     queue.discard(gone)
 
-    assert queue.take() == [first, last]
+    assert queue.take(0.0, UNKNOWN) == [first, last]
+
+
+def test_clients_take_turns_by_rows_and_their_own_entries_as_they_came():
+    predictor, queue = FakePredictor(batch_rows=10), Queue()
+    for client, rows in [("a", 10)] * 4 + [("b", 10)] * 2 + [("c", 30)]:
+        queue.push(entry(len(queue), rows, predictor, client=client))
+
+    order = [one.key for _ in range(7) for one in queue.take(0.0, UNKNOWN)]
+
+    assert order == [0, 4, 1, 5, 2, 6, 3]
+
+
+def test_who_comes_back_after_a_pause_has_no_turns_saved_up():
+    predictor, queue = FakePredictor(batch_rows=10), Queue()
+    for number in range(6):
+        queue.push(entry(f"a{number}", 10, predictor, client="a"))
+    for _ in range(3):
+        queue.take(0.0, UNKNOWN)
+    for number in range(3):
+        queue.push(entry(f"b{number}", 10, predictor, client="b"))
+
+    order = [one.key for _ in range(6) for one in queue.take(0.0, UNKNOWN)]
+
+    assert order == ["a3", "b0", "a4", "b1", "a5", "b2"]
+
+
+SPEED = Speed(per_row=0.1, price=0.0, batch_rows=100)  # a full batch takes 10 s
+
+
+def test_who_has_no_time_to_wait_for_another_batch_goes_before_its_turn():
+    predictor, queue = FakePredictor(batch_rows=100), Queue()
+    for number in range(20):
+        queue.push(entry(number, 50, predictor, deadline=200 + number))
+    hurried = entry("hurried", 90, predictor, client="new", deadline=19)
+    queue.push(hurried)
+
+    assert hurried in queue.take(0.0, SPEED)
+
+
+def test_who_would_be_late_even_in_a_small_batch_does_not_spoil_a_full_one():
+    predictor, queue = FakePredictor(batch_rows=100), Queue()
+    for number in range(4):
+        queue.push(entry(number, 20, predictor, deadline=2.4))
+        queue.push(entry(10 + number, 50, predictor, deadline=35))
+
+    assert [one.key for one in queue.take(0.0, SPEED)] == [10, 11]
+    assert [one.key for one in queue.take(10.0, SPEED)] == [12, 13]
+
+
+def test_where_all_are_in_a_hurry_the_batch_is_as_small_as_that():
+    predictor, queue = FakePredictor(batch_rows=100), Queue()
+    for number in range(4):
+        queue.push(entry(number, 25, predictor, deadline=5.5))
+
+    assert [one.key for one in queue.take(0.0, SPEED)] == [0, 1]
+
+
+def test_those_who_cannot_be_answered_in_time_are_found_and_only_those():
+    predictor, queue = FakePredictor(batch_rows=100), Queue()
+    for number, deadline in enumerate([20, 11, 4, 16]):
+        queue.push(entry(number, 50, predictor, deadline=deadline))
+
+    assert [one.key for one in queue.hopeless(0.0, SPEED)] == [2]
+    assert [one.key for one in queue.hopeless(7.0, SPEED)] == [2, 1]
+    assert [one.key for one in queue.hopeless(0.0, UNKNOWN)] == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 120), st.floats(0, 200), st.sampled_from("abc")), max_size=40)
+)
+def test_whoever_can_be_in_time_in_order_of_deadlines_is_in_time_whatever_is_preferred(
+    arrivals: list[tuple[int, float, str]],
+):
+    predictor, queue = FakePredictor(batch_rows=100), Queue()
+    now, batches, ahead = 0.0, 1, 0
+    deadlines: dict[Entry, float] = {}
+    for number, (rows, patience, client) in enumerate(arrivals):
+        # In batches of their own order: of those that do not fit together, one goes alone.
+        batches, ahead = (batches, ahead + rows) if ahead + rows <= 100 else (batches + 1, rows)
+        deadline = batches * 12.0 + patience
+        one = entry(number, rows, predictor, client=client, deadline=deadline)
+        deadlines[one] = deadline
+        queue.push(one)
+
+    while batch := queue.take(now, SPEED):
+        now += sum(one.rows for one in batch) * SPEED.per_row
+        for one in batch:
+            # The order of deadlines is that of arrival but for patience, which only adds.
+            assert now <= deadlines.pop(one) + 2 * 12.0
+    assert not deadlines
 
 
 @given(
@@ -89,7 +196,7 @@ def test_nothing_is_lost_repeated_or_starved(
     pushed: list[Entry] = []
 
     def take() -> None:
-        batch = queue.take()
+        batch = queue.take(0.0, UNKNOWN)
         taken.extend(batch)
         rows = [one.rows for one in batch]
         if len(batch) > 1:
@@ -132,4 +239,5 @@ def test_questions_about_one_state_go_together_whoever_asked_and_their_state_cou
     for number, state in enumerate(["a" * 80, "b" * 80, "a" * 80, "b" * 80, "a" * 80]):
         queue.push(question(number, state, predictor))
 
-    assert [[one.key for one in batch] for batch in iter(queue.take, [])] == [[0, 2, 4], [1, 3]]
+    batches = iter(lambda: queue.take(0.0, UNKNOWN), [])
+    assert [[one.key for one in batch] for batch in batches] == [[0, 2, 4], [1, 3]]
