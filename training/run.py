@@ -401,7 +401,7 @@ class Run:
     def _evaluation_split(self) -> str:
         data = self.config.data
         if isinstance(self.task, QuestionTask):
-            return "questions that were not trained on"
+            return "that were not trained on"
         if data.evaluation_holdout:
             return "examples held out of the training set"
         return data.evaluation_split or self.task.evaluation_split
