@@ -167,6 +167,7 @@ def load_shared_base(settings: Settings) -> Base:
         row_budget=settings.batch_rows,
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
         cuda_graphs=settings.cuda_graphs,
+        hand_made_policies=settings.hand_made_policies,
     )
 
 

@@ -25,6 +25,7 @@ from service.api.schemas import (
 )
 from service.errors import BatchTooLargeError, ClientGoneError
 from service.lifecycle import Lifecycle
+from service.policies import hand_made_policies
 from service.settings import Settings
 from service.telemetry import Telemetry, package_version
 
@@ -202,6 +203,7 @@ def _info(adapters: Adapters, name: str | None, settings: Settings) -> InfoRespo
         fields=list(predictor.fields),
         on_overflow=settings.on_overflow,
         policy=predictor.policy,
+        hand_made_policies=hand_made_policies(predictor),
         limits=LimitsInfo(
             max_tokens=predictor.max_tokens,
             max_batch_inputs=settings.max_batch_inputs,

@@ -269,7 +269,8 @@ def _describe(predictor: Predictor) -> ServedPolicy:
     source = Source(
         adapter_digest=predictor.card.digest,
         bank=json.dumps(policy.bank or {"samples": predictor.samples}, sort_keys=True),
-        policy=policy.model_dump_json(),
+        # What it promises, not how that was vouched for: digest or none, it is the same promise.
+        policy=policy.model_dump_json(exclude={"digest"}),
         novelty_digest=novelty.digest if novelty else None,
     )
     return ServedPolicy(predictor.card.adapter, tuple(predictor.labels), policy, source)
