@@ -9,12 +9,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi import Path as InPath
-from starlette.datastructures import Headers
 
 from dalorra.errors import AdapterError
 from service.adapter_names import ADAPTER_NAME
 from service.adapters import Loaded
 from service.api import problems
+from service.api.callers import bearer_key
 from service.api.routes import NOT_NOW
 from service.api.schemas import (
     AdapterInfo,
@@ -134,12 +134,11 @@ def _administrators_only(settings: Settings) -> Callable[[Request], Awaitable[st
     async def check(request: Request) -> str:
         if not known:
             raise ForbiddenError("adapters are fixed on this server: admin_keys are not set")
-        scheme, _, key = Headers(scope=request.scope).get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
+        if (key := bearer_key(request.scope)) is None:
             raise UnauthorizedError(
                 "send a key of admin_keys in the header Authorization: Bearer …"
             )
-        digest = matching(key.strip(), known)
+        digest = matching(key, known)
         if digest is None:
             raise ForbiddenError("this key is none of admin_keys: it may not change adapters")
         return fingerprint(digest)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dalorra.errors import InputError, TooLongError
+from service.api.callers import Caller
 from service.api.schemas import PredictOptions, PredictResponse
 from service.engine import Answer, Predictor
 from service.feedback import Ledger, Told
@@ -31,13 +32,13 @@ class Query:
     Attributes:
         predictor: answers it.
         value: the input.
-        request_id: names the answer.
+        caller: whose the answer is, and what names it.
         called: what the client calls each label, where that is not its name.
     """
 
     predictor: Predictor
     value: Input
-    request_id: str
+    caller: Caller
     called: Mapping[str, str] | None = None
 
 
@@ -65,7 +66,12 @@ class Decided:
         """What is kept of it for feedback."""
         query = self.query
         return Told(
-            query.request_id, query.value, self.prediction, self.verdict.decision, query.called
+            query.caller.request_id,
+            query.value,
+            self.prediction,
+            self.verdict.decision,
+            query.called,
+            query.caller.owner,
         )
 
 
@@ -116,14 +122,14 @@ class Answering:
     async def predict(
         self,
         inputs: Sequence[InputFields],
-        request_ids: Sequence[str],
+        callers: Sequence[Caller],
         options: PredictOptions,
     ) -> tuple[list[PredictResponse], Reply]:
         """Answers inputs of an adapter with labels of its own, see `answer`.
 
         Args:
             inputs: at least one; strings, or the template's fields.
-            request_ids: one for each.
+            callers: one for each, with the name of its answer.
             options: the same for all.
 
         Raises:
@@ -132,8 +138,7 @@ class Answering:
         predictor = self._lifecycle.adapters.find(options.adapter)
         check_has_labels(predictor)
         queries = [
-            Query(predictor, value, request_id)
-            for value, request_id in zip(inputs, request_ids, strict=True)
+            Query(predictor, value, caller) for value, caller in zip(inputs, callers, strict=True)
         ]
         reply = await self.answer(queries, options.target_error)
         return [_body(one, options.return_samples) for one in reply.decided], reply
@@ -243,7 +248,7 @@ def _body(decided: Decided, return_samples: bool) -> PredictResponse:
         truncated=decided.answer.truncated,
         model=card.model,
         adapter=card.adapter,
-        request_id=decided.query.request_id,
+        request_id=decided.query.caller.request_id,
         **samples,  # left out rather than null: the answer has the field only where asked for
     )
 

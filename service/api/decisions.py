@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, Strict
 
 from dalorra.errors import InputError, TooLongError
 from dalorra.questions import LIMITS, Option, Question
+from service.api.callers import Caller, caller_of
 from service.api.confidence import choice_confidence, score_confidence
 from service.api.conversation import Conversation, Words, rendered, spoken
 from service.api.error_forms import DECISIONS, documented, openai
@@ -201,20 +202,18 @@ def decisions_routes(settings: Settings, questions: TypedQuestions) -> APIRouter
     async def decisions(request: Request, response: Response) -> DecisionsResponse:
         """Answers typed questions about a text or a conversation."""
         body = await read_body(request, DecisionsRequest, settings.max_body_bytes)
-        reply = await unless_gone(request, _ask(questions, body, request.state.request_id))
+        reply = await unless_gone(request, _ask(questions, body, caller_of(request)))
         note(reply.reply, request, response)
         return _response(body, reply, refuses=settings.refuse_unaccepted)
 
     return router
 
 
-async def _ask(
-    questions: TypedQuestions, body: DecisionsRequest, request_id: str
-) -> QuestionsReply:
+async def _ask(questions: TypedQuestions, body: DecisionsRequest, caller: Caller) -> QuestionsReply:
     asked = [_question(place, one) for place, one in enumerate(body.questions)]
     options = Options(body.model, body.x_return_samples, body.x_target_error)
     try:
-        return await questions.ask(rendered(body.input), asked, request_id, options)
+        return await questions.ask(rendered(body.input), asked, caller, options)
     except TooLongError:
         raise
     except InputError as error:

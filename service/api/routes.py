@@ -13,6 +13,7 @@ from dalorra.client.tool import function_schema, tool_name
 from service.adapters import Adapters
 from service.api import problems
 from service.api.answering import Answering, Reply, check_has_labels
+from service.api.callers import caller_of
 from service.api.schemas import (
     BatchRequest,
     BatchResponse,
@@ -101,9 +102,9 @@ async def ask(
         ClientGoneError: the client closed the connection.
         InputError, ServiceError: see `Answering.predict`.
     """
-    request_id = request.state.request_id
-    ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
-    bodies, reply = await unless_gone(request, answering.predict(inputs, ids, options))
+    caller = caller_of(request)
+    callers = [caller.at(place) for place in range(len(inputs))] if batch else [caller]
+    bodies, reply = await unless_gone(request, answering.predict(inputs, callers, options))
     note(reply, request, response)
     return bodies
 

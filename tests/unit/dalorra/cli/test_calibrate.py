@@ -159,7 +159,7 @@ def judged(tmp_path):
                 )  # fmt: skip
                 store.add(number, [kept])
                 if keep(p):
-                    store.judge(f"r{i:06}", example.label, 1.0)
+                    store.judge(f"r{i:06}", "", example.label, 1.0)
         store.close()
         return path
 
