@@ -116,18 +116,22 @@ class Predictor:
         quantize: Quantize | None = None,
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
+        hand_made_policies: bool = False,
     ) -> "Predictor":
         """Loads an adapter and the base model it was trained on.
 
         The adapter is a folder, or `owner/name` or `owner/name@revision` on the hub; the bundled
         one by default. The base is quantised as it was in training, unless `quantize` says
-        otherwise.
+        otherwise. Policies that are not as calibration wrote them accept nothing, unless
+        `hand_made_policies` says otherwise.
 
         Raises:
             AdapterError: the directory is damaged or does not fit the base model.
             BaseModelError: the base model cannot be had.
         """
-        adapter = read_adapter(adapter_dir or bundled_adapter())
+        adapter = read_adapter(
+            adapter_dir or bundled_adapter(), hand_made_policies=hand_made_policies
+        )
         adapter.posterior.check_servable()  # before minutes are spent on a base model
         trained_on = adapter.manifest.base_model
         base = load_base_model(

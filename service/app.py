@@ -110,7 +110,7 @@ def create_app(
     app.include_router(prediction_routes(settings, answering))
     app.include_router(systemone_routes(settings, questions))
     app.include_router(decisions_routes(settings, questions))
-    app.include_router(feedback_routes(ledger))
+    app.include_router(feedback_routes(settings, ledger))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
     app.include_router(adapter_routes(settings, lifecycle))
     app.include_router(openinference_routes(settings, lifecycle, answering))
@@ -167,6 +167,7 @@ def load_shared_base(settings: Settings) -> Base:
         row_budget=settings.batch_rows,
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
         cuda_graphs=settings.cuda_graphs,
+        hand_made_policies=settings.hand_made_policies,
     )
 
 

@@ -18,6 +18,7 @@ from dalorra.adapter.manifest import (
 )
 from dalorra.base.families import head_modules
 from dalorra.decision.policy import Policy
+from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import ConfigError, InputError, Interrupted
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec
@@ -293,7 +294,7 @@ class Run:
                 seed=self.config.seed,
             )
             predictor.novelty.save(folder)
-        predictor.policy = self._calibrated(predictor)
+        predictor.policy = with_digest(self._calibrated(predictor))
         predictor.policy.save(folder)
         metrics = evaluate(
             predictor,

@@ -121,6 +121,7 @@ def calibrate(
     from dalorra.adapter.directory import read_adapter
     from dalorra.adapter.hub import own_folder
     from dalorra.cli.question_file import read_question
+    from dalorra.decision.policy_digest import with_digest
     from dalorra.decision.question_policies import keep_question_policy
     from dalorra.question_prompts import QuestionFormat
     from training.calibrate import unpromised
@@ -133,7 +134,9 @@ def calibrate(
         numbers(class_target or (), "--class-target"),
         numbers(cost or (), "--cost"),
     )
-    read, in_words = read_adapter(own_folder(adapter)), promise_in_words
+    in_words = promise_in_words
+    # Of the policy that is there, only the temperature that answers were served at is of use.
+    read = read_adapter(own_folder(adapter), hand_made_policies=True)
     asked = None if question is None else read_question(question)
     if asked is not None and not isinstance(read.manifest.prompt, QuestionFormat):
         raise ConfigError(f"{adapter} has labels of its own and answers no other questions")
@@ -161,7 +164,7 @@ def calibrate(
         if found.new_kinds is not None:
             policy, in_words = unpromised(policy), thresholds_in_words
     if asked is None:
-        policy.save(out or adapter)
+        with_digest(policy).save(out or adapter)
     else:
         keep_question_policy(out or adapter, asked, policy)
     if policy.never_accepts:

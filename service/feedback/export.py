@@ -14,7 +14,8 @@ from service.feedback.store import VERSION, check_kind
 
 _SOURCES = "SELECT id, adapter_digest, bank, policy, novelty_digest FROM sources ORDER BY id"
 _JUDGED = """
-SELECT labelled_at, request_id, label, probability, variance, novelty, cut_at, true_label
+SELECT labelled_at, CASE owner WHEN '' THEN request_id ELSE owner || '/' || request_id END,
+       label, probability, variance, novelty, cut_at, true_label
 FROM answers WHERE source = ? AND true_label IS NOT NULL AND samples >= ?
 """
 

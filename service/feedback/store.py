@@ -19,14 +19,14 @@ from service.feedback.live import Group
 from service.feedback.records import AnswerRecord, KeptAnswer, Source
 
 _APPLICATION = 0x44414C46  # "DALF": no other program's file is taken for a store
-VERSION = 3
-"""Of the file's tables; the first had no `cut_at`, the second no `called`."""
-_ADDED = {1: "cut_at INTEGER", 2: "called TEXT"}
+VERSION = 4
+"""Of the file's tables; the first had no `cut_at`, the second no `called`, the third no `owner`."""
+_ADDED = {1: "cut_at INTEGER", 2: "called TEXT", 3: "owner TEXT NOT NULL DEFAULT ''"}
 """What each version lacks of the next."""
 LOCK_SECONDS = 10.0
 """What a transaction waits at most for another process's."""
 
-_TABLES = """
+_SOURCES = """
 CREATE TABLE sources (
     id INTEGER PRIMARY KEY,
     adapter_digest TEXT NOT NULL,
@@ -34,9 +34,11 @@ CREATE TABLE sources (
     policy TEXT NOT NULL,
     novelty_digest TEXT,
     watch TEXT
-);
+)
+"""
+_ANSWERS = """
 CREATE TABLE answers (
-    request_id TEXT NOT NULL PRIMARY KEY,
+    request_id TEXT NOT NULL,
     answered_at REAL NOT NULL,
     label TEXT NOT NULL,
     probability REAL NOT NULL,
@@ -50,7 +52,9 @@ CREATE TABLE answers (
     called TEXT,
     source INTEGER NOT NULL REFERENCES sources (id),
     true_label TEXT,
-    labelled_at REAL
+    labelled_at REAL,
+    owner TEXT NOT NULL,
+    PRIMARY KEY (request_id, owner)
 );
 CREATE INDEX answers_by_worth ON answers (true_label IS NOT NULL, answered_at);
 CREATE INDEX answers_by_age ON answers (answered_at);
@@ -60,12 +64,12 @@ CREATE INDEX answers_with_truth ON answers (source) WHERE true_label IS NOT NULL
 _CLOCK = """
 CREATE TABLE IF NOT EXISTS clock (id INTEGER PRIMARY KEY CHECK (id = 1), seconds REAL NOT NULL)
 """
-# A repeated id means the later answer, unless the earlier one has been judged already.
+# An owner's repeated id means the later answer, unless the earlier one has been judged already.
 _ADD = """
 INSERT INTO answers (request_id, answered_at, label, probability, variance, novelty, cut_at,
-                     samples, decision, accepted, input, called, source)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (request_id) DO UPDATE SET
+                     samples, decision, accepted, input, called, owner, source)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (request_id, owner) DO UPDATE SET
     answered_at = excluded.answered_at, label = excluded.label,
     probability = excluded.probability, variance = excluded.variance, novelty = excluded.novelty,
     cut_at = excluded.cut_at,
@@ -116,21 +120,40 @@ class FeedbackStore:
             raise ConfigError(f"feedback_store {path} cannot be opened: {error}") from error
 
     def _prepare(self) -> None:
+        # Deleted answers cannot be read back from the file.
+        self._database.execute("PRAGMA secure_delete = ON")
         with self.transaction():
             if self._value("SELECT count(*) FROM sqlite_master") == 0:
-                for statement in _TABLES.strip().split(";\n"):
-                    self._database.execute(statement)
+                self._database.execute(_SOURCES)
+                self._make_answers()
                 self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self._database.execute(f"PRAGMA user_version = {VERSION}")
-            for version in range(check_kind(self._database, self._path), VERSION):
-                self._database.execute(f"ALTER TABLE answers ADD COLUMN {_ADDED[version]}")
+            if (version := check_kind(self._database, self._path)) < VERSION:
+                self._bring_up_to_date(version)
             self._database.execute(f"PRAGMA user_version = {VERSION}")
             self._database.execute(_CLOCK)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
+
+    def _make_answers(self) -> None:
+        for statement in _ANSWERS.strip().split(";\n"):
+            self._database.execute(statement)
+
+    def _bring_up_to_date(self, version: int) -> None:
+        """Answers from before they had owners are those of whoever asks without a key."""
+        for earlier in range(version, VERSION):
+            self._database.execute(f"ALTER TABLE answers ADD COLUMN {_ADDED[earlier]}")
+        self._database.execute("ALTER TABLE answers RENAME TO earlier")
+        for index in ("answers_by_worth", "answers_by_age", "answers_with_truth"):
+            self._database.execute(f"DROP INDEX IF EXISTS {index}")
+        self._make_answers()
+        columns = ", ".join(
+            name for _, name, *_ in self._database.execute("PRAGMA table_info(answers)")
+        )
         self._database.execute(
-            "PRAGMA secure_delete = ON"
-        )  # deleted answers cannot be read back from the file
+            f"INSERT INTO answers ({columns}) SELECT {columns} FROM earlier"  # noqa: S608 - ours
+        )
+        self._database.execute("DROP TABLE earlier")
 
     def close(self) -> None:
         """Closes the file."""
@@ -194,20 +217,27 @@ class FeedbackStore:
         """Keeps answers of one source."""
         self._database.executemany(_ADD, [(*answer, source) for answer in answers])
 
-    def find(self, request_id: str) -> AnswerRecord | None:
-        """What is kept under an id."""
+    def owners(self, request_id: str) -> list[str]:
+        """Who has an answer of that id."""
+        found = self._database.execute(
+            "SELECT owner FROM answers WHERE request_id = ?", (request_id,)
+        )
+        return [owner for (owner,) in found]
+
+    def find(self, request_id: str, owner: str) -> AnswerRecord | None:
+        """What is kept under an id of an owner's."""
         record = self._database.execute(
             "SELECT source, label, decision, accepted, true_label, called FROM answers "
-            "WHERE request_id = ?",
-            (request_id,),
+            "WHERE (request_id, owner) = (?, ?)",
+            (request_id, owner),
         ).fetchone()
         return None if record is None else AnswerRecord(*record)
 
-    def judge(self, request_id: str, true_label: str, now: float) -> None:
+    def judge(self, request_id: str, owner: str, true_label: str, now: float) -> None:
         """Keeps the truth about an answer."""
         self._database.execute(
-            "UPDATE answers SET true_label = ?, labelled_at = ? WHERE request_id = ?",
-            (true_label, now, request_id),
+            "UPDATE answers SET true_label = ?, labelled_at = ? WHERE (request_id, owner) = (?, ?)",
+            (true_label, now, request_id, owner),
         )
 
     def groups(self, source: int) -> list[Group]:

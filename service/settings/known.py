@@ -65,6 +65,11 @@ class Settings(BaseSettings):
         False,
         description="/v1/decisions answers with a refusal where an answer is not accepted.",
     )
+    hand_made_policies: bool = Field(
+        False,
+        description="Accept by policies, too, that are not as calibration wrote them; they promise "
+        "nothing.",
+    )
     max_adapters: int = Field(16, ge=1, description="Adapters loaded at once.")
     base_model: str | None = Field(
         None,
