@@ -11,16 +11,17 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from dalorra.forward.batches import Batching
 from dalorra.prompts import Prompt
+from dalorra.questions import Asked, Question
 from service.engine import Engine, Limits
 from service.errors import BatchTooLargeError, DeadlineError, QueueFullError
 from tests.engine_bench import Journal
-from tests.fakes import FakePredictor, limits
+from tests.fakes import FakePredictor, FakeQuestions, limits
 from tests.virtual_time import VirtualLoop, VirtualThread, run
 
 TOKENIZER_SECONDS = 1e-4  # of one input
 SHELL_ROWS = 20  # of an empty input: the cue under each sample
+NOUL_TOKENS = 7  # of a question beside its instructions
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Crowd:
         rows_per_second: that they ask for.
         characters: lengths of the inputs, all equally frequent.
         inputs: of a request.
+        state: characters that all inputs of a request are questions about; 0: they are texts.
         key: whose share it counts against.
         comes, goes: when the first and the last of them arrive.
     """
@@ -65,6 +67,7 @@ class Crowd:
     rows_per_second: float
     characters: Sequence[int] = (20, 60, 120, 240)
     inputs: int = 1
+    state: int = 0
     key: Hashable | None = None
     comes: float = 0.0
     goes: float = math.inf
@@ -73,7 +76,7 @@ class Crowd:
     def request_rows(self) -> float:
         """Of a request, on average."""
         mean = sum(self.characters) / len(self.characters)
-        return self.inputs * (mean + SHELL_ROWS)
+        return self.state + self.inputs * (mean + SHELL_ROWS)
 
 
 @dataclass
@@ -130,10 +133,13 @@ def play(
     async def main(loop: VirtualLoop) -> Record:
         chance = random.Random(seed)
         predictor = FakePredictor(batch_rows=machine.batch_rows, examples=3)
-        predictor.batching = Batching(machine.batch_rows, 40, 0.25, pads=False)
+        questions = FakeQuestions(batch_rows=machine.batch_rows)
 
         def cost(*arguments: Sequence[Prompt]) -> float:
-            rows = sum(map(predictor.packed_rows, arguments[-1]))
+            prompts = arguments[-1]
+            states = {prompt.state_ids for prompt in prompts}
+            rows = sum(predictor.packed_rows(prompt) - prompt.shared for prompt in prompts)
+            rows += sum(map(len, states))
             noise = math.exp(chance.gauss(0.0, machine.noise))
             return (rows + machine.price) / machine.rows_per_second(loop.now) * noise
 
@@ -151,10 +157,16 @@ def play(
         async def ask(crowd: Crowd) -> None:
             lengths = chance.choices(crowd.characters, k=crowd.inputs)
             texts = [f"{next(numbers):0{length}d}"[-length:] for length in lengths]
-            rows = sum(length + SHELL_ROWS for length in lengths)
+            state = f"{next(numbers):0{crowd.state}d}" if crowd.state else ""
+            asked = (
+                [(questions, Asked(state, _question(text))) for text in texts]
+                if state
+                else [(predictor, text) for text in texts]
+            )
+            rows = len(state) + sum(length + SHELL_ROWS for length in lengths)
             outcome = Outcome(crowd, rows, loop.now, 0.0, "answered")
             try:
-                await engine.predict(predictor, texts, within=within, client=crowd.key)
+                await engine.predict_each(asked, within=within, client=crowd.key)
             except (QueueFullError, BatchTooLargeError, DeadlineError) as error:
                 outcome.how = type(error).__name__
                 outcome.retry_after = error.retry_after
@@ -177,3 +189,8 @@ def play(
         return record
 
     return run(main)
+
+
+def _question(text: str) -> Question:
+    """Takes as many rows beside its state as this input."""
+    return Question.noul(text[NOUL_TOKENS:])

@@ -116,7 +116,8 @@ class Batching:
         them makes room for a longer one that fills it best.
 
         Of questions those about the state of the first go before any other: it is read in any case,
-        so that their own rows may fill the budget, whatever it takes itself.
+        so that their own rows may fill the budget, whatever it takes itself. Those about another
+        are taken all or none where reading it again costs more than a forward.
 
         Args:
             rows: of each prompt that waits, the oldest first; one at least. Of questions without
@@ -180,26 +181,34 @@ class Batching:
         return groups[::-1]
 
     def _take_questions(self, rows: Sequence[int], states: Sequence[State]) -> list[int]:
-        first, batch, total = states[0], [0], rows[0]
-        for i in range(1, len(rows)):
-            if states[i].name == first.name and total + rows[i] <= self.budget:
-                batch.append(i)
-                total += rows[i]
-        total += first.rows
+        about: dict[Hashable, list[int]] = {}
+        for i, state in enumerate(states):
+            about.setdefault(state.name, []).append(i)
+        alike = about.pop(states[0].name)
+        batch = [0, *_fitting(alike[1:], rows, self.budget - rows[0])]
+        total = states[0].rows + sum(rows[i] for i in batch)
         whole = [own + state.rows for own, state in zip(rows, states, strict=True)]
-        read = {first.name}
-        for i in sorted(range(len(rows)), key=lambda i: abs(whole[i] - whole[0])):
-            state = states[i]
-            more = rows[i] if state.name in read else whole[i]
-            if state.name != first.name and total + more <= self.budget:
-                batch.append(i)
-                read.add(state.name)
-                total += more
+        for places in sorted(about.values(), key=lambda places: abs(whole[places[0]] - whole[0])):
+            state = states[places[0]]
+            some = _fitting(places, rows, self.budget - total - state.rows)
+            if some == places or (some and state.rows <= self.price):
+                batch += some
+                total += state.rows + sum(rows[i] for i in some)
         return sorted(batch)
 
     def _rows(self, count: int, longest: int, total: int) -> int:
         """Rows of a forward of this many prompts."""
         return count * longest if self.pads else total
+
+
+def _fitting(places: Sequence[int], rows: Sequence[int], room: int) -> list[int]:
+    """The first of these that there is room for, and of the others whatever still fits."""
+    some = []
+    for place in places:
+        if rows[place] <= room:
+            some.append(place)
+            room -= rows[place]
+    return some
 
 
 def sample_groups(samples: range, rows: int, budget: int) -> list[range]:

@@ -33,7 +33,9 @@ class Batch:
     @property
     def rows(self) -> int:
         """Packed rows, padding left out."""
-        return sum(entry.rows for entry in self.entries)
+        states = {entry.state for entry in self.entries if entry.state is not None}
+        own = sum(entry.own_rows for entry in self.entries)
+        return own + sum(state.rows for state in states)
 
 
 class Batcher:

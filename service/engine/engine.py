@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
+    from dalorra.forward.batches import State
     from dalorra.prompts import Prompt
     from service.engine.interfaces import Input
 
@@ -38,7 +40,8 @@ _log = structlog.get_logger("dalorra.engine")
 @dataclass(frozen=True, slots=True)
 class _TokenizedInput:
     prompt: Prompt
-    rows: int
+    own_rows: int
+    state: State | None
     seconds: float
 
 
@@ -204,7 +207,7 @@ class Engine:
         fresh = {
             key: one for key, one in zip(keys, asked, strict=True) if key not in self._in_flight
         }
-        sizes = sizes_of(fresh.values())
+        sizes = sizes_of(list(fresh.values()))
         rows = [
             self._lengths.rows(predictor, size)
             for (predictor, _), size in zip(fresh.values(), sizes, strict=True)
@@ -230,25 +233,20 @@ class Engine:
         return seats
 
     def _tokenize(self, entries: list[Entry]) -> list[_TokenizedInput | Exception]:
-        """Runs on a tokeniser thread and changes nothing there.
-
-        Of several questions about one state the first has its rows.
-        """
+        """Runs on a tokeniser thread and changes nothing there."""
         results: list[_TokenizedInput | Exception] = []
-        states: set[Hashable] = set()
         for entry in entries:
             started = time.perf_counter()
             try:
                 prompt = entry.predictor.encode(entry.value)
-                rows = entry.predictor.packed_rows(prompt)
+                rows, state = entry.predictor.packed_rows(prompt), None
                 if prompt.options is not None:
                     state = entry.predictor.state_of(prompt)
-                    rows -= state.rows if (entry.predictor, state.name) in states else 0
-                    states.add((entry.predictor, state.name))
+                    rows -= state.rows
             except Exception as error:  # noqa: BLE001 - it belongs to this input
                 results.append(error)
             else:
-                results.append(_TokenizedInput(prompt, rows, time.perf_counter() - started))
+                results.append(_TokenizedInput(prompt, rows, state, time.perf_counter() - started))
         return results
 
     def _enqueue(
@@ -260,7 +258,13 @@ class Engine:
         else:
             results = future.result()
         now = future.get_loop().time()
-        for entry, result in zip(entries, results, strict=True):
+        both = list(zip(entries, results, strict=True))
+        asked = Counter(
+            (entry.predictor, result.state)
+            for entry, result in both
+            if isinstance(result, _TokenizedInput)
+        )
+        for entry, result in both:
             if entry.stage is not Stage.TOKENIZING:
                 continue  # everyone who waited has left, and its place was given back
             if isinstance(result, Exception):
@@ -268,11 +272,14 @@ class Engine:
                 entry.fail(_input_failure(result))
                 self._forget(entry)
                 continue
-            prompt = result.prompt
-            self._lengths.learn(entry.predictor, entry.size, result.rows, cut=prompt.truncated)
-            self._admission.settle(entry, result.rows)
+            prompt, state = result.prompt, result.state
+            rows = result.own_rows
+            if state is not None:
+                rows += round(state.rows / asked[entry.predictor, state])
+            self._lengths.learn(entry.predictor, entry.size, rows, cut=prompt.truncated)
+            self._admission.settle(entry, rows)
             self._observer.tokenized(prompt.tokens, result.seconds)
-            entry.prompt = prompt
+            entry.prompt, entry.own_rows, entry.state = prompt, result.own_rows, state
             entry.tokenize_seconds, entry.queued_at = result.seconds, now
             entry.stage = Stage.QUEUED
             self._queue.push(entry)

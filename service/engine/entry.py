@@ -13,6 +13,7 @@ from service.engine.lengths import Size
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
+    from dalorra.forward.batches import State
     from dalorra.prompts import Prompt
     from service.engine.interfaces import Input
 
@@ -61,12 +62,15 @@ class Entry:
         key: equal for equal inputs of one predictor.
         predictor: answers it.
         value: the input.
-        rows: rows it holds in the queue: an estimate first, exact once tokenised.
+        rows: rows it holds in the queue: an estimate first, exact once tokenised. Questions that
+            were asked together about one state hold equal parts of its rows.
         size: what that estimate was made of.
         client: whose share of the queue it counts against; None where nobody has one.
         stage: where it is.
         deadline: the latest deadline of those who wait, in loop time.
         prompt: the tokenised input.
+        own_rows: its rows without those of its state.
+        state: what it is a question about; None where it is none.
         tokenize_seconds: spent in the tokeniser.
         queued_at, started_at: loop time.
         turn: in the queue; the lowest comes first.
@@ -82,11 +86,18 @@ class Entry:
     stage: Stage = Stage.TOKENIZING
     deadline: float = 0.0
     prompt: Prompt | None = None
+    own_rows: int = 0
+    state: State | None = None
     tokenize_seconds: float = 0.0
     queued_at: float = 0.0
     started_at: float = 0.0
     turn: int = 0
     waiters: set[asyncio.Future[Answer]] = field(default_factory=set)
+
+    @property
+    def alone_rows(self) -> int:
+        """Rows of a forward that it has for itself."""
+        return self.own_rows + (self.state.rows if self.state else 0)
 
     def join(self, deadline: float) -> asyncio.Future[Answer]:
         """Adds a caller, who gives up at `deadline`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -29,8 +30,7 @@ class Size(NamedTuple):
     """What is known of an input before it is tokenised.
 
     Attributes:
-        characters: that are read for it alone: of several questions about one state the first has
-            those of the state.
+        characters: that are read for it, of a state its part.
         options: characters of the options, whose rows may be there once for each sample.
     """
 
@@ -38,16 +38,15 @@ class Size(NamedTuple):
     options: int = 0
 
 
-def sizes_of(asked: Iterable[tuple[Predictor, Input]]) -> list[Size]:
+def sizes_of(asked: Sequence[tuple[Predictor, Input]]) -> list[Size]:
     """Of inputs that are asked together."""
     sizes: list[Size] = []
-    states: set[tuple[Predictor, str]] = set()
+    questions = Counter((who, one.state) for who, one in asked if isinstance(one, Asked))
     for predictor, value in asked:
         if isinstance(value, Asked):
-            question, state = value.question, (predictor, value.state)
+            question = value.question
             options = sum(len(one.name) + len(one.description) for one in question.options)
-            read = 0 if state in states else len(value.state)
-            states.add(state)
+            read = round(len(value.state) / questions[predictor, value.state])
             sizes.append(Size(read + len(question.instructions) + options, options))
         else:
             texts = value.values() if isinstance(value, Mapping) else [value]

@@ -7,13 +7,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from service.engine.entry import Entry
 from service.engine.pace import Speed
-
-if TYPE_CHECKING:
-    from dalorra.forward.batches import State
 
 _WINDOW = 256
 """Entries of one predictor among which a batch is looked for."""
@@ -33,7 +29,7 @@ class Queue:
 
     def __init__(self) -> None:
         # O(1) removal anywhere: clients leave as they like.
-        self._entries: dict[Entry, tuple[int, State | None]] = {}
+        self._entries: dict[Entry, None] = {}
         self._ends: dict[Hashable, int] = {}  # turn of each client's last entry
         self._turn = 0  # of the entry that the last batch was made for
         self.rows = 0
@@ -45,7 +41,7 @@ class Queue:
         """Adds an entry."""
         entry.turn = max(self._turn, self._ends.get(entry.client, 0)) + entry.rows
         self._ends[entry.client] = entry.turn
-        self._entries[entry] = _rows(entry)
+        self._entries[entry] = None
         self.rows += entry.rows
 
     def discard(self, entry: Entry) -> None:
@@ -91,11 +87,12 @@ class Queue:
         first = choice[0]
         alike = (entry for entry in choice if entry.predictor is first.predictor)
         window = list(islice(alike, _WINDOW))
-        rows, states = zip(*map(self._entries.__getitem__, window), strict=True)
-        asked = [state for state in states if state is not None]
+        rows = [entry.own_rows for entry in window]
+        states = [entry.state for entry in window if entry.state is not None]
         batching = first.predictor.batching
-        budget = round(min(batching.budget, speed.rows(first.deadline - now)))
-        batch = [window[place] for place in replace(batching, budget=budget).take(rows, asked)]
+        for_state = speed.per_row * (first.alone_rows - first.own_rows)
+        budget = round(min(batching.budget, speed.rows(first.deadline - now - for_state)))
+        batch = [window[place] for place in replace(batching, budget=budget).take(rows, states)]
         self._turn = max(self._turn, first.turn)
         for entry in batch:
             self.discard(entry)
@@ -115,7 +112,7 @@ class Queue:
         in_time = [
             entry
             for entry in by_deadline
-            if now + speed.seconds(max(entry.rows, batch_rows / 4)) <= entry.deadline
+            if now + speed.seconds(max(entry.alone_rows, batch_rows / 4)) <= entry.deadline
         ]
         chosen, ahead, urgent = [], 0, False
         for entry in in_time:
@@ -138,12 +135,3 @@ class Queue:
         batch = max(speed.batch_rows, *(entry.rows for entry in self._entries))
         last = now + speed.seconds(self.rows) + batches * speed.seconds(min(batch, self.rows))
         return all(entry.deadline >= last for entry in self._entries)
-
-
-def _rows(entry: Entry) -> tuple[int, State | None]:
-    """Of an entry by itself, and of the state that its question is about."""
-    prompt, predictor = entry.prompt, entry.predictor
-    if prompt is None or prompt.options is None:
-        return entry.rows, None
-    state = predictor.state_of(prompt)
-    return predictor.packed_rows(prompt) - state.rows, state

@@ -136,19 +136,19 @@ async def test_a_full_queue_refuses_before_it_spends_anything(bench: Bench):
 @on_bench()
 async def test_a_state_has_its_place_once_for_the_questions_of_a_request(bench: Bench):
     def encode(text: str) -> Prompt:
-        return Prompt(tuple(map(ord, text)), CUE, shared=50, options=("true", "false"))
+        return Prompt(tuple(map(ord, text)), CUE, shared=48, options=("true", "false"))
 
     bench.predictor.encode = encode
     running = bench.ask("r" * 60)
     await bench.at(1)
-    state, other = "s" * 50, "o" * 50
+    state, other = "s" * 48, "o" * 48
     asked = bench.ask(state + "a", state + "bc", other + "d", state + "efg")
     await bench.at(2)
     own = (1, 2, 1, 3)
-    assert bench.engine.queue_rows == 50 + 50 + sum(own) + 4 * 10 * len(CUE)
+    assert bench.engine.queue_rows == 48 + 48 + sum(own) + 4 * 10 * len(CUE)
     await asyncio.gather(running, asked)
     bench.assert_empty()
-    assert bench.journal.batches[1][:2] == (4, 100 + sum(own) + 4 * 10 * len(CUE))
+    assert bench.journal.batches[1][:2] == (4, 96 + sum(own) + 4 * 10 * len(CUE))
 
 
 @on_bench(limited=limits(queue_rows=100))

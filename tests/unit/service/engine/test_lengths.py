@@ -70,7 +70,7 @@ def test_each_predictor_has_lengths_of_its_own_as_long_as_it_lives():
     assert gone() is None
 
 
-def test_a_state_counts_for_the_first_question_about_it():
+def test_questions_about_one_state_have_equal_parts_of_it():
     state, other = "s" * 1_000, "o" * 500
     short, long = choice("Which?", "a", "bc"), choice("Which of them?", "some", "others")
     asked = [
@@ -81,8 +81,8 @@ def test_a_state_counts_for_the_first_question_about_it():
     ]
 
     assert sizes_of(asked) == [
-        Size(1_000 + 6 + 3, 3),
-        Size(14 + 10, 10),
+        Size(500 + 6 + 3, 3),
+        Size(500 + 14 + 10, 10),
         Size(1_000 + 6 + 3, 3),
         Size(500 + 6 + 3, 3),
     ]

@@ -60,6 +60,17 @@ def test_of_batches_too_all_or_nothing(inputs: int):
     assert record.select("answered", crowds[0])
 
 
+def test_of_questions_too_whose_state_is_read_once():
+    machine = MACHINES["usual"]
+    crowds = [of(machine, 2, inputs=8, state=300, characters=(20, 40)), of(machine, 0.5)]
+
+    record = play(machine, crowds, within=DEADLINE, until=180)
+
+    assert_kept(record, DEADLINE)
+    assert record.goodput(60, 180) > GOOD * machine.capacity(DEADLINE)
+    assert all(record.select("answered", crowd) for crowd in crowds)
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rows_per_second=st.floats(60, 5_000),

@@ -27,7 +27,7 @@ def entry(
     one = Entry(
         key=name, predictor=predictor, value=str(name), rows=rows, size=Size(rows), client=client
     )
-    one.deadline = deadline
+    one.deadline, one.own_rows = deadline, rows
     return one
 
 
@@ -231,6 +231,8 @@ def question(name: object, state: str, predictor: FakePredictor) -> Entry:
     one = entry(name, 0, predictor)
     ids = (*map(ord, state), *range(12))
     one.prompt = Prompt(ids, CUE, shared=len(state), options=("true", "false"))
+    one.state = predictor.state_of(one.prompt)
+    one.own_rows = predictor.packed_rows(one.prompt) - one.state.rows
     return one
 
 
