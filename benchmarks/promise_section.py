@@ -95,8 +95,9 @@ def _power(lines: Sequence[Line]) -> str:
     return f"""## Few labelled examples
 
 `python -m benchmarks.power`: {lines[0]["draws"]} draws of n labelled examples, with replacement,
-from the bundled adapter's answers ({described}). What a procedure accepts is judged on all of these
-answers, so the true error is known. MAPIE controls the precision of a threshold on the probability,
+from the answers of an adapter of each task ({described}). What a procedure accepts is judged on all
+of these answers, so the true error is known; where the split was trained on, it is lower than that
+of new inputs. MAPIE controls the precision of a threshold on the probability,
 over its own 100 thresholds; its fixed sequence starts at the highest. Mean share accepted (nothing
 accepted counts as 0), and the share of draws whose true error is above target, at
 {lines[0]["confidence"]:.0%} confidence:
