@@ -60,8 +60,11 @@ def calibrate(
         ),
     ] = None,
     from_feedback: Annotated[
-        Path | None,
-        typer.Option(help="Feedback store of a server, in place of data.", show_default="none"),
+        str | None,
+        typer.Option(
+            help="Feedback store of a server, a file or postgresql://…, in place of data.",
+            show_default="none",
+        ),
     ] = None,
     class_target: Annotated[
         list[str] | None,
@@ -221,16 +224,17 @@ class _Test:
             "novelty_digest": novelty.digest if novelty and self._level else None,
         }
 
-    def on_feedback(self, store: Path) -> "Policy":
+    def on_feedback(self, store: str) -> "Policy":
         """On answers as they were served."""
         from service.feedback.export import read_labelled
+        from service.feedback.places import SCHEMES
         from training.from_feedback import calibrate_from_feedback
         from training.looks import look_at_feedback, take_look
 
         read, settings = self.read, self._settings
         served_at = read.policy.temperature if read.policy else 1.0
         answers = read_labelled(
-            store,
+            store if store.startswith(SCHEMES) else Path(store),
             read.digest,
             temperature=served_at,
             samples=read.manifest.bank.samples,

@@ -35,7 +35,7 @@ from service.feedback.messages import (
     ServedPolicy,
 )
 from service.feedback.records import Feedback
-from service.feedback.store import FeedbackStore
+from service.feedback.tables import AnswerTables
 
 _TICK_SECONDS = 1.0  # between looks at what other processes wrote, and at what has expired
 _PRUNE_SECONDS = 60.0
@@ -60,7 +60,7 @@ class Clerk:
 
     def __init__(
         self,
-        store: FeedbackStore,
+        store: AnswerTables,
         inbox: queue.SimpleQueue[Message | None],
         clock: SteadyClock,
         *,
@@ -247,7 +247,7 @@ class Clerk:
 class _Watches:
     """The watches of the promises that one transaction changes."""
 
-    def __init__(self, store: FeedbackStore) -> None:
+    def __init__(self, store: AnswerTables) -> None:
         self._store = store
         self._loaded: dict[int, PromiseWatch | None] = {}
         self._changed: set[int] = set()

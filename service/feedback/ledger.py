@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,9 @@ from service.feedback.messages import (
     NewPolicy,
     ServedPolicy,
 )
+from service.feedback.places import open_store
 from service.feedback.records import Feedback, KeptAnswer, Source, readable
-from service.feedback.store import LOCK_SECONDS, FeedbackStore
+from service.feedback.store import LOCK_SECONDS
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
@@ -57,7 +58,7 @@ class FeedbackOptions:
     """What is kept, and what follows from it.
 
     Attributes:
-        path: the SQLite file.
+        place: where, see `open_store`.
         retention_seconds: answers are deleted after it.
         max_answers: most that are kept.
         inputs: whether the inputs are kept, too.
@@ -65,7 +66,7 @@ class FeedbackOptions:
         strict: whether nothing is accepted any more once the promise is broken.
     """
 
-    path: Path
+    place: Path | str = field(repr=False)  # may hold a password
     retention_seconds: float
     max_answers: int
     inputs: bool
@@ -113,7 +114,7 @@ class Ledger:
         self._refused = 0
         self._handed_over = 0  # answers, to the clerk
         if options is not None:
-            store = FeedbackStore(options.path)
+            store = open_store(options.place)
             self._clock = SteadyClock(store.time)
             self._clerk = Clerk(
                 store,
