@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings the programs that the slow tests run: prometheus and promtool into the folder $1, Chromium
+# Brings the programs that the slow tests run: prometheus and promtool into the folder $1, Chromium,
 # PostgreSQL and Redis into the system. Starts no service: of Debian's package of Prometheus only the
 # programs are taken, and of Redis the package without one.
 set -eu
