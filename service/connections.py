@@ -34,6 +34,11 @@ BACKLOG = 64
 GUESTS = 16
 """Connections beyond the limit, kept for probes: nothing else is answered on them."""
 
+_PASSING = 3 * BACKLOG
+"""Descriptors of connections that are none inside: asyncio accepts as many as the backlog in one
+turn, they enter in the next, while as many more are accepted, and whoever they turned out is closed
+in the one after that."""
+
 _OTHER_DESCRIPTORS = 80
 """For all that is no connection: the model's files, the device, the feedback store, the log."""
 
@@ -245,7 +250,7 @@ def room_for(wanted: int) -> int:
     Raises:
         ConfigError: there are too few for any.
     """
-    others = GUESTS + BACKLOG + _OTHER_DESCRIPTORS
+    others = GUESTS + _PASSING + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted + others:
         return wanted

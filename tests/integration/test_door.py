@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 AUTHORIZED = f"Authorization: {HEADERS['Authorization']}"
 PROBE_SECONDS = 5  # what a liveness probe waits
 LONG = "Content-Length: 1900000"
-FEW = 230  # of which some are for other things, and the rest is fewer than the attackers
+FEW = 360  # of which some are for other things, and the rest is fewer than the attackers
 
 
 def connected(server: ServerProcess, said: bytes) -> socket.socket:

@@ -35,7 +35,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
         max_batch_inputs=32,
         max_queue_requests=64,
         batch_rows=512,
-        request_timeout_seconds=120,
+        request_timeout_seconds=600,
     ) as process:
         yield process.until_ready()
 
@@ -160,7 +160,8 @@ async def test_the_log_has_no_key_and_no_text(server: ServerProcess, client: htt
 
 @pytest.mark.parametrize("kind", ["fake", "model"])
 async def test_sigterm_answers_what_was_accepted(kind: str):
-    with start(kind, predictor={"seconds": 0.3, "load_seconds": 0.5}, batch_rows=64) as process:
+    options = {"batch_rows": 64, "request_timeout_seconds": 600}
+    with start(kind, predictor={"seconds": 0.3, "load_seconds": 0.5}, **options) as process:
         async with httpx.AsyncClient(base_url=process.url, headers=HEADERS, timeout=60) as client:
             early = await client.post("/predict", json={"input": "a"})
             assert (early.status_code, early.json()["error_type"]) == (503, "loading")

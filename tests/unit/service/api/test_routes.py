@@ -165,7 +165,8 @@ async def test_identical_concurrent_requests_run_once():
 
 
 async def test_concurrent_requests_share_forwards():
-    async with serving() as server:
+    # With time enough that a batch which waits here is no sign of a slow model.
+    async with serving(request_timeout_seconds=3_600) as server:
         server.predictor.gate.clear()
         tasks = [asyncio.create_task(server.predict("first"))]
         await server.until_running()
