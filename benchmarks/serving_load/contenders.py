@@ -28,7 +28,7 @@ NAMES = (FASTAPI, LITSERVE, OURS_UNCACHED, OURS)
 _START_SECONDS = 180
 _ANSWER_SECONDS = 60
 _STOP_SECONDS = 15
-_KEPT = {"DALORRA_CACHE"}  # the other DALORRA_… are settings of a server that is not ours to set
+_KEPT = {"DALORRA_CACHE"}  # the other DALORRA_… are settings
 
 
 class BenchmarkError(DalorraError):
@@ -70,7 +70,7 @@ class Contender:
                 _command(name, setup, port),
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(os.environ),
+                env=environment_of_servers(os.environ),
                 start_new_session=True,
             )
 
@@ -204,7 +204,8 @@ def _command(name: str, setup: Setup, port: int) -> list[str]:
     return [sys.executable, "-m", f"benchmarks.serving_load.{module}", *shared, *own]
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+def environment_of_servers(environ: Mapping[str, str]) -> dict[str, str]:
+    """This process's without the settings of a server, which are the benchmark's to say."""
     return {
         name: value
         for name, value in environ.items()

@@ -15,11 +15,11 @@ from typing import Self
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.serving_load.contenders import environment_of_servers
 from dalorra.errors import DalorraError
 
 _START_SECONDS = 300
 _STOP_SECONDS = 60
-_KEPT = {"DALORRA_CACHE"}  # the other DALORRA_… are settings of a server that is not ours to set
 
 
 class SoakError(DalorraError):
@@ -59,17 +59,12 @@ class Server:
 
     def __init__(self, options: Sequence[str], log: Path) -> None:
         self._log = log
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("DALORRA_") or name in _KEPT
-        }
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dalorra", "serve", "--port", "0", *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=environment_of_servers(os.environ),
             )
         self.url = ""
 

@@ -10,9 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import attach, lora_config, module_tensors, stochastic_layers
-from dalorra.forward.reference_rows import pack
 from dalorra.posteriors import ColumnSpaceNoise, ContextBank
-from dalorra.prompts import Prompt
 from tests.tiny import MODULES, tiny_llama
 from training.config import read_config
 from training.methods.blob import Blob, FlipoutBank
@@ -93,31 +91,20 @@ def test_blob_without_deviation_is_the_mean_adapter(adapted, loss_of):
 # --- C-LoRA ---
 
 
-@pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
-def test_the_kl_of_c_lora_is_each_examples_own_without_padding(scope, samples):
-    method = CLora(prior_deviation=0.3, samples=samples)
-    prompts = [Prompt((11, 12, 13), (91, 92)), Prompt((21,), (91, 92))]
-    rows = pack(prompts, torch.arange(2 * samples).view(2, samples), scope)
-    shapes = [(*rows.input_ids.shape, 2, 2), (2, samples, 2, 2)]  # a layer's, the head's
+def test_the_kl_of_c_lora_is_each_examples_own_without_padding(two_examples):
+    method = CLora(prior_deviation=0.3, samples=two_examples.samples)
     seen = [
-        (torch.randn(shape, generator=seeded(i)), torch.randn(shape, generator=seeded(i + 9)))
-        for i, shape in enumerate(shapes)
+        tuple(torch.randn((*shape, 2, 2), generator=seeded(i + turn)) for turn in (0, 9))
+        for i, shape in enumerate(two_examples.shapes)
     ]
-    expected = 0.0
-    for number, (mean, log_deviation) in enumerate(seen):
-        kl = kl_divergence(Normal(mean, log_deviation.exp()), Normal(0.0, 0.3)).sum(dim=(-2, -1))
-        per_sequence = []
-        for b, row in enumerate(kl):
-            first = 0  # the head reads the ends of the cues alone
-            if number == 0 and scope == "answer_tokens":
-                first = 3
-            elif number == 0:
-                first = (0, 2)[b // samples]  # the shorter prompt has two rows of padding
-            per_sequence.append(row[first:].mean())
-        expected += torch.stack(per_sequence).mean().item()
-    found = method.example_penalty(ContextBank((), (), dict(enumerate(seen))), rows)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    kls = [
+        kl_divergence(Normal(mean, log_deviation.exp()), Normal(0.0, 0.3)).sum(dim=(-2, -1))
+        for mean, log_deviation in seen
+    ]
+    bank = ContextBank((), (), dict(enumerate(seen)))
+    found = method.example_penalty(bank, two_examples.rows)
+    assert found.item() == pytest.approx(two_examples.paid(*kls), rel=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["answer_tokens", "all_tokens"])
