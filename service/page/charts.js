@@ -64,7 +64,8 @@ function swarm(samples) {
   });
 }
 
-// Where the answer stands against both thresholds. The height is √variance: its lower end matters.
+// Where the answer stands against both thresholds; what is not accepted is told apart by novelty. The
+// height is √variance: its lower end matters.
 export function drawPlane(figure, now, past, { policy, labels }) {
   const { min_probability: tauP, max_variance: tauV } = policy;
   const never = tauP > 1;
@@ -74,17 +75,17 @@ export function drawPlane(figure, now, past, { policy, labels }) {
   const x = (p) => 100 * Math.min(1, Math.max(0, (p - left) / (1 - left)));
   const y = (variance) => 100 - 100 * Math.min(1, Math.sqrt(variance) / top);
   const height = 210;
-  const zone = (decision, x0, x1, y0, y1) => [
-    shape("rect", { class: `zone ${decision}`, x: `${x0}%`, y: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%` }),
+  const zone = (kind, name, x0, x1, y0, y1) => [
+    shape("rect", { class: `zone ${kind}`, x: `${x0}%`, y: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%` }),
     ...(x1 - x0 > 12 && y1 - y0 > 12
-      ? [shape("text", { class: `zone-name ${decision}`, x: `${x0}%`, y: `${y0}%`, dx: 8, dy: 18 }, decision)] : []),
+      ? [shape("text", { class: `zone-name ${kind}`, x: `${x0}%`, y: `${y0}%`, dx: 8, dy: 18 }, name)] : []),
   ];
   const edge = never ? 100 : x(tauP);
   const svg = shape("svg", { height });
   svg.append(
-    ...zone("escalate", 0, 100, 0, y(tauV)),
-    ...zone("clarify", 0, edge, y(tauV), 100),
-    ...zone("accept", edge, 100, y(tauV), 100),
+    ...zone("unaccepted", "not accepted", 0, 100, 0, never ? 100 : y(tauV)),
+    ...(never ? [] : zone("unaccepted", "", 0, edge, y(tauV), 100)),
+    ...(never ? [] : zone("accept", "accept", edge, 100, y(tauV), 100)),
     shape("rect", { class: "frame", width: "100%", height: "100%" }),
     shape("line", { class: "threshold", x1: "0%", x2: "100%", y1: `${y(tauV)}%`, y2: `${y(tauV)}%` }),
     shape("text", { class: "tau", x: "100%", dx: -6, y: `${y(tauV)}%`, dy: -6, "text-anchor": "end" }, `τᵥ ${number(tauV)}`),

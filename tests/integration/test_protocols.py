@@ -31,11 +31,20 @@ def without_keys() -> Iterator[ServerProcess]:
         yield process.until_ready()
 
 
-@pytest.mark.parametrize("keyed", [False, True])
-def test_jevcompat(request: pytest.FixtureRequest, tmp_path: Path, keyed: bool):
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[ServerProcess]:
+    """What `make serve` starts: the bundled adapters on the default base model."""
+    with start("model") as process:
+        yield process.until_ready()
+
+
+@pytest.mark.parametrize(
+    ("served", "keyed"), [("without_keys", False), ("server", True), ("bundled", True)]
+)
+def test_jevcompat(request: pytest.FixtureRequest, tmp_path: Path, served: str, keyed: bool):
     """Every MUST, and every SHOULD that can be tested: those about keys need some."""
     pytest.importorskip("jevcompat")
-    process = request.getfixturevalue("server" if keyed else "without_keys")
+    process = request.getfixturevalue(served)
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "jevcompat.cli", "test", process.url, "--json", str(report)]
     done = subprocess.run(
