@@ -35,7 +35,7 @@ WORKDIR /src
 # First what others wrote: that layer stays while only the code changes.
 COPY pyproject.toml ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *(d for e in ('server', 'mcp', 'otel') \
+print(*p['dependencies'], *(d for e in ('server', 'mcp', 'otel', 'shared') \
 for d in p['optional-dependencies'][e]), sep='\n')" > requirements.txt \
  && pip install --no-cache-dir -r requirements.txt
 COPY README.md LICENSE ./

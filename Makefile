@@ -73,7 +73,7 @@ test-all: test $(RAY) system-deps ## All checks, slow tests included
 	"$(BIN)/python" -m pytest -m slow $(PYTEST_ARGS)
 
 system-deps: $(STAMP) ## Ray, Prometheus, promtool, Chromium and others' clients, for the slow tests
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[ray,protocols]'
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[ray,protocols,shared]'
 	@tests/install_programs.sh "$(abspath $(BIN))"
 
 generate: $(STAMP) ## The files under deploy/ that are written by others there

@@ -44,6 +44,17 @@ def write_section(module: str, name: str, section: Callable[[Path], str]) -> Non
     options.out.write_text(section(options.results), "utf-8")
 
 
+def parts_of(results: Path, parts: Mapping[str, Callable[[Sequence[Line]], str]]) -> str:
+    """The parts whose measurements are there, one after the other.
+
+    Args:
+        results: folder of the JSON files.
+        parts: name of a file → makes Markdown of its lines.
+    """
+    found = ((part, results / f"{name}.json") for name, part in parts.items())
+    return "\n".join(part(read_json(path)) for part, path in found if path.exists())
+
+
 def write_json(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """A list of measurements, each with the hardware and versions it was taken with.
 

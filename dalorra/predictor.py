@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ from dalorra.posteriors.bank import BankSpec, NoiseBank
 from dalorra.prompts import InputFields, Overflow, Prompt, Scope
 from dalorra.question_prompts import AnyTokenizer, QuestionTokenizer, tokenizer_for
 from dalorra.questions import Asked, Question
+
+_LARGE_ON_CPU: Final = 512
+"""Tokens."""
 
 
 class Predictor:
@@ -112,18 +116,22 @@ class Predictor:
         quantize: Quantize | None = None,
         on_overflow: Overflow = "truncate",
         row_budget: int = DEFAULT_ROW_BUDGET,
+        hand_made_policies: bool = False,
     ) -> "Predictor":
         """Loads an adapter and the base model it was trained on.
 
         The adapter is a folder, or `owner/name` or `owner/name@revision` on the hub; the bundled
         one by default. The base is quantised as it was in training, unless `quantize` says
-        otherwise.
+        otherwise. Policies that are not as calibration wrote them accept nothing, unless
+        `hand_made_policies` says otherwise.
 
         Raises:
             AdapterError: the directory is damaged or does not fit the base model.
             BaseModelError: the base model cannot be had.
         """
-        adapter = read_adapter(adapter_dir or bundled_adapter())
+        adapter = read_adapter(
+            adapter_dir or bundled_adapter(), hand_made_policies=hand_made_policies
+        )
         adapter.posterior.check_servable()  # before minutes are spent on a base model
         trained_on = adapter.manifest.base_model
         base = load_base_model(
@@ -381,16 +389,20 @@ class Predictor:
         return [replace(like, prompt_ids=ids[turn:] + ids[:turn]) for turn in (1, 2, 3)]
 
     def warm_up(self) -> Iterator[Callable[[], object]]:
-        """Steps before the first answer: the smallest and the largest input, and each recording."""
+        """Steps before the first answer: the smallest and the largest input, and each recording.
+
+        On a CPU, which reserves nothing for it, a large input is not the largest.
+        """
         like, network = self.probe("warm up"), self._network
         most = self.max_tokens - len(like.cue_ids)
+        large = min(most, _LARGE_ON_CPU) if self._device_type == "cpu" else most
 
         def of(tokens: int) -> Prompt:
             question = like.prompt_ids[like.shared :] if like.shared else ()
             ids = (like.prompt_ids * tokens)[: tokens - len(question)]
             return replace(like, prompt_ids=(*ids, *question), shared=len(ids) if question else 0)
 
-        for tokens in (len(like.prompt_ids), most):
+        for tokens in (len(like.prompt_ids), large):
             yield partial(self.predict, [of(tokens)])
         if isinstance(network, RecordedNetwork):
             for lengths in network.recordable(most, like.tail_rows):

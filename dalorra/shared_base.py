@@ -26,6 +26,7 @@ class SharedBase:
             under `answer_tokens` share; 0 turns it off.
         cuda_graphs: whether to record short forwards, see `RecordedNetwork`; None: on a GPU, where
             the base is not quantised.
+        hand_made_policies: see `read_adapter`.
 
     Raises:
         ConfigError: graphs are wanted, but the base is not on a GPU, or quantised.
@@ -40,6 +41,7 @@ class SharedBase:
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
         cuda_graphs: bool | None = None,
+        hand_made_policies: bool = False,
     ) -> None:
         recordable = base.device.type == "cuda" and base.bits is None
         if cuda_graphs and not recordable:
@@ -54,6 +56,7 @@ class SharedBase:
         self._on_overflow: Overflow = on_overflow
         self._max_tokens = max_tokens
         self._row_budget = row_budget
+        self._hand_made_policies = hand_made_policies
 
     @classmethod
     def load(
@@ -69,6 +72,7 @@ class SharedBase:
         row_budget: int = DEFAULT_ROW_BUDGET,
         prefix_cache_bytes: int = 0,
         cuda_graphs: bool | None = None,
+        hand_made_policies: bool = False,
     ) -> "SharedBase":
         """Loads a base model: the named one, or that of an adapter (the bundled one by default).
 
@@ -93,6 +97,7 @@ class SharedBase:
             row_budget=row_budget,
             prefix_cache_bytes=prefix_cache_bytes,
             cuda_graphs=cuda_graphs,
+            hand_made_policies=hand_made_policies,
         )
 
     @property
@@ -109,7 +114,9 @@ class SharedBase:
             AdapterError: see `read_adapter`.
         """
         with without_team():
-            return read_adapter(path or bundled_adapter())
+            return read_adapter(
+                path or bundled_adapter(), hand_made_policies=self._hand_made_policies
+            )
 
     def bind(self, adapter: Adapter, name: str | None = None) -> Predictor:
         """A predictor of this adapter, which passed its golden check; the base stays as it was.

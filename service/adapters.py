@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import structlog
 
 from dalorra.errors import AdapterError, DalorraError
 from service.engine import Predictor
 from service.errors import DefaultAdapterError, TooManyAdaptersError, UnknownAdapterError
+from service.policies import PolicyChanges, hand_made_policies
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,13 @@ class Watcher(Protocol):
 
     def adapter_unloaded(self, name: str, /) -> None:
         """Nothing answers under this name any more."""
+
+
+class Loaded(NamedTuple):
+    """An adapter that is served, and the one in whose place it is, if any."""
+
+    predictor: Predictor
+    replaced: Predictor | None
 
 
 class Adapters:
@@ -100,7 +108,7 @@ class Adapters:
 
     async def load(
         self, path: Path | None, name: str | None = None, *, by: str | None = None
-    ) -> Predictor:
+    ) -> Loaded:
         """Serves the adapter in a directory, in place of the one that has its name, if any.
 
         Args:
@@ -135,11 +143,14 @@ class Adapters:
             adapter=card.adapter,
             adapter_digest=card.digest,
             replaced_digest=before.card.digest if before else None,
+            policy_digest=predictor.policy.digest,
+            policy_changes=list(PolicyChanges.between(before, predictor).policy) if before else [],
             path=str(path) if path else None,
             administrator=by,
             load_seconds=round(asyncio.get_running_loop().time() - began, 3),
         )
-        return predictor
+        _warn_of_policies(predictor)
+        return Loaded(predictor, before)
 
     async def unload(self, name: str, *, by: str | None = None) -> None:
         """Stops serving an adapter; its requests that were admitted are still answered.
@@ -185,3 +196,12 @@ class Adapters:
             _log.error("adapter_failed", exc_info=error)
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise AdapterError(f"the adapter cannot be used: {reason}") from error
+
+
+def _warn_of_policies(predictor: Predictor) -> None:
+    """Says in the log where answers are accepted without a promise, or not at all."""
+    name = predictor.card.adapter
+    if policies := hand_made_policies(predictor):
+        _log.warning("hand_made_policies", adapter=name, policies=policies)
+    if predictor.policy.never_accepts:
+        _log.warning("nothing_is_accepted", adapter=name, reason=predictor.policy.source)

@@ -39,6 +39,7 @@ from service.api.systemone import systemone_routes
 from service.feedback import Ledger
 from service.feedback.metrics import FeedbackCollector
 from service.lifecycle import Lifecycle, LoadBase
+from service.limits import Buckets, buckets_for
 from service.telemetry import Telemetry, package_version
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def create_app(
     clients, administrators = settings.key_digests(), settings.admin_key_digests()
     keys = (*clients, *administrators) if clients else ()  # open to all if clients need none
     questions = TypedQuestions(settings, lifecycle, answering)
+    buckets = _buckets(settings)
     mcp = _mcp_endpoint(settings, lifecycle, answering, questions, telemetry)
 
     @asynccontextmanager
@@ -91,6 +93,8 @@ def create_app(
             yield
             await lifecycle.drain()
             await ledger.stop(at_once=lifecycle.abandoned)
+            if buckets:
+                await buckets.close()
             if tracing and not lifecycle.abandoned:
                 await tracing.close()
 
@@ -103,14 +107,14 @@ def create_app(
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect would go to whatever host the client names
-        middleware=_middleware(settings, keys, telemetry, tracing),
+        middleware=_middleware(settings, keys, telemetry, tracing, buckets),
     )
     app.state.lifecycle, app.state.ledger = lifecycle, ledger
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
     app.include_router(systemone_routes(settings, questions))
     app.include_router(decisions_routes(settings, questions))
-    app.include_router(feedback_routes(ledger))
+    app.include_router(feedback_routes(settings, ledger))
     app.include_router(operation_routes(settings, lifecycle, telemetry))
     app.include_router(adapter_routes(settings, lifecycle))
     app.include_router(openinference_routes(settings, lifecycle, answering))
@@ -124,7 +128,11 @@ def create_app(
 
 
 def _middleware(
-    settings: Settings, keys: Sequence[bytes], telemetry: Telemetry, tracing: Tracing | None
+    settings: Settings,
+    keys: Sequence[bytes],
+    telemetry: Telemetry,
+    tracing: Tracing | None,
+    buckets: Buckets | None,
 ) -> list[Middleware]:
     """What a request passes on its way to its route, outermost first."""
     limit, hosts = settings.rate_limit, settings.hosts
@@ -137,8 +145,8 @@ def _middleware(
         Middleware(DoorMiddleware, checks=checks),
         *([Middleware(AuthMiddleware, keys=keys)] if keys else []),
         *(
-            [Middleware(RateLimitMiddleware, per_second=limit, burst=settings.rate_burst)]
-            if limit is not None
+            [Middleware(RateLimitMiddleware, per_second=limit, buckets=buckets)]
+            if limit is not None and buckets is not None
             else []
         ),
         Middleware(RoutesMiddleware),
@@ -149,6 +157,14 @@ def _middleware(
             seconds=settings.body_seconds,
         ),
     ]
+
+
+def _buckets(settings: Settings) -> Buckets | None:
+    """What counts the requests of each key; None where there is no limit."""
+    if settings.rate_limit is None:
+        return None
+    url = settings.limits_url.get_secret_value() if settings.limits_url else None
+    return buckets_for(url, settings.rate_limit, settings.rate_burst)
 
 
 def load_shared_base(settings: Settings) -> Base:
@@ -167,6 +183,7 @@ def load_shared_base(settings: Settings) -> Base:
         row_budget=settings.batch_rows,
         prefix_cache_bytes=settings.prefix_cache_mib * 2**20,
         cuda_graphs=settings.cuda_graphs,
+        hand_made_policies=settings.hand_made_policies,
     )
 
 

@@ -98,6 +98,15 @@ def fingerprint(digest: bytes) -> str:
     return digest.hex()[:8]
 
 
+def owner_name(digest: bytes | None) -> str:
+    """Whose something is: of a key's digest enough that no two keys share it.
+
+    Args:
+        digest: of the key; None where keys are not asked for: then all is one owner's, "".
+    """
+    return "" if digest is None else digest.hex()[:16]
+
+
 def matching(key: str, known: Sequence[bytes]) -> bytes | None:
     """The digest of a client's key if it is a known one, else None.
 

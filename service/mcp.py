@@ -45,9 +45,9 @@ from dalorra.client.tool import (
 )
 from dalorra.errors import InputError
 from service.api.answering import Answering, Reply, takes_questions
+from service.api.callers import Caller, caller_of
 from service.api.problems import INTERNAL, problem_of
 from service.api.questions import TypedQuestions
-from service.api.routes import client_of
 from service.api.schemas import PredictOptions, PredictRequest, PredictResponse, ResponseBody
 from service.api.strict_json import checked
 from service.api.systemone import (
@@ -150,17 +150,15 @@ class McpEndpoint:
             adapter = None if params.name == ASK_NAME else adapter_of(params.name)
         except ValueError as error:
             raise MCPError(INVALID_PARAMS, str(error)) from None
-        request = context.request
-        request_id = request.state.request_id if request else ""
-        client = client_of(request) if request else None
+        caller = caller_of(context.request) if context.request else Caller("", "")
         started = time.perf_counter()
         self._telemetry.request_started()
         outcome, error_type, facts = Outcome.CANCELLED, None, dict[str, Any]()
         try:
             text, body, reply = await (
-                self._ask(params.arguments, request_id, client)
+                self._ask(params.arguments, caller)
                 if params.name == ASK_NAME
-                else self._predict(params.arguments, request_id, adapter, client)
+                else self._predict(params.arguments, caller, adapter)
             )
         except Exception as error:  # noqa: BLE001 - the protocol wants it as a result
             problem = problem_of(error)
@@ -190,22 +188,17 @@ class McpEndpoint:
             )
 
     async def _predict(
-        self,
-        arguments: dict[str, Any] | None,
-        request_id: str,
-        adapter: str | None,
-        client: bytes | None,
+        self, arguments: dict[str, Any] | None, caller: Caller, adapter: str | None
     ) -> tuple[str, ResponseBody, Reply]:
         options = PredictOptions(adapter=adapter)
-        inputs = [_checked(arguments)]
-        [body], reply = await self._answering.predict(inputs, [request_id], options, client=client)
+        [body], reply = await self._answering.predict([_checked(arguments)], [caller], options)
         return sentence(body), body, reply
 
     async def _ask(
-        self, arguments: dict[str, Any] | None, request_id: str, client: bytes | None
+        self, arguments: dict[str, Any] | None, caller: Caller
     ) -> tuple[str, ResponseBody, Reply]:
         asked = checked(arguments or {}, SystemOneRequest)
-        body, reply = await answer(self._questions, asked, request_id, client=client)
+        body, reply = await answer(self._questions, asked, caller)
         lines = [
             answer_sentence(name, _said(one), one.x_decision, one.x_reason)
             for name, one in body.answers.items()

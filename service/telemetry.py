@@ -27,6 +27,7 @@ from dalorra.decision.predictive import Prediction
 from dalorra.forward.llama.prefix_cache import PrefixCache
 from service.engine import Predictor
 from service.exemplars import exemplar
+from service.policies import hand_made_policies
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SHORT_SECONDS = (0.0001, 0.00025, 0.0005, *SECONDS)
@@ -124,6 +125,11 @@ class Telemetry:
         self._adapter_bytes = self._gauge(
             "adapter_bytes", "Memory that an adapter takes beside the base model.", ["adapter"]
         )
+        self._hand_made = self._gauge(
+            "hand_made_policies",
+            "Policies of an adapter that accept, but are not as calibration wrote them.",
+            ["adapter"],
+        )
         self._served: dict[str, tuple[str, ...]] = {}  # labels of each adapter, if it has some
         build = Info("build", "The software.", namespace="dalorra", registry=self.registry)
         build.info({"version": package_version(), "python": platform.python_version()})
@@ -165,6 +171,7 @@ class Telemetry:
         for what, share in (("acceptance", policy.accepted), ("escalation", policy.escalated)):
             self._calibrated[what].labels(name).set(math.nan if share is None else share)
         self._adapter_bytes.labels(name).set(predictor.nbytes)
+        self._hand_made.labels(name).set(hand_made_policies(predictor))
         for decision in Decision:
             self._decisions.labels(name, decision)
         for label in predictor.labels:
@@ -181,6 +188,7 @@ class Telemetry:
         for metric in (
             self._adapter,
             self._adapter_bytes,
+            self._hand_made,
             self._mask_samples,
             *self._calibrated.values(),
             self._variance,

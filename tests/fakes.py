@@ -12,6 +12,7 @@ from typing import Any, Self
 from dalorra.adapter.manifest import Card
 from dalorra.adapter.registered import RegisteredQuestion
 from dalorra.decision.policy import CalibratedPoint, Policy
+from dalorra.decision.policy_digest import with_digest
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError, InputError, TooLongError
 from dalorra.forward.batches import Batching, State
@@ -23,24 +24,26 @@ POISON = ord("☠")
 BLOW = ord("⚡")
 """In a prompt, breaks the device for good."""
 CUE = (1, 2)
-POLICY = Policy(min_probability=0.8, max_variance=0.02, source="made up for a test")
-PROMISE = Policy(
-    min_probability=0.6,
-    max_variance=0.05,
-    source="made up for a test",
-    target_error=0.05,
-    confidence=0.95,
-    path=tuple(
-        CalibratedPoint(
-            target_error=target,
-            min_probability=probability,
-            max_variance=variance,
-            accepted=0.3,
-            error=target / 2,
-            upper_bound=target,
-        )
-        for target, probability, variance in ((0.02, 0.9, 0.03), (0.01, 0.999, 0.05))
-    ),
+POLICY = with_digest(Policy(min_probability=0.8, max_variance=0.02, source="made up for a test"))
+PROMISE = with_digest(
+    Policy(
+        min_probability=0.6,
+        max_variance=0.05,
+        source="made up for a test",
+        target_error=0.05,
+        confidence=0.95,
+        path=tuple(
+            CalibratedPoint(
+                target_error=target,
+                min_probability=probability,
+                max_variance=variance,
+                accepted=0.3,
+                error=target / 2,
+                upper_bound=target,
+            )
+            for target, probability, variance in ((0.02, 0.9, 0.03), (0.01, 0.999, 0.05))
+        ),
+    )
 )
 
 
@@ -89,6 +92,7 @@ class FakePredictor:
         self.prefix_cache = None  # for it is its own base, too
         self.novelty = None
         self.policy = policy
+        self.question_policies: dict[str, Policy] = {}
         self.batching = Batching(budget=batch_rows, price=40, padding=0.25, pads=False)
         self.label = label
         self.seconds = seconds
@@ -166,7 +170,6 @@ class FakeQuestions(FakePredictor):
 
     Attributes:
         asked: every question, as it came.
-        own: `Question.digest` → policy of that question alone.
     """
 
     labels = ()
@@ -175,10 +178,9 @@ class FakeQuestions(FakePredictor):
     def __init__(self, **options: Any) -> None:
         super().__init__((), **options)
         self.asked: list[Asked] = []
-        self.own: dict[str, Policy] = {}
 
     def policy_for(self, value: Any) -> Policy:
-        return self.own.get(value.question.digest, self.policy)
+        return self.question_policies.get(value.question.digest, self.policy)
 
     def encode(self, value: Any) -> Prompt:
         if not isinstance(value, Asked):

@@ -46,6 +46,9 @@ MODULES = ("q_proj", "v_proj", "lm_head")
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXAMPLES: dict[str, tuple[str, Posterior]] = {
     "dalorra": ("dalorra", posteriors.RankMasks()),
+    "amortised": ("amortised", posteriors.AmortisedMasks()),
+    "correlated": ("correlated", posteriors.CorrelatedMasks()),
+    "spike_slab": ("spike_slab", posteriors.SpikeSlab()),
     "mle": ("mle", posteriors.Deterministic()),
     "map": ("map", posteriors.Deterministic()),
     "input dropout": ("mc_dropout", posteriors.AdapterDropout(rate=0.3)),
@@ -58,7 +61,7 @@ EXAMPLES: dict[str, tuple[str, Posterior]] = {
 }
 """Method and posterior of everything that a bank can be drawn of."""
 
-_DEVIATIONS = {"down": 0.2, "up": 0.3, "mask_logits": 1.5}
+_DEVIATIONS = {"down": 0.2, "up": 0.3, "mask_logits": 1.5, "log_deviation": 1.0}
 WORDS = ("Review", "Sentiment", *(f"Ġ{word}" for word in ("positive", "negative", "neutral")))
 FORMAT = PromptFormat(
     template="Review: {sentence}",
@@ -209,7 +212,8 @@ def save_tiny_adapter(
     shape = {name: options.pop(name) for name in ("rank", "modules", "seed") if name in options}
     prompt = options.get("prompt", FORMAT)
     classes = len(prompt.labels) if prompt.by_head else 0
-    model = tiny_adapter(spare, last_layers=last_layers, classes=classes, **shape)
+    posterior = options.get("posterior")
+    model = tiny_adapter(spare, posterior, last_layers=last_layers, classes=classes, **shape)
     manifest = tiny_manifest(spare, model, scope, last_layers=last_layers, **options)
     save_adapter(model, manifest, path, dtype)
     return path

@@ -18,14 +18,15 @@ def load_evaluable(
     device: str = "auto",
     dtype: str = "auto",
     quantize: Quantize | None = None,
+    hand_made_policies: bool = False,
 ) -> Evaluable:
-    """Loads an adapter of any method, and the base model it was trained on.
+    """Loads an adapter of any method, and the base model it was trained on; see `Predictor.load`.
 
     Raises:
         AdapterError: the directory is damaged or does not fit the base model.
         BaseModelError: the base model cannot be had.
     """
-    adapter = read_adapter(adapter_dir)
+    adapter = read_adapter(adapter_dir, hand_made_policies=hand_made_policies)
     trained_on = adapter.manifest.base_model
     base = load_base_model(
         base_model or trained_on.name,

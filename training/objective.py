@@ -3,8 +3,8 @@
     mean over the batch of [ −(1/S) Σ_s log p(y | x, z_s) + example penalty ] + penalty / N
 
 N is the number of training examples. For DALorRA the penalty is the KL summed over every module and
-rank, so that one epoch of mini-batches adds up to the exact negative ELBO (Eq. 4) divided by N;
-there is no weight on the KL.
+rank, so that one epoch of mini-batches adds up to Eq. 4 divided by N, with no weight on the KL: the
+negative ELBO, but for masks that are relaxed in training.
 """
 
 from collections.abc import Sequence

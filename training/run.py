@@ -18,6 +18,7 @@ from dalorra.adapter.manifest import (
 )
 from dalorra.base.families import head_modules
 from dalorra.decision.policy import Policy
+from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import ConfigError, InputError, Interrupted
 from dalorra.posteriors import Posterior
 from dalorra.posteriors.bank import BankSpec
@@ -293,7 +294,7 @@ class Run:
                 seed=self.config.seed,
             )
             predictor.novelty.save(folder)
-        predictor.policy = self._calibrated(predictor)
+        predictor.policy = with_digest(self._calibrated(predictor))
         predictor.policy.save(folder)
         metrics = evaluate(
             predictor,
@@ -401,7 +402,7 @@ class Run:
     def _evaluation_split(self) -> str:
         data = self.config.data
         if isinstance(self.task, QuestionTask):
-            return "questions that were not trained on"
+            return "that were not trained on"
         if data.evaluation_holdout:
             return "examples held out of the training set"
         return data.evaluation_split or self.task.evaluation_split

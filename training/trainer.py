@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, cast
@@ -14,7 +15,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dalorra.adapter.layer import StochasticPeftModel, stochastic_layers
 from dalorra.free_cores import on_free_cores
@@ -110,6 +113,13 @@ class AdapterTrainer(Trainer):
             values.append(outputs[name].item())
         return cast(Tensor, outputs["loss"])
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        examples = cast(Sequence[LabelledPrompt], self.train_dataset)
+        tails = [prompt.tail_rows for prompt, _ in examples]
+        if len(set(tails)) == 1:
+            return cast(Sampler[int] | None, super()._get_train_sampler(train_dataset))
+        return LikeTails(self.args.train_batch_size * self.args.gradient_accumulation_steps, tails)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; see `parameter_groups`."""
         if self.optimizer is None:
@@ -153,6 +163,27 @@ class AdapterTrainer(Trainer):
             return value
         mean = self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean")
         return float(cast(Tensor, mean))
+
+
+class LikeTails(LengthGroupedSampler):
+    """Puts prompts into a batch whose tails are about as long: it is padded to the longest.
+
+    Batches come in any order, and one that is not full is the last.
+
+    Args:
+        batch_size: B.
+        tails: rows of each example's tail.
+    """
+
+    def __init__(self, batch_size: int, tails: Sequence[int]) -> None:
+        super().__init__(batch_size, lengths=list(tails))
+
+    def __iter__(self) -> Iterator[int]:
+        found: list[int] = list(super().__iter__())  # type: ignore[no-untyped-call]
+        batches = [found[at : at + self.batch_size] for at in range(0, len(found), self.batch_size)]
+        full = len(self) // self.batch_size
+        order = [*torch.randperm(full).tolist(), *range(full, len(batches))]
+        return chain.from_iterable(batches[at] for at in order)
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:

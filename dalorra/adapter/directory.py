@@ -46,6 +46,7 @@ from dalorra.base.families import head_modules, set_head, too_long
 from dalorra.base.model import BaseModel
 from dalorra.decision.novelty import NOVELTY_FILE, Novelty
 from dalorra.decision.policy import POLICY_FILE, Policy
+from dalorra.decision.policy_digest import checked
 from dalorra.decision.question_policies import read_question_policies
 from dalorra.errors import AdapterError
 from dalorra.posteriors import Posterior
@@ -66,7 +67,7 @@ class Adapter:
     Attributes:
         tensors: A, B and φ, and the head of classes, by PEFT's names.
         policy: None when the directory has none; one that never accepts, and says why, when it was
-            made for another adapter, bank or novelty.
+            made for another adapter, bank or novelty, or by hand and that is not allowed.
         digest: sha256 over the three files that decide a prediction. The novelty features are not
             among them, because they are fitted on the adapter as it is and change no probability;
             they have a digest of their own, which a policy with a novelty level names.
@@ -97,11 +98,13 @@ def adapter_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_adapter(reference: Path | str) -> Adapter:
+def read_adapter(reference: Path | str, *, hand_made_policies: bool = False) -> Adapter:
     """Reads and verifies an adapter directory.
 
     Args:
         reference: the directory, or the adapter's id on the hub, see `located`.
+        hand_made_policies: whether policies may accept that are not as calibration wrote them, see
+            `policy_digest`.
 
     Raises:
         AdapterError: a missing, damaged or unknown part; the message names it.
@@ -132,18 +135,22 @@ def read_adapter(reference: Path | str) -> Adapter:
     digest = adapter_digest(path)
     novelty = Novelty.load(path, digest) if (path / NOVELTY_FILE).exists() else None
     made_for = digest, manifest.bank.identity, novelty.digest if novelty else None
+
+    def held(policy: Policy, question: str | None = None) -> Policy:
+        return checked(policy, hand_made=hand_made_policies).held_to(*made_for, question)
+
     return Adapter(
         path,
         manifest,
         posterior,
         config,
         tensors,
-        policy.held_to(*made_for) if policy else None,
+        held(policy) if policy else None,
         digest,
         novelty,
         registered_questions(path, manifest),
         {
-            question: one.policy.held_to(*made_for)
+            question: held(one.policy, question)
             for question, one in read_question_policies(path).items()
         },
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dalorra.cli.console import note, print_json
-from dalorra.cli.options import AnyAdapter
+from dalorra.cli.options import AnyAdapter, HandMadePolicies
 
 
 class ExportForm(StrEnum):
@@ -29,11 +29,11 @@ def fetch(
     typer.echo(fetch_pinned(name=name) if name else fetch_pinned())
 
 
-def info(adapter: AnyAdapter) -> None:
+def info(adapter: AnyAdapter, hand_made_policies: HandMadePolicies = False) -> None:
     """Verify an adapter and print what it says about itself as JSON."""
     from dalorra.adapter.directory import read_adapter
 
-    read = read_adapter(adapter)
+    read = read_adapter(adapter, hand_made_policies=hand_made_policies)
     policy = read.policy.model_dump(mode="json") if read.policy else None
     print_json(read.manifest.model_dump(mode="json") | {"digest": read.digest, "policy": policy})
 

@@ -16,6 +16,7 @@ from dalorra.cli.options import (
     BaseModelOption,
     Device,
     Dtype,
+    HandMadePolicies,
     Quantize,
     assignments,
     named,
@@ -73,6 +74,7 @@ def predict(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    hand_made_policies: HandMadePolicies = False,
 ) -> None:
     """Answer one input and print the prediction as JSON; with --out, answer every row of a file.
 
@@ -91,6 +93,7 @@ def predict(
             device=device,
             dtype=dtype,
             quantize=bits,
+            hand_made_policies=hand_made_policies,
         )
         _answer_one(predictor, value)
         return
@@ -105,7 +108,7 @@ def predict(
 
     folder = located(adapter or bundled_adapter()).resolve()
     job = Job.for_adapter(
-        read_adapter(folder),
+        read_adapter(folder, hand_made_policies=hand_made_policies),
         Path(what),
         out,
         names=assignments(column or (), "--column"),
@@ -125,6 +128,7 @@ def predict(
         dtype=dtype,
         quantize=bits,
         row_budget=batch_rows,
+        hand_made_policies=hand_made_policies,
     )
     _answer_file(job, _answers(load, ray, workers), resume)
 

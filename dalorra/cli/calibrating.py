@@ -60,8 +60,11 @@ def calibrate(
         ),
     ] = None,
     from_feedback: Annotated[
-        Path | None,
-        typer.Option(help="Feedback store of a server, in place of data.", show_default="none"),
+        str | None,
+        typer.Option(
+            help="Feedback store of a server, a file or postgresql://…, in place of data.",
+            show_default="none",
+        ),
     ] = None,
     class_target: Annotated[
         list[str] | None,
@@ -121,6 +124,7 @@ def calibrate(
     from dalorra.adapter.directory import read_adapter
     from dalorra.adapter.hub import own_folder
     from dalorra.cli.question_file import read_question
+    from dalorra.decision.policy_digest import with_digest
     from dalorra.decision.question_policies import keep_question_policy
     from dalorra.question_prompts import QuestionFormat
     from training.calibrate import unpromised
@@ -133,7 +137,9 @@ def calibrate(
         numbers(class_target or (), "--class-target"),
         numbers(cost or (), "--cost"),
     )
-    read, in_words = read_adapter(own_folder(adapter)), promise_in_words
+    in_words = promise_in_words
+    # Of the policy that is there, only the temperature that answers were served at is of use.
+    read = read_adapter(own_folder(adapter), hand_made_policies=True)
     asked = None if question is None else read_question(question)
     if asked is not None and not isinstance(read.manifest.prompt, QuestionFormat):
         raise ConfigError(f"{adapter} has labels of its own and answers no other questions")
@@ -161,7 +167,7 @@ def calibrate(
         if found.new_kinds is not None:
             policy, in_words = unpromised(policy), thresholds_in_words
     if asked is None:
-        policy.save(out or adapter)
+        with_digest(policy).save(out or adapter)
     else:
         keep_question_policy(out or adapter, asked, policy)
     if policy.never_accepts:
@@ -218,16 +224,17 @@ class _Test:
             "novelty_digest": novelty.digest if novelty and self._level else None,
         }
 
-    def on_feedback(self, store: Path) -> "Policy":
+    def on_feedback(self, store: str) -> "Policy":
         """On answers as they were served."""
         from service.feedback.export import read_labelled
+        from service.feedback.places import SCHEMES
         from training.from_feedback import calibrate_from_feedback
         from training.looks import look_at_feedback, take_look
 
         read, settings = self.read, self._settings
         served_at = read.policy.temperature if read.policy else 1.0
         answers = read_labelled(
-            store,
+            store if store.startswith(SCHEMES) else Path(store),
             read.digest,
             temperature=served_at,
             samples=read.manifest.bank.samples,

@@ -42,6 +42,13 @@ Split = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+HandMadePolicies = Annotated[
+    bool,
+    typer.Option(
+        "--hand-made-policies",
+        help="Accept by thresholds, too, that are not as calibration wrote them.",
+    ),
+]
 
 
 class Bits(StrEnum):

@@ -13,6 +13,7 @@ from dalorra.cli.options import (
     DataSource,
     Device,
     Dtype,
+    HandMadePolicies,
     OwnAdapter,
     Quantize,
     Split,
@@ -68,6 +69,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
+    hand_made_policies: HandMadePolicies = False,
 ) -> None:
     """Score an adapter on labelled data."""
     from dalorra.adapter.directory import read_adapter
@@ -84,7 +86,14 @@ def evaluate(
     )
     said = found.source + (f", {spelling} spelling" if spelling != "given" else "")
     bits = named(quantize)
-    predictor = load_evaluable(adapter, base_model, device=device, dtype=dtype, quantize=bits)
+    predictor = load_evaluable(
+        adapter,
+        base_model,
+        device=device,
+        dtype=dtype,
+        quantize=bits,
+        hand_made_policies=hand_made_policies,
+    )
     kinds = None
     if found.new_kinds is not None:
         promise = Promise(predictor.policy.target_error or DEFAULT_TARGET)

@@ -249,6 +249,7 @@ class Info(_ResponseBody):
         fields: the template's fields, for inputs that are objects.
         on_overflow: what happens to an over-long input, `truncate` or `reject`.
         policy: when an answer is accepted.
+        hand_made_policies: policies that accept and promise nothing, see `Adapter`.
         limits: what the server takes at most.
     """
 
@@ -264,6 +265,7 @@ class Info(_ResponseBody):
     fields: tuple[str, ...]
     on_overflow: str
     policy: Policy
+    hand_made_policies: int = 0
     limits: Limits
 
 
@@ -280,6 +282,9 @@ class Adapter(_ResponseBody):
         fields: the template's fields, for inputs that are objects.
         max_tokens: of one input, template and cue included.
         bytes: memory that it takes beside the base model.
+        policy_digest: of its policy as it was calibrated; None where none was, or is not held to.
+        hand_made_policies: its policies, those of single questions included, that accept and
+            promise nothing because they are not as calibration wrote them.
     """
 
     name: str
@@ -291,6 +296,8 @@ class Adapter(_ResponseBody):
     fields: tuple[str, ...]
     max_tokens: int
     bytes: int
+    policy_digest: str | None = None
+    hand_made_policies: int = 0
 
 
 class Adapters(_ResponseBody):

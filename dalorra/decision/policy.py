@@ -126,6 +126,8 @@ class Policy(BaseModel):
             they hold in each of these and in no other. A server names the one that it runs in.
         bank: the mask bank that they hold for, see `BankSpec.identity`.
         adapter_digest: the adapter that they hold for.
+        question: `Question.digest` of the only question that they hold for; None: of any.
+        digest: of all that was calibrated, see `policy_digest`; None: made by hand.
     """
 
     model_config = _STRICT
@@ -151,6 +153,13 @@ class Policy(BaseModel):
     precisions: tuple[str, ...] = ()
     bank: dict[str, int | str] | None = None
     adapter_digest: str | None = None
+    question: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    digest: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def hand_made(self) -> bool:
+        """Whether it accepts answers by thresholds that nobody has calibrated."""
+        return self.digest is None and not self.never_accepts
 
     @property
     def never_accepts(self) -> bool:
@@ -171,8 +180,9 @@ class Policy(BaseModel):
         adapter_digest: str,
         bank: Mapping[str, int | str],
         novelty_digest: str | None = None,
+        question: str | None = None,
     ) -> Self:
-        """This policy if it was made for that adapter and bank, else one that never accepts.
+        """This policy if it was made for all of that, else one that never accepts.
 
         One with a novelty level needs the novelty features that it was made with, too; one without
         a level does not ask for them. Thresholds promise nothing about probabilities that another
@@ -200,6 +210,8 @@ class Policy(BaseModel):
                 "its policy was made with other novelty features "
                 f"({str(self.novelty_digest)[:12]}…, {now})",
             )
+        if (self.digest or self.question) and self.question != question:
+            return self.never(adapter_digest, "its policy was made for another question")
         return self
 
     def served_in(self, precision: str) -> Self:
@@ -298,6 +310,12 @@ class Policy(BaseModel):
 
     def decide(self, answer: Answer) -> Verdict:
         """Applies the rule to one answer. A number that is not finite is never accepted."""
+        verdict = self._by_the_rule(answer)
+        if self.hand_made:
+            return Verdict(verdict.decision, f"{verdict.reason} (hand-made policy)")
+        return verdict
+
+    def _by_the_rule(self, answer: Answer) -> Verdict:
         if (reason := self._objection(answer)) is not None:
             return Verdict(Decision.ESCALATE, reason)
         p, floor = told_apart(answer.probability, self.min_probability)

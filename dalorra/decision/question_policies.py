@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dalorra.decision.atomic_file import write_atomically
 from dalorra.decision.policy import Policy
+from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import AdapterError, first_fault
 from dalorra.questions import Option, Question, QuestionKind
 
@@ -78,14 +79,14 @@ def read_question_policies(folder: Path) -> dict[str, QuestionPolicy]:
 
 
 def keep_question_policy(folder: Path, question: Question, policy: Policy) -> Path:
-    """Writes the policy of a question into an adapter directory, in place of an earlier one.
+    """Writes the policy that was calibrated on a question, in place of an earlier one.
 
     Raises:
         AdapterError: see `read_question_policies`.
     """
     kept: Mapping[str, QuestionPolicy] = {
         **read_question_policies(folder),
-        question.digest: QuestionPolicy.of(question, policy),
+        question.digest: QuestionPolicy.of(question, with_digest(policy, question)),
     }
     path = folder / QUESTION_POLICIES_FILE
     write_atomically(path, _FILE.dump_json(tuple(kept.values()), indent=2) + b"\n")

@@ -11,16 +11,22 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from dalorra.errors import AdapterError, first_fault
+from dalorra.posteriors.amortised import AmortisedBank, AmortisedMasks
 from dalorra.posteriors.contextual import ContextBank, ContextualMatrix
+from dalorra.posteriors.correlated import CorrelatedMasks
 from dalorra.posteriors.dropout import AdapterDropout, DropoutBank
 from dalorra.posteriors.laplace import Laplace
 from dalorra.posteriors.posterior import Posterior
 from dalorra.posteriors.rank_masks import Deterministic, Ensemble, RandomMasks, RankMasks
+from dalorra.posteriors.spike_slab import SpikeSlab, SpikeSlabBank
 from dalorra.posteriors.weight_noise import ColumnSpaceNoise, GaussianDown, WeightNoiseBank
 
 POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
     {
         "dalorra": RankMasks,
+        "amortised": AmortisedMasks,
+        "correlated": CorrelatedMasks,
+        "spike_slab": SpikeSlab,
         "mle": Deterministic,
         "map": Deterministic,
         "mc_dropout": AdapterDropout,
@@ -37,9 +43,12 @@ POSTERIORS: Final[Mapping[str, type[Posterior]]] = MappingProxyType(
 __all__ = [
     "POSTERIORS",
     "AdapterDropout",
+    "AmortisedBank",
+    "AmortisedMasks",
     "ColumnSpaceNoise",
     "ContextBank",
     "ContextualMatrix",
+    "CorrelatedMasks",
     "Deterministic",
     "DropoutBank",
     "Ensemble",
@@ -48,6 +57,8 @@ __all__ = [
     "Posterior",
     "RandomMasks",
     "RankMasks",
+    "SpikeSlab",
+    "SpikeSlabBank",
     "WeightNoiseBank",
     "find_posterior",
 ]

@@ -25,8 +25,10 @@ from dalorra.posteriors.bank import BankSpec, of_rows, refuse_mask_settings
 from dalorra.posteriors.noise import ModuleTensors, RankNoise
 from dalorra.posteriors.posterior import Posterior
 
-Seen = list[tuple[Tensor, Tensor]]
-"""(m, log σ) of the rows of a forward, `[batch, rows, r, r]` each, one pair per module."""
+Seen = dict[int, tuple[Tensor, Tensor]]
+"""(m, log σ) of the rows of a forward, `[batch, rows, r, r]` each, by the number of the module.
+
+What a module says first counts: a head is asked again for every piece of a vocabulary."""
 
 _FIRST_OUTPUT = 0.1
 """Size of W₂ at first, as a share of the usual one: small beside the prior, but with a gradient."""
@@ -107,8 +109,8 @@ class ContextBank:
     def noise(self, sample_index: Tensor) -> list[RankNoise]:
         on = (sample_index >= 0)[..., None]
         return [
-            _ContextNoise(of_rows(epsilon, sample_index), on, module, self.seen)
-            for epsilon, module in zip(self.epsilon, self.modules, strict=True)
+            _ContextNoise(of_rows(epsilon, sample_index), on, module, number, self.seen)
+            for number, (epsilon, module) in enumerate(zip(self.epsilon, self.modules, strict=True))
         ]
 
     def plain(self, sample: int, modules: Sequence[ModuleTensors]) -> NoReturn:
@@ -125,11 +127,13 @@ class _ContextNoise:
     Attributes:
         epsilon: `[batch or 1, rows or 1, r, r]`.
         on: `[batch or 1, rows or 1, 1]`, False for no update at all.
+        number: of the module.
     """
 
     epsilon: Tensor
     on: Tensor
     module: ModuleTensors
+    number: int
     seen: Seen | None
 
     def __call__(self, activations: Tensor, inputs: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ class _ContextNoise:
         m, g = self._context(a)
         matrix = m + torch.sigmoid(g).square() * self.epsilon  # E − I
         if self.seen is not None:
-            self.seen.append((m, 2.0 * F.logsigmoid(g)))
+            self.seen.setdefault(self.number, (m, 2.0 * F.logsigmoid(g)))
         moved = a + (matrix * a[..., None, :]).sum(dim=-1)
         return (moved * self.on).to(activations.dtype)
 

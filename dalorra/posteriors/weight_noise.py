@@ -37,7 +37,9 @@ class GaussianDown(Posterior):
 
     def bank(self, modules: Sequence[ModuleTensors], spec: BankSpec) -> "WeightNoiseBank":
         refuse_mask_settings(spec, "Gaussian noise")
-        return WeightNoiseBank.draw([m["rho"].detach().square() for m in modules], spec)
+        deviations = [m["rho"].detach().square() for m in modules]
+        generator = torch.Generator().manual_seed(spec.seed)
+        return WeightNoiseBank.draw(deviations, spec.samples, generator)
 
     def mean(self, modules: Sequence[ModuleTensors]) -> MaskBank:
         """σ = 0."""
@@ -62,7 +64,9 @@ class ColumnSpaceNoise(Posterior):
         refuse_mask_settings(spec, "Gaussian noise")
         if self.scale == 0.0:
             return _no_noise(modules)
-        return WeightNoiseBank.draw([self._deviation(m) for m in modules], spec)
+        deviations = [self._deviation(m) for m in modules]
+        generator = torch.Generator().manual_seed(spec.seed)
+        return WeightNoiseBank.draw(deviations, spec.samples, generator)
 
     def mean(self, modules: Sequence[ModuleTensors]) -> MaskBank:
         """σ = 0."""
@@ -85,13 +89,13 @@ class WeightNoiseBank:
     added: tuple[Tensor, ...]
 
     @classmethod
-    def draw(cls, deviations: Sequence[Tensor], spec: BankSpec) -> "WeightNoiseBank":
+    def draw(
+        cls, deviations: Sequence[Tensor], samples: int, generator: torch.Generator
+    ) -> "WeightNoiseBank":
         """Samples of noise with these standard deviations, `[r, d_in]` per module."""
-        generator = torch.Generator().manual_seed(spec.seed)
         return cls(
             tuple(
-                torch.randn((spec.samples, *sigma.shape), generator=generator).to(sigma.device)
-                * sigma
+                torch.randn((samples, *sigma.shape), generator=generator).to(sigma.device) * sigma
                 for sigma in deviations
             )
         )

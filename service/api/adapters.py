@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi import Path as InPath
-from starlette.datastructures import Headers
 
 from dalorra.errors import AdapterError
 from service.adapter_names import ADAPTER_NAME
+from service.adapters import Loaded
 from service.api import problems
+from service.api.callers import bearer_key
 from service.api.routes import NOT_NOW
-from service.api.schemas import AdapterInfo, AdaptersResponse, LoadRequest
+from service.api.schemas import (
+    AdapterInfo,
+    AdaptersResponse,
+    LoadedResponse,
+    LoadRequest,
+    PolicyChange,
+    ReplacedInfo,
+)
 from service.engine import Predictor
 from service.errors import ForbiddenError, UnauthorizedError
 from service.keys import fingerprint, matching
 from service.lifecycle import Lifecycle
+from service.policies import Change, PolicyChanges, hand_made_policies
 from service.settings import Settings
 
 _READ_ERRORS = problems.documented(problems.UNAUTHORIZED, *NOT_NOW)
@@ -62,14 +71,14 @@ def adapter_routes(settings: Settings, lifecycle: Lifecycle) -> APIRouter:
         )
 
     @router.put("/{name}", responses=_LOAD_ERRORS)
-    async def load(name: Name, body: LoadRequest, by: str = administrator) -> AdapterInfo:
+    async def load(name: Name, body: LoadRequest, by: str = administrator) -> LoadedResponse:
         """Loads an adapter under a name, or replaces the one that has it.
 
         It is read, verified, checked against the unmodified model and warmed up while others are
         answered, and then takes its place in one step; if any of that fails, nothing changes.
         """
         path = await asyncio.to_thread(_below_a_root, body.path, settings.adapter_roots)
-        return _about(await lifecycle.adapters.load(path, name, by=by))
+        return _loaded(await lifecycle.adapters.load(path, name, by=by))
 
     @router.delete("/{name}", responses=_UNLOAD_ERRORS)
     async def unload(name: Name, by: str = administrator) -> AdaptersResponse:
@@ -91,7 +100,31 @@ def _about(predictor: Predictor) -> AdapterInfo:
         fields=list(predictor.fields),
         max_tokens=predictor.max_tokens,
         bytes=predictor.nbytes,
+        policy_digest=predictor.policy.digest,
+        hand_made_policies=hand_made_policies(predictor),
     )
+
+
+def _loaded(loaded: Loaded) -> LoadedResponse:
+    about = _about(loaded.predictor).model_dump()
+    if loaded.replaced is None:
+        return LoadedResponse(**about, replaced=None)
+    changes = PolicyChanges.between(loaded.replaced, loaded.predictor)
+    replaced = ReplacedInfo(
+        digest=loaded.replaced.card.digest,
+        policy_changes=_in_json(changes.policy),
+        question_policy_changes={
+            question: _in_json(fields) for question, fields in changes.question_policies.items()
+        },
+    )
+    return LoadedResponse(**about, replaced=replaced)
+
+
+def _in_json(changes: Mapping[str, Change]) -> dict[str, PolicyChange]:
+    return {
+        name: PolicyChange(before=change.before, after=change.after)
+        for name, change in changes.items()
+    }
 
 
 def _administrators_only(settings: Settings) -> Callable[[Request], Awaitable[str]]:
@@ -101,12 +134,11 @@ def _administrators_only(settings: Settings) -> Callable[[Request], Awaitable[st
     async def check(request: Request) -> str:
         if not known:
             raise ForbiddenError("adapters are fixed on this server: admin_keys are not set")
-        scheme, _, key = Headers(scope=request.scope).get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
+        if (key := bearer_key(request.scope)) is None:
             raise UnauthorizedError(
                 "send a key of admin_keys in the header Authorization: Bearer …"
             )
-        digest = matching(key.strip(), known)
+        digest = matching(key, known)
         if digest is None:
             raise ForbiddenError("this key is none of admin_keys: it may not change adapters")
         return fingerprint(digest)

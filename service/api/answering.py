@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dalorra.errors import InputError, TooLongError
+from service.api.callers import Caller
 from service.api.schemas import PredictOptions, PredictResponse
 from service.engine import Answer, Predictor
 from service.feedback import Ledger, Told
@@ -31,13 +32,13 @@ class Query:
     Attributes:
         predictor: answers it.
         value: the input.
-        request_id: names the answer.
+        caller: whose the answer is, and what names it.
         called: what the client calls each label, where that is not its name.
     """
 
     predictor: Predictor
     value: Input
-    request_id: str
+    caller: Caller
     called: Mapping[str, str] | None = None
 
 
@@ -65,7 +66,12 @@ class Decided:
         """What is kept of it for feedback."""
         query = self.query
         return Told(
-            query.request_id, query.value, self.prediction, self.verdict.decision, query.called
+            query.caller.request_id,
+            query.value,
+            self.prediction,
+            self.verdict.decision,
+            query.called,
+            query.caller.owner,
         )
 
 
@@ -116,18 +122,15 @@ class Answering:
     async def predict(
         self,
         inputs: Sequence[InputFields],
-        request_ids: Sequence[str],
+        callers: Sequence[Caller],
         options: PredictOptions,
-        *,
-        client: bytes | None,
     ) -> tuple[list[PredictResponse], Reply]:
         """Answers inputs of an adapter with labels of its own, see `answer`.
 
         Args:
             inputs: at least one; strings, or the template's fields.
-            request_ids: one for each.
+            callers: one for each, with the name of its answer.
             options: the same for all.
-            client: see `answer`.
 
         Raises:
             InputError, ServiceError: see `Adapters.find`, `Policy.at` and `answer`.
@@ -135,10 +138,9 @@ class Answering:
         predictor = self._lifecycle.adapters.find(options.adapter)
         check_has_labels(predictor)
         queries = [
-            Query(predictor, value, request_id)
-            for value, request_id in zip(inputs, request_ids, strict=True)
+            Query(predictor, value, caller) for value, caller in zip(inputs, callers, strict=True)
         ]
-        reply = await self.answer(queries, options.target_error, client=client)
+        reply = await self.answer(queries, options.target_error)
         return [_body(one, options.return_samples) for one in reply.decided], reply
 
     async def answer(
@@ -146,15 +148,13 @@ class Answering:
         queries: Sequence[Query],
         target_error: float | None = None,
         *,
-        client: bytes | None,
         uncut: bool = False,
     ) -> Reply:
         """Answers at least one query; all of them or none.
 
         Args:
-            queries: of any adapters.
+            queries: of one caller, to any adapters.
             target_error: see `Policy.at`.
-            client: digest of the key that asks, if keys are needed; see `Engine.predict_each`.
             uncut: whether an input is refused of which not everything was read.
 
         Raises:
@@ -164,6 +164,7 @@ class Answering:
         engine = self._lifecycle.engine
         policies = [_at(query.predictor.policy_for(query.value), target_error) for query in queries]
         asked = [(query.predictor, query.value) for query in queries]
+        client = queries[0].caller.owner or None  # without keys nobody has a share
         answers = await engine.predict_each(asked, within=self._timeout_seconds, client=client)
         if self._tracing is not None:
             self._tracing.stages(answers)
@@ -252,7 +253,7 @@ def _body(decided: Decided, return_samples: bool) -> PredictResponse:
         truncated=decided.answer.truncated,
         model=card.model,
         adapter=card.adapter,
-        request_id=decided.query.request_id,
+        request_id=decided.query.caller.request_id,
         **samples,  # left out rather than null: the answer has the field only where asked for
     )
 

@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, Strict
 
 from dalorra.errors import InputError, TooLongError
 from dalorra.questions import LIMITS, Option, Question
+from service.api.callers import Caller, caller_of
 from service.api.confidence import choice_confidence, score_confidence
 from service.api.conversation import Conversation, Words, rendered, spoken
 from service.api.error_forms import DECISIONS, documented, openai
 from service.api.question_schemas import NOTHING_GENERATED, QUESTION_ERRORS, OwnFields, body_of
 from service.api.questions import Answered, Options, QuestionsReply, TypedQuestions
-from service.api.routes import client_of, note, unless_gone
+from service.api.routes import note, unless_gone
 from service.api.schemas import BodyPart, ResponseBody
 from service.api.strict_json import read_body
 from service.errors import Fault, InvalidBodyError
@@ -201,21 +202,18 @@ def decisions_routes(settings: Settings, questions: TypedQuestions) -> APIRouter
     async def decisions(request: Request, response: Response) -> DecisionsResponse:
         """Answers typed questions about a text or a conversation."""
         body = await read_body(request, DecisionsRequest, settings.max_body_bytes)
-        work = _ask(questions, body, request.state.request_id, client=client_of(request))
-        reply = await unless_gone(request, work)
+        reply = await unless_gone(request, _ask(questions, body, caller_of(request)))
         note(reply.reply, request, response)
         return _response(body, reply, refuses=settings.refuse_unaccepted)
 
     return router
 
 
-async def _ask(
-    questions: TypedQuestions, body: DecisionsRequest, request_id: str, *, client: bytes | None
-) -> QuestionsReply:
+async def _ask(questions: TypedQuestions, body: DecisionsRequest, caller: Caller) -> QuestionsReply:
     asked = [_question(place, one) for place, one in enumerate(body.questions)]
     options = Options(body.model, body.x_return_samples, body.x_target_error)
     try:
-        return await questions.ask(rendered(body.input), asked, request_id, options, client=client)
+        return await questions.ask(rendered(body.input), asked, caller, options)
     except TooLongError:
         raise
     except InputError as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from dalorra.decision.policy import Decision
 from service.api import problems
+from service.api.callers import bearer_key, caller_of
 from service.api.schemas import RequestBody, ResponseBody
 from service.feedback import Ledger
+from service.keys import matching
+from service.settings import Settings
 
 
 class FeedbackRequest(RequestBody):
@@ -32,9 +35,10 @@ class FeedbackResponse(ResponseBody):
     correct: bool = Field(description="Whether the answer was right.")
 
 
-def feedback_routes(ledger: Ledger) -> APIRouter:
-    """Where feedback comes in."""
+def feedback_routes(settings: Settings, ledger: Ledger) -> APIRouter:
+    """Where feedback comes in: from whoever asked, or from an administrator."""
     router = APIRouter(tags=["feedback"])
+    administrators = settings.admin_key_digests()
 
     @router.post(
         "/feedback",
@@ -54,9 +58,15 @@ def feedback_routes(ledger: Ledger) -> APIRouter:
             problems.FEEDBACK_STORE,
         ),
     )
-    async def feedback(body: FeedbackRequest) -> FeedbackResponse:
-        """Keeps the truth about an earlier answer; once for each."""
-        taken = await ledger.judge(body.request_id, body.label)
+    async def feedback(body: FeedbackRequest, request: Request) -> FeedbackResponse:
+        """Keeps the truth about an earlier answer to the same key; once for each.
+
+        Keys of `admin_keys` may judge the answers of all keys.
+        """
+        key = bearer_key(request.scope)
+        anyones = key is not None and matching(key, administrators) is not None
+        owner = caller_of(request).owner
+        taken = await ledger.judge(body.request_id, body.label, owner, anyones=anyones)
         return FeedbackResponse(
             request_id=taken.request_id,
             label=taken.label,

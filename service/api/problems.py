@@ -166,8 +166,8 @@ FEEDBACK_OFF = Problem(
 )
 UNKNOWN_ANSWER = FEEDBACK_OFF.alike(
     "unknown_answer",
-    "no answer is kept under request_id 'abc': it was given by another server, longer ago than "
-    "answers are kept, or never",
+    "no answer is kept under request_id 'abc': it was given by another server, to another "
+    "key, longer ago than answers are kept, or never",
 )
 ALREADY_JUDGED = Problem(
     409,

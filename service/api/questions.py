@@ -17,6 +17,7 @@ from dalorra.decision.policy import Decision
 from dalorra.errors import InputError
 from dalorra.questions import NO, YES, Asked, Question, as_text
 from service.api.answering import Answering, Decided, Query, Reply, takes_questions
+from service.api.callers import Caller
 from service.api.question_schemas import Promise
 from service.errors import Fault, InvalidBodyError, UnknownAdapterError
 
@@ -150,22 +151,15 @@ class TypedQuestions:
         )
 
     async def ask(
-        self,
-        state: JsonValue,
-        questions: Sequence[Question],
-        request_id: str,
-        options: Options,
-        *,
-        client: bytes | None,
+        self, state: JsonValue, questions: Sequence[Question], caller: Caller, options: Options
     ) -> QuestionsReply:
         """Answers at least one question; all of them or none.
 
         Args:
             state: what they are about.
             questions: at most as many as the settings allow.
-            request_id: each answer's is this with its place after it.
+            caller: names the request; each answer is named with its place after that.
             options: the same for all.
-            client: see `Answering.answer`.
 
         Raises:
             InvalidBodyError: there are too many questions.
@@ -178,12 +172,10 @@ class TypedQuestions:
             raise InvalidBodyError(Fault(("questions",), f"{sentence}: send several", "too_long"))
         routes = self._routes(state, questions, options.model)
         queries = [
-            Query(route.predictor, route.value, f"{request_id}-{place}", _called(question, route))
+            Query(route.predictor, route.value, caller.at(place), _called(question, route))
             for place, (question, route) in enumerate(zip(questions, routes, strict=True))
         ]
-        reply = await self._answering.answer(
-            queries, options.target_error, client=client, uncut=True
-        )
+        reply = await self._answering.answer(queries, options.target_error, uncut=True)
         answers = [
             _answered(question, route, one, options.return_samples)
             for question, route, one in zip(questions, routes, reply.decided, strict=True)
@@ -288,7 +280,7 @@ def _answered(question: Question, route: Route, decided: Decided, return_samples
         "x_promise": _promise(decided.policy) if accepted else None,
         "x_samples": prediction.samples,
         "x_adapter": decided.card.adapter,
-        "x_request_id": decided.query.request_id,
+        "x_request_id": decided.query.caller.request_id,
     }
     if return_samples:
         no = question.kind == "noul" and question.options[chosen].name == NO

@@ -13,6 +13,7 @@ from dalorra.client.tool import function_schema, tool_name
 from service.adapters import Adapters
 from service.api import problems
 from service.api.answering import Answering, Reply, check_has_labels
+from service.api.callers import caller_of
 from service.api.schemas import (
     BatchRequest,
     BatchResponse,
@@ -25,6 +26,7 @@ from service.api.schemas import (
 )
 from service.errors import BatchTooLargeError, ClientGoneError
 from service.lifecycle import Lifecycle
+from service.policies import hand_made_policies
 from service.settings import Settings
 from service.telemetry import Telemetry, package_version
 
@@ -100,10 +102,9 @@ async def ask(
         ClientGoneError: the client closed the connection.
         InputError, ServiceError: see `Answering.predict`.
     """
-    request_id = request.state.request_id
-    ids = [f"{request_id}-{place}" for place in range(len(inputs))] if batch else [request_id]
-    work = answering.predict(inputs, ids, options, client=client_of(request))
-    bodies, reply = await unless_gone(request, work)
+    caller = caller_of(request)
+    callers = [caller.at(place) for place in range(len(inputs))] if batch else [caller]
+    bodies, reply = await unless_gone(request, answering.predict(inputs, callers, options))
     note(reply, request, response)
     return bodies
 
@@ -112,12 +113,6 @@ def note(reply: Reply, request: Request, response: Response) -> None:
     """Says what a reply took: in a header, and for the log."""
     response.headers["Server-Timing"] = reply.server_timing
     request.state.facts = reply.facts
-
-
-def client_of(request: Request) -> bytes | None:
-    """Digest of the key that a request came with; None where keys are not needed."""
-    key: bytes | None = getattr(request.state, "key", None)
-    return key
 
 
 def check_batch(inputs: int, settings: Settings) -> None:
@@ -209,6 +204,7 @@ def _info(adapters: Adapters, name: str | None, settings: Settings) -> InfoRespo
         fields=list(predictor.fields),
         on_overflow=settings.on_overflow,
         policy=predictor.policy,
+        hand_made_policies=hand_made_policies(predictor),
         limits=LimitsInfo(
             max_tokens=predictor.max_tokens,
             max_batch_inputs=settings.max_batch_inputs,

@@ -183,6 +183,7 @@ class InfoResponse(ResponseBody):
     fields: list[str] = Field(description="Fields of the template, for inputs that are objects.")
     on_overflow: str = Field(description="What happens to an over-long input.")
     policy: Policy = Field(description="The thresholds, where they come from, what they promise.")
+    hand_made_policies: int = Field(description="See /adapters.")
     limits: LimitsInfo
 
 
@@ -198,6 +199,36 @@ class AdapterInfo(ResponseBody):
     fields: list[str] = Field(description="Fields of the template, for inputs that are objects.")
     max_tokens: int = Field(description="Tokens of one input, template and cue included.")
     bytes: int = Field(description="Memory that it takes beside the base model.")
+    policy_digest: str | None = Field(
+        description="Of its policy as it was calibrated; null where none was, or is not held to."
+    )
+    hand_made_policies: int = Field(
+        description="Policies, those of single questions included, that accept and promise nothing "
+        "because they are not as calibration wrote them."
+    )
+
+
+class PolicyChange(ResponseBody):
+    """One field of a policy."""
+
+    before: JsonValue
+    after: JsonValue
+
+
+class ReplacedInfo(ResponseBody):
+    """The adapter that had the name, and how its policies differ from those that are served now."""
+
+    digest: str = Field(description="Of the adapter.")
+    policy_changes: dict[str, PolicyChange] = Field(description="By field.")
+    question_policy_changes: dict[str, dict[str, PolicyChange]] = Field(
+        description="By the digest of each question, then by field."
+    )
+
+
+class LoadedResponse(AdapterInfo):
+    """An adapter that is served from now on."""
+
+    replaced: ReplacedInfo | None = Field(description="null where the name was free.")
 
 
 class AdaptersResponse(ResponseBody):

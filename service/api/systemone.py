@@ -17,11 +17,12 @@ from dalorra.errors import InputError, TooLongError
 from dalorra.questions import LIMITS, Option, Question, as_text
 from service.api import problems
 from service.api.answering import takes_questions
+from service.api.callers import Caller, caller_of
 from service.api.confidence import choice_confidence, score_confidence
 from service.api.error_forms import MODELS, SYSTEMONE, documented, systemone
 from service.api.question_schemas import NOTHING_GENERATED, QUESTION_ERRORS, OwnFields, body_of
 from service.api.questions import Answered, Models, Options, QuestionsReply, TypedQuestions
-from service.api.routes import NOT_NOW, client_of, note, unless_gone
+from service.api.routes import NOT_NOW, note, unless_gone
 from service.api.schemas import BodyPart, ResponseBody
 from service.api.strict_json import read_body
 from service.engine import Predictor
@@ -209,7 +210,7 @@ def systemone_routes(settings: Settings, questions: TypedQuestions) -> APIRouter
     async def system_one(request: Request, response: Response) -> SystemOneResponse:
         """Answers typed questions about a state."""
         body = await read_body(request, SystemOneRequest, settings.max_body_bytes)
-        work = answer(questions, body, request.state.request_id, client=client_of(request))
+        work = answer(questions, body, caller_of(request))
         answered, reply = await unless_gone(request, work)
         note(reply.reply, request, response)
         return answered
@@ -223,7 +224,7 @@ def systemone_routes(settings: Settings, questions: TypedQuestions) -> APIRouter
 
 
 async def answer(
-    questions: TypedQuestions, body: SystemOneRequest, request_id: str, *, client: bytes | None
+    questions: TypedQuestions, body: SystemOneRequest, caller: Caller
 ) -> tuple[SystemOneResponse, QuestionsReply]:
     """The response to a request.
 
@@ -234,9 +235,7 @@ async def answer(
     asked = {name: question_of(one, ("questions", name)) for name, one in body.questions.items()}
     options = Options(body.model, body.x_return_samples, body.x_target_error)
     try:
-        reply = await questions.ask(
-            body.state, list(asked.values()), request_id, options, client=client
-        )
+        reply = await questions.ask(body.state, list(asked.values()), caller, options)
     except TooLongError:
         raise
     except InputError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +24,7 @@ class Predictor(Protocol):
 
     card: Card
     policy: Policy
+    question_policies: Mapping[str, Policy]
     novelty: Novelty | None
     batching: Batching
     registered: tuple[RegisteredQuestion, ...]

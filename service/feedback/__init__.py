@@ -1,7 +1,10 @@
 """The truth about earlier answers: kept beside them, added up, and held against the promise.
 
     records   what is kept
-    store     one SQLite file                                  synchronous
+    tables    what a store keeps, and how it is asked          synchronous
+    store     the tables in one SQLite file
+    postgres  the same in a database that replicas share
+    places    which of the two
     live      error, calibration and e-value out of it         pure
     clerk     writes and adds up                               a thread
     ledger    what the server talks to                         a bounded inbox of messages

@@ -35,7 +35,7 @@ from service.feedback.messages import (
     ServedPolicy,
 )
 from service.feedback.records import Feedback
-from service.feedback.store import FeedbackStore
+from service.feedback.tables import AnswerTables
 
 _TICK_SECONDS = 1.0  # between looks at what other processes wrote, and at what has expired
 _PRUNE_SECONDS = 60.0
@@ -60,7 +60,7 @@ class Clerk:
 
     def __init__(
         self,
-        store: FeedbackStore,
+        store: AnswerTables,
         inbox: queue.SimpleQueue[Message | None],
         clock: SteadyClock,
         *,
@@ -154,11 +154,12 @@ class Clerk:
 
     def _judge(self, judgement: Judgement, watches: _Watches) -> Feedback | ServiceError:
         """Writes the truth about an answer, or says why it cannot."""
-        kept = self._store.find(judgement.request_id)
-        if kept is None:
+        owner = self._owner(judgement)
+        kept = None if owner is None else self._store.find(judgement.request_id, owner)
+        if owner is None or kept is None:
             return UnknownAnswerError(
                 f"no answer is kept under request_id {judgement.request_id!r}: it was given by "
-                "another server, longer ago than answers are kept, or never"
+                "another server, to another key, longer ago than answers are kept, or never"
             )
         source, _ = self._store.source(kept.source)
         digest = source.adapter_digest
@@ -183,11 +184,18 @@ class Clerk:
                 f"the answer {judgement.request_id!r} was judged before, as {kept.true_label!r}: "
                 "the first judgement stays"
             )
-        self._store.judge(judgement.request_id, label, self._clock.now())
+        self._store.judge(judgement.request_id, owner, label, self._clock.now())
         if kept.accepted:
             watches.observe(kept.source, served.labels, kept.label, label)
         self._stale.update(one.adapter for one in alike)
         return Feedback(judgement.request_id, label, kept.label, kept.decision, served.adapter)
+
+    def _owner(self, judgement: Judgement) -> str | None:
+        """Whose answer is judged; None where nobody has it, or several whom nothing tells apart."""
+        owners = self._store.owners(judgement.request_id)
+        if judgement.owner in owners:
+            return judgement.owner
+        return owners[0] if judgement.anyones and len(owners) == 1 else None
 
     def _refresh(self, *, at_once: bool = False) -> None:
         """Adds up what has changed, but spends no more than a small share of the time on it."""
@@ -239,7 +247,7 @@ class Clerk:
 class _Watches:
     """The watches of the promises that one transaction changes."""
 
-    def __init__(self, store: FeedbackStore) -> None:
+    def __init__(self, store: AnswerTables) -> None:
         self._store = store
         self._loaded: dict[int, PromiseWatch | None] = {}
         self._changed: set[int] = set()

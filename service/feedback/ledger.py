@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +33,9 @@ from service.feedback.messages import (
     NewPolicy,
     ServedPolicy,
 )
+from service.feedback.places import open_store
 from service.feedback.records import Feedback, KeptAnswer, Source, readable
-from service.feedback.store import LOCK_SECONDS, FeedbackStore
+from service.feedback.store import LOCK_SECONDS
 
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
@@ -57,7 +58,7 @@ class FeedbackOptions:
     """What is kept, and what follows from it.
 
     Attributes:
-        path: the SQLite file.
+        place: where, see `open_store`.
         retention_seconds: answers are deleted after it.
         max_answers: most that are kept.
         inputs: whether the inputs are kept, too.
@@ -65,7 +66,7 @@ class FeedbackOptions:
         strict: whether nothing is accepted any more once the promise is broken.
     """
 
-    path: Path
+    place: Path | str = field(repr=False)  # may hold a password
     retention_seconds: float
     max_answers: int
     inputs: bool
@@ -83,6 +84,7 @@ class Told:
         prediction: the answer.
         decision: what the client was told to do with it.
         called: what the client calls each label, where that is not its name.
+        owner: whose it is, see `service.keys.owner_name`.
     """
 
     request_id: str
@@ -90,6 +92,7 @@ class Told:
     prediction: Prediction
     decision: Decision
     called: Mapping[str, str] | None = None
+    owner: str = ""
 
 
 class Ledger:
@@ -111,7 +114,7 @@ class Ledger:
         self._refused = 0
         self._handed_over = 0  # answers, to the clerk
         if options is not None:
-            store = FeedbackStore(options.path)
+            store = open_store(options.place)
             self._clock = SteadyClock(store.time)
             self._clerk = Clerk(
                 store,
@@ -210,6 +213,7 @@ class Ledger:
                 accepted=decide(one.prediction).decision is Decision.ACCEPT,
                 input=json.dumps(readable(one.value)) if self._options.inputs else None,
                 called=None if one.called is None else json.dumps(dict(one.called)),
+                owner=one.owner,
             )
             for one in told
         ]
@@ -218,8 +222,16 @@ class Ledger:
         self._inbox.put(NewAnswers(served, answers))
         self._handed_over += len(answers)
 
-    async def judge(self, request_id: str, label: str) -> Feedback:
+    async def judge(
+        self, request_id: str, label: str, owner: str = "", *, anyones: bool = False
+    ) -> Feedback:
         """Takes the truth about an earlier answer.
+
+        Args:
+            request_id: of the answer.
+            label: what would have been right.
+            owner: whose answer it is.
+            anyones: whether it may be another owner's, if this one has none of that id.
 
         Raises:
             FeedbackOffError: nothing is kept.
@@ -236,7 +248,7 @@ class Ledger:
                 "too much feedback waits to be written: try again in 1 s", retry_after=1
             )
         done: Future[Feedback] = Future()
-        self._inbox.put(Judgement(request_id, label, done))
+        self._inbox.put(Judgement(request_id, label, owner, anyones, done))
         return await asyncio.wrap_future(done)
 
     def guard(self, predictor: Predictor, verdict: Verdict) -> Verdict:
@@ -269,7 +281,8 @@ def _describe(predictor: Predictor) -> ServedPolicy:
     source = Source(
         adapter_digest=predictor.card.digest,
         bank=json.dumps(policy.bank or {"samples": predictor.samples}, sort_keys=True),
-        policy=policy.model_dump_json(),
+        # What it promises, not how that was vouched for: digest or none, it is the same promise.
+        policy=policy.model_dump_json(exclude={"digest"}),
         novelty_digest=novelty.digest if novelty else None,
     )
     return ServedPolicy(predictor.card.adapter, tuple(predictor.labels), policy, source)

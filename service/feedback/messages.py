@@ -63,10 +63,15 @@ class CatchUp:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The truth about an answer, as its client calls the label; done once it is written."""
+    """The truth about an answer, as its client calls the label; done once it is written.
+
+    Of an answer to `owner`, or else, where it may be `anyones`, to another one.
+    """
 
     request_id: str
     label: str
+    owner: str
+    anyones: bool
     done: Future[Feedback]
 
 

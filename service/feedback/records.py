@@ -37,13 +37,14 @@ class KeptAnswer(NamedTuple):
     """One answer that waits for feedback.
 
     Attributes:
-        request_id: names the answer.
+        request_id: names the answer among its owner's.
         answered_at: seconds since the epoch.
         label, probability, variance, novelty, cut_at, samples: see `Prediction`.
         decision: what the client was told.
         accepted: whether the policy itself accepts it, at its own target.
         input: the input as JSON; None where inputs are not kept.
         called: what the client calls each label, as JSON; None where that is its name.
+        owner: whose it is, see `service.keys.owner_name`.
     """
 
     request_id: str
@@ -58,6 +59,7 @@ class KeptAnswer(NamedTuple):
     accepted: bool
     input: str | None
     called: str | None = None
+    owner: str = ""
 
 
 class AnswerRecord(NamedTuple):
@@ -100,7 +102,7 @@ class LabelledAnswer:
     """An answer whose truth is known, for calibration.
 
     Attributes:
-        request_id: names the answer.
+        request_id: names the answer, after its owner where there is one.
         label, probability, variance, novelty, cut_at: of the answer.
         true_label: the truth.
         precision: what computed the answer, see `Predictor.precision`; empty where it is not known.

@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service import limits
 from service.adapter_names import named_adapters
+from service.feedback import places
 from service.feedback.ledger import FeedbackOptions
 from service.keys import all_digests, known_digest
 
@@ -64,6 +66,11 @@ class Settings(BaseSettings):
     refuse_unaccepted: bool = Field(
         False,
         description="/v1/decisions answers with a refusal where an answer is not accepted.",
+    )
+    hand_made_policies: bool = Field(
+        False,
+        description="Accept by policies, too, that are not as calibration wrote them; they promise "
+        "nothing.",
     )
     max_adapters: int = Field(16, ge=1, description="Adapters loaded at once.")
     base_model: str | None = Field(
@@ -138,6 +145,11 @@ class Settings(BaseSettings):
         None, gt=0, description="Requests per second that each key may make; no limit if unset."
     )
     rate_burst: int = Field(20, ge=1, description="Requests that a key may make at once.")
+    limits_url: SecretStr | None = Field(
+        None,
+        description="redis://… of the database that counts them for all replicas; each counts by "
+        "itself if unset.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Origins, separated by commas, whose web pages may ask (* for any); none "
@@ -152,6 +164,10 @@ class Settings(BaseSettings):
 
     feedback_store: Path | None = Field(
         None, description="SQLite file that keeps answers for feedback; none are kept if unset."
+    )
+    feedback_url: SecretStr | None = Field(
+        None,
+        description="Instead: postgresql://… of the database that keeps them for all replicas.",
     )
     feedback_retention_days: float = Field(30.0, gt=0, description="Then they are deleted.")
     feedback_max_rows: int = Field(
@@ -200,6 +216,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("feedback_url", "limits_url")
+    @classmethod
+    def _check_address(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        schemes = places.SCHEMES if info.field_name == "feedback_url" else limits.SCHEMES
+        if url is not None and not url.get_secret_value().startswith(schemes):
+            raise ValueError(f"write {schemes[0]}user:password@host/database")
+        return url
 
     @field_validator("api_keys", "admin_keys")
     @classmethod
@@ -250,6 +274,8 @@ class Settings(BaseSettings):
     def _limited_by_key(self) -> Self:
         if self.rate_limit is not None and not (self.api_keys or self.api_keys_file):
             raise ValueError("rate_limit holds for each key: it needs api_keys or api_keys_file")
+        if self.limits_url is not None and self.rate_limit is None:
+            raise ValueError("limits_url is where rate_limit is counted: set rate_limit, too")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile, the certificate of that key")
         return self
@@ -270,19 +296,25 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _strict_by_feedback(self) -> Self:
-        if self.policy_action == "strict" and self.feedback_store is None:
+        if self.feedback_store is not None and self.feedback_url is not None:
+            raise ValueError("give feedback_store or feedback_url, not both")
+        if self.policy_action == "strict" and self._feedback_place is None:
             raise ValueError(
                 "policy_action strict needs feedback to know of a broken promise: set "
-                "feedback_store"
+                "feedback_store or feedback_url"
             )
         return self
 
+    @property
+    def _feedback_place(self) -> Path | str | None:
+        return self.feedback_url.get_secret_value() if self.feedback_url else self.feedback_store
+
     def feedback_options(self) -> FeedbackOptions | None:
         """What is kept of answers; None: nothing."""
-        if self.feedback_store is None:
+        if (place := self._feedback_place) is None:
             return None
         return FeedbackOptions(
-            path=self.feedback_store,
+            place=place,
             retention_seconds=86_400.0 * self.feedback_retention_days,
             max_answers=self.feedback_max_rows,
             inputs=self.feedback_inputs,

@@ -19,6 +19,7 @@ from service.api.problems import CLIENT_GONE, ERROR_TYPES, PROBLEMS
         (schemas.PredictResponse, client.Prediction),
         (schemas.InfoResponse, client.Info),
         (schemas.LimitsInfo, client.Limits),
+        (schemas.AdapterInfo, client.Adapter),
         (FeedbackResponse, client.Feedback),
     ],
 )

@@ -83,7 +83,7 @@ def test_the_image_has_what_the_server_can_use():
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
-    wanted = [*extras["server"], *extras["mcp"], *extras["otel"]]
+    wanted = [*extras["server"], *extras["mcp"], *extras["otel"], *extras["shared"]]
     assert done.stdout.splitlines() == [*project["dependencies"], *wanted]
 
 

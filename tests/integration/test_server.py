@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
         predictor={"seconds": 0.05},
         max_body_bytes=50_000,
         max_batch_inputs=32,
-        max_queue_requests=32,
+        max_queue_requests=64,
         batch_rows=512,
         request_timeout_seconds=120,
     ) as process:

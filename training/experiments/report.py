@@ -1,12 +1,18 @@
-"""Results as Markdown: one section for each experiment, in which only the findings are by hand.
+"""Results as Markdown: a page that answers four questions, and the tables behind each experiment.
 
-They are in `FINDINGS.md` in the experiment's folder of results, and the section quotes that file
-whole. A folder with a `SECTION.md` is a section that another program rendered.
+On the page an experiment has the scores that decide, its first figures and what was found. The
+findings alone are by hand: they are in `FINDINGS.md` in the experiment's folder of results, and the
+page quotes that file whole. `TABLES.md` beside it has every score. A folder with a `SECTION.md` is
+a section that another program rendered.
 """
 
+import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from training.experiments.figures import draw
 from training.experiments.paired import LOSSES, by_nll, differences
@@ -24,6 +30,7 @@ from training.report import markdown_table
 
 FINDINGS_FILE = "FINDINGS.md"
 SECTION_FILE = "SECTION.md"
+TABLES_FILE = "TABLES.md"
 
 CALIBRATION = (
     Score("NLL", "nll"),
@@ -50,44 +57,58 @@ SHIFT_SCORES = tuple(
 )
 
 
+_CHAPTERS: Final = {
+    "Is it better calibrated?": (
+        "comparison",
+        "tuned",
+        "posteriors",
+        "strengths",
+        "posteriors_strengths",
+        "scopes",
+        "sensitivity",
+        "random_masking",
+        "rank",
+        "bayeslora",
+        "reasoning",
+    ),
+    "Does it know where it is wrong?": ("promise", "many_labels", "questions", "doubts"),
+    "Does it notice what is foreign?": ("foreign", "forged"),
+    "What does it cost?": ("costs",),
+}
+"""Question → the experiments and sections that answer it, in order."""
+
+
 def write_report(results: Path, out: Path) -> Path:
     """Renders every experiment that has results.
 
     Args:
-        results: folder with one folder for each experiment.
+        results: folder with one folder for each experiment; each gets its `TABLES.md`.
         out: Markdown file; figures go to `images/results` beside it.
 
     Raises:
         ConfigError: there are no results, or they are of an experiment that does not exist.
     """
-    names = [name for name in _ORDER if (results / name).is_dir()]
-    names += sorted(
-        path.name for path in results.iterdir() if path.is_dir() and path.name not in names
-    )
+    found = sorted(path.name for path in results.iterdir() if path.is_dir())
+    known = {name for chapter in _CHAPTERS.values() for name in chapter}
+    others = [name for name in found if name not in known]
     parts = ["# Results", "", *_INTRODUCTION]
-    for name in names:
-        written = results / name / SECTION_FILE
-        if written.exists():
-            parts += ["", written.read_text(encoding="utf-8").strip()]
-            continue
-        described = load_experiment(str(results / name / EXPERIMENT_FILE))
-        parts += ["", *_section(described, results / name, out)]
+    for chapter, names in {**_CHAPTERS, "What else was measured?": tuple(others)}.items():
+        there = [name for name in names if name in found]
+        if there:
+            parts += ["", f"## {chapter}"]
+        for name in there:
+            parts += ["", *_part(results / name, out)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return out
 
 
-_ORDER = (
-    "comparison",
-    "tuned",
-    "strengths",
-    "scopes",
-    "sensitivity",
-    "random_masking",
-    "rank",
-    "bayeslora",
-    "reasoning",
-)
+def _part(folder: Path, out: Path) -> list[str]:
+    written = folder / SECTION_FILE
+    if written.exists():  # its headings are one level deeper here
+        return [re.sub(r"^(#+ )", r"#\1", written.read_text("utf-8").strip(), flags=re.MULTILINE)]
+    return _experiment(load_experiment(str(folder / EXPERIMENT_FILE)), folder, out)
+
 
 _INTRODUCTION = (
     "Rendered by `dalorra report` from what every run left; no number is written by hand. Each",
@@ -103,22 +124,43 @@ _INTRODUCTION = (
     "examples with the same seeds, with a 95 % interval (paired bootstrap over examples and",
     "seeds). One that holds zero shows no difference. With one seed it is about these two adapters",
     "and not about the methods; and the first was found on the same examples, which favours it.",
+    "Tables without it are of runs whose answers were not kept.",
+    "*C-LoRA* is a redesign of it ([how](../training/methods/c_lora.py)).",
+    "*At a temperature* is the NLL with the label logits divided by the number that fits the",
+    "hold-out best.",
 )
 _WITHOUT_INTERVALS = "The answers of these runs were not kept: the gaps have no intervals."
+_ON_THE_PAGE: Final = 2
+"""Figures of an experiment that the page shows; its tables have all."""
 
 
-def _section(experiment: Experiment, folder: Path, out: Path) -> list[str]:
+def _experiment(experiment: Experiment, folder: Path, out: Path) -> list[str]:
+    """The page's part, after the experiment's own file of tables was written."""
     found = read_results(folder, [run.key for run in experiment.runs()])
-    lines = [f"## {experiment.name.replace('_', ' ').capitalize()}", "", experiment.question, ""]
-    lines += [*_provenance(found), ""]
+    figures = list(draw(experiment, found, out.parent / "images" / "results"))
+    title = experiment.name.replace("_", " ").capitalize()
+    head = [experiment.question, "", *_provenance(found), ""]
+    tables = [f"# {title}", "", *head]
+    lines = [f"### {title}", "", *head]
+    lines[-1:] = [f"[All scores]({_link(folder / TABLES_FILE, out)}).", ""]
     for task in found.tasks:
-        lines += [*_task(found, task, in_order=experiment.axis is not None), ""]
-    for title, path in draw(experiment, found, out.parent / "images" / "results"):
-        lines += [f"![{title}]({path.relative_to(out.parent).as_posix()})", ""]
+        tables += [*_task(found, task, in_order=experiment.axis is not None), ""]
+        lines += _overview(found, task, in_order=experiment.axis is not None)
+    tables += _shown(figures, folder / TABLES_FILE)
+    lines += _shown(figures[:_ON_THE_PAGE], out)
     findings = folder / FINDINGS_FILE
     if findings.exists():
         lines += [findings.read_text(encoding="utf-8").strip(), ""]
+    (folder / TABLES_FILE).write_text("\n".join(tables[:-1]) + "\n", encoding="utf-8")
     return lines[:-1]
+
+
+def _shown(figures: Sequence[tuple[str, Path]], page: Path) -> list[str]:
+    return [line for title, path in figures for line in (f"![{title}]({_link(path, page)})", "")]
+
+
+def _link(file: Path, page: Path) -> str:
+    return Path(os.path.relpath(file, page.parent)).as_posix()
 
 
 def _provenance(found: Results) -> list[str]:
@@ -137,6 +179,28 @@ def _provenance(found: Results) -> list[str]:
     ]
 
 
+def _overview(found: Results, task: str, *, in_order: bool) -> list[str]:
+    """The scores that decide, in one table; of a grid on the hold-out the figure is enough."""
+    variants = found.variants(task)
+    first = next(iter(variants.values()))[0]
+    if "test" not in first:
+        return []
+    if not in_order:
+        variants = by_nll(variants, "test")
+    scores = _of("test", (*CALIBRATION, ACCURACY, *DISCRIMINATION[:2]))
+    if "tempered" in first:
+        scores.append(Score("at a temperature", "tempered.nll"))
+    sizes = (
+        f"{first['examples']['train']:,} training examples, {first['test']['n']:,} test examples"
+    )
+    return [f"**{task}** ({sizes}):", "", *_table(variants, scores, _gaps(variants, "test")), ""]
+
+
+def _of(where: str, scores: Sequence[Score]) -> list[Score]:
+    """The same scores of a part of a result."""
+    return [replace(score, key=f"{where}.{score.key}") for score in scores]
+
+
 def _task(found: Results, task: str, *, in_order: bool) -> list[str]:
     """One setting's tables; `in_order` keeps points of an axis in its order."""
     variants = found.variants(task)
@@ -145,25 +209,25 @@ def _task(found: Results, task: str, *, in_order: bool) -> list[str]:
     sizes = f"{train:,} training examples, {steps:,} steps"
     if "test" not in first:
         title = f"### {task} ({sizes}; scored on the hold-out)"
-        return [title, "", *_table(variants, "holdout", (ACCURACY, *CALIBRATION))]
+        return [title, "", *_table(variants, _of("holdout", (ACCURACY, *CALIBRATION)))]
     if not in_order:
         variants = by_nll(variants, "test")
     lines = [f"### {task} ({sizes}; {first['test']['n']:,} test examples)", ""]
     lines += [*_compared(variants, "test"), ""]
-    lines += _table(variants, "test", (ACCURACY, *DISCRIMINATION))
+    lines += _table(variants, _of("test", (ACCURACY, *DISCRIMINATION)))
     if "tempered" in first:
         n = first["examples"]["holdout"]
         lines += ["", f"At the temperature that fits the {n} hold-out examples best:", ""]
         tempered = by_nll(variants, "tempered")
         lines += [*_compared(tempered, "tempered"), ""]
-        lines += _table(tempered, "tempered", (TEMPERATURE, *DISCRIMINATION))
+        lines += _table(tempered, _of("tempered", (TEMPERATURE, *DISCRIMINATION)))
     for shift in first.get("shifts", {}):
         n = first["shifts"][shift]["n"]
         lines += ["", f"AUROC for telling {n} examples of {shift} from the test set:", ""]
-        lines += _table(variants, f"shifts.{shift}", SHIFT_SCORES)
+        lines += _table(variants, _of(f"shifts.{shift}", SHIFT_SCORES))
         if "nll" in first["shifts"][shift]:
             lines += ["", f"Scores on {shift}, the same labels on other data:", ""]
-            lines += _table(variants, f"shifts.{shift}", SCORES)
+            lines += _table(variants, _of(f"shifts.{shift}", SCORES))
     if "inputs" in first:
         lines += ["", *_inputs(variants)]
     return lines
@@ -171,6 +235,13 @@ def _task(found: Results, task: str, *, in_order: bool) -> list[str]:
 
 def _compared(variants: dict[str, list[Result]], where: str) -> list[str]:
     """Calibration with the gaps to the lowest NLL, where the answers were kept."""
+    gaps = _gaps(variants, where)
+    missing = [] if gaps or len(variants) == 1 else ["", _WITHOUT_INTERVALS]
+    return [*_table(variants, _of(where, CALIBRATION), gaps), *missing]
+
+
+def _gaps(variants: dict[str, list[Result]], where: str) -> dict[str, list[str]]:
+    """Key of a score → how far each variant is above the one with the lowest NLL."""
     best, runs_of_best = next(iter(by_nll(variants, where).items()))
     gaps = {
         name: differences(runs, runs_of_best, where)
@@ -178,18 +249,15 @@ def _compared(variants: dict[str, list[Result]], where: str) -> list[str]:
         if name != best
     }
     if not any(gaps.values()):
-        missing = ["", _WITHOUT_INTERVALS] if gaps else []
-        return [*_table(variants, where, CALIBRATION), *missing]
-    beside = {
-        key: [str(gap[key]) if (gap := gaps.get(name)) else "–" for name in variants]
+        return {}
+    return {
+        f"{where}.{key}": [str(gap[key]) if (gap := gaps.get(name)) else "–" for name in variants]
         for key in LOSSES
     }
-    return _table(variants, where, CALIBRATION, beside)
 
 
 def _table(
     variants: dict[str, list[Result]],
-    where: str,
     scores: Sequence[Score],
     beside: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[str]:
@@ -201,11 +269,7 @@ def _table(
         # Where no answer has a variance, an AUROC by it is one half and says nothing.
         blind = score.key.endswith(("variance", "mutual_information"))
         column = [
-            Summary.of(
-                Score("", f"{where}.{score.key}").of(run)
-                for run in runs
-                if not (blind and is_deterministic(run))
-            )
+            Summary.of(score.of(run) for run in runs if not (blind and is_deterministic(run)))
             for runs in variants.values()
         ]
         places = ranked([summary.mean for summary in column], low=score.low)

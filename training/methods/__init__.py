@@ -4,8 +4,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 
+from training.methods.amortised import Amortised
 from training.methods.blob import Blob
 from training.methods.c_lora import CLora
+from training.methods.correlated import Correlated
 from training.methods.dalorra import Dalorra
 from training.methods.ensemble import Ensemble
 from training.methods.laplace import Laplace
@@ -14,6 +16,7 @@ from training.methods.mc_dropout import McDropout
 from training.methods.method import Method
 from training.methods.mle import Mle
 from training.methods.random_mask import RandomMask
+from training.methods.spike_slab import SpikeAndSlab
 from training.methods.tfb import Tfb
 
 METHODS: Final[tuple[type[Method], ...]] = (
@@ -27,6 +30,9 @@ METHODS: Final[tuple[type[Method], ...]] = (
     CLora,
     RandomMask,
     Dalorra,
+    Amortised,
+    Correlated,
+    SpikeAndSlab,
 )
 
 
@@ -36,7 +42,19 @@ def _named(section: Any) -> Any:
 
 
 AnyMethod = Annotated[
-    Mle | Map | McDropout | Ensemble | Laplace | Blob | Tfb | CLora | RandomMask | Dalorra,
+    Mle
+    | Map
+    | McDropout
+    | Ensemble
+    | Laplace
+    | Blob
+    | Tfb
+    | CLora
+    | RandomMask
+    | Dalorra
+    | Amortised
+    | Correlated
+    | SpikeAndSlab,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]

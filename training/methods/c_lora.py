@@ -1,4 +1,4 @@
-"""Contextual low-rank adaptation (C-LoRA; Rahmati et al., 2025).
+"""Contextual low-rank adaptation, a redesign of C-LoRA (Rahmati et al., 2025).
 
 Between A and B stands an r × r matrix that depends on the row, Gaussian with a mean and a deviation
 that a small network of each module makes of A x; see `dalorra.posteriors.contextual`:
@@ -47,7 +47,7 @@ from dalorra.posteriors import ContextBank, ContextualMatrix
 from dalorra.posteriors.bank import NoiseBank
 from dalorra.posteriors.noise import ModuleTensors
 from training.methods.gaussian import gaussian_kl
-from training.methods.method import Method
+from training.methods.method import Method, mean_over_rows
 
 
 class CLora(Method):
@@ -60,7 +60,7 @@ class CLora(Method):
         context_learning_rate: of the networks, which have no weight decay.
     """
 
-    title = "a Gaussian r × r matrix between A and B that depends on the input (C-LoRA)"
+    title = "a Gaussian r × r matrix between A and B that depends on the input (after C-LoRA)"
 
     name: Literal["c_lora"] = "c_lora"
     hidden: int = Field(default=64, ge=1)
@@ -74,20 +74,19 @@ class CLora(Method):
     def draw(
         self, modules: Sequence[ModuleTensors], samples: int, generator: torch.Generator
     ) -> ContextBank:
-        return self.posterior().draw(modules, samples, generator, seen=[])
+        return self.posterior().draw(modules, samples, generator, seen={})
 
     def example_penalty(self, bank: NoiseBank, rows: PackedRows) -> Tensor:
         """The modules' KLs, each a mean over the rows that the adapter acted on."""
-        seen = cast(ContextBank, bank).seen or []
-        return self.kl_weight * torch.stack([self._kl(m, s, rows.adapted) for m, s in seen]).sum()
-
-    def _kl(self, mean: Tensor, log_deviation: Tensor, adapted: Tensor) -> Tensor:
-        kl = gaussian_kl(mean, log_deviation, self.prior_deviation).sum(dim=(-2, -1))
-        # A head has the last row of every cue alone, `[B, S]`, an encoder's pooler one row.
-        if kl.shape[0] != adapted.shape[0] or kl.shape[1] == 1:
-            return kl.mean()
-        acted = adapted[:, -kl.shape[1] :]  # rows of a cached prompt are not run
-        return ((kl * acted).sum(dim=1) / acted.sum(dim=1)).mean()
+        seen = cast(ContextBank, bank).seen or {}
+        parts = [
+            mean_over_rows(
+                gaussian_kl(mean, log_deviation, self.prior_deviation).sum(dim=(-2, -1)),
+                rows.adapted,
+            )
+            for mean, log_deviation in seen.values()
+        ]
+        return self.kl_weight * torch.stack(parts).sum()
 
     @property
     def learning_rates(self) -> Mapping[str, float]:

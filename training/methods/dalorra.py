@@ -1,4 +1,9 @@
-"""DALorRA: learned Bernoulli masks over the rank components, trained on the exact ELBO.
+"""DALorRA: learned Bernoulli masks over the rank components.
+
+    mean over n of E_q(−log p(y_n | x_n, z)) + (1 / N) Σ KL(σ(φ) ‖ p₀)                   (Eq. 4)
+
+With hard masks this is the exact negative ELBO per training example; with those that it is trained
+with, relaxed so that φ has a gradient (Eq. 3), a surrogate of it. Answers always use hard ones.
 
 The posterior, its KL and its relaxed samples are in `posteriors.masks`. The paper leaves open p₀,
 τ, S and the weight decay of φ, which is zero here: decay would pull every σ(φ) to one half.
@@ -25,15 +30,15 @@ class Dalorra(Method):
         prior: p₀, prior probability that a rank component is on.
         temperature: τ of the Gumbel-sigmoid.
         noise_per: Algorithm 1 draws one set of masks for a mini-batch (`batch`).
-        mask_learning_rate: of φ, which has no weight decay.
+        mask_learning_rate: of φ, which has no weight decay; 0: φ stays at the prior.
     """
 
-    title = "learned Bernoulli masks over rank components, exact ELBO (DALorRA)"
+    title = "learned Bernoulli masks over rank components (DALorRA)"
 
     name: Literal["dalorra"] = "dalorra"
     prior: float = Field(default=0.5, gt=0.0, lt=1.0)
     temperature: float = Field(default=0.5, gt=0.0)
-    mask_learning_rate: float = Field(default=1e-2, gt=0.0)
+    mask_learning_rate: float = Field(default=1e-2, ge=0.0)
 
     def posterior(self) -> RankMasks:
         return RankMasks(prior=self.prior)

@@ -94,3 +94,17 @@ class Method(BaseModel, ABC):
     def after_training(self, trained: TrainedAdapter) -> Inference:
         """Fits what the answers need beside the trained tensors; by default nothing."""
         return Inference(self.posterior())
+
+
+def mean_over_rows(values: Tensor, adapted: Tensor) -> Tensor:
+    """Mean over a batch of each sequence's mean over the rows that the adapter acted on.
+
+    Args:
+        values: what one module paid for each row, `[batch, rows]`.
+        adapted: of the forward, `[batch, rows]` bool.
+    """
+    # A head has the last row of every cue alone, `[B, S]`, an encoder's pooler one row.
+    if values.shape[0] != adapted.shape[0] or values.shape[1] == 1:
+        return values.mean()
+    acted = adapted[:, -values.shape[1] :]  # rows of a cached prompt are not run
+    return ((values * acted).sum(dim=1) / acted.sum(dim=1)).mean()

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import page
+from service.api.callers import bearer_key
 from service.api.errors import error_response
 from service.errors import UnauthorizedError
 from service.keys import matching
@@ -35,9 +35,9 @@ class AuthMiddleware:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        found = matching(key.strip(), self._known)
-        if found is None or scheme.lower() != "bearer":
+        key = bearer_key(scope)
+        found = None if key is None else matching(key, self._known)
+        if found is None:
             error = UnauthorizedError("send a known key in the header Authorization: Bearer …")
             await error_response(error, scope)(scope, receive, send)
             return

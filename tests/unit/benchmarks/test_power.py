@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.power import PROCEDURES, compared
-from benchmarks.uncertainty import section
+from benchmarks.promise_section import section
 from training.promise import Promise
 from training.risk_control import Risk, ScoredExamples
 

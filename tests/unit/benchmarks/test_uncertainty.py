@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks import novelty, novelty_scores, promise
+from benchmarks.foreign_section import section
 from benchmarks.promise import Half, halves, summary
 from benchmarks.rank_activations import ObservedBank
 from benchmarks.shifts import DEVELOPMENT, FAR, NEAR, shifted
-from benchmarks.uncertainty import section
 from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import stochastic_layers
 from dalorra.decision.metrics import auroc

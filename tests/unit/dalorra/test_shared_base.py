@@ -25,6 +25,7 @@ from tests.tiny import EVERY_LINEAR, SENTENCES, predictor_on, save_tiny_adapter,
 
 READS_BESIDE_THE_MODEL = """
 import os, threading, time, torch
+from unittest.mock import Mock
 from dalorra.shared_base import SharedBase
 
 torch.set_num_threads(2)
@@ -48,7 +49,7 @@ def started(what):
     thread.join()
     return found[0]
 
-read = started(lambda: SharedBase.read(object()))
+read = started(lambda: SharedBase.read(Mock()))
 print(read, started(lambda: torch.ones(10**6).isfinite().all()), torch.get_num_threads())
 """
 

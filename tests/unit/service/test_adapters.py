@@ -10,9 +10,11 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
+from dalorra.questions import Question
 from service.settings import load_settings
-from tests.fakes import FakeBase, FakePredictor, expected_prediction
+from tests.fakes import POLICY, FakeBase, FakePredictor, FakeQuestions, expected_prediction
 from tests.serving import RunningServer, serving
 
 ADMIN = {"Authorization": "Bearer the-key-of-the-administrator"}
@@ -97,6 +99,7 @@ async def test_every_surface_knows_all_adapters():
         "name": "topic", "digest": "digest-of-topic", "method": "dalorra",
         "scope": "answer_tokens", "samples": 10, "labels": ["negative", "positive"],
         "fields": ["title", "body"], "max_tokens": 300, "bytes": 1_000,
+        "policy_digest": POLICY.digest, "hand_made_policies": 0,
     }  # fmt: skip
     assert [info["adapter"] for info in infos] == ["sentiment", "topic"]
     assert [info["adapters"] for info in infos] == [["sentiment", "topic"]] * 2
@@ -134,6 +137,73 @@ async def test_an_adapter_is_loaded_replaced_and_unloaded(managed: Any, root: Pa
     assert audit[1]["replaced_digest"] == "digest-of-topic"
     assert audit[1]["adapter_digest"] == "digest-of-topic-2"
     assert all(line["administrator"] for line in audit)
+
+
+async def test_a_load_says_what_it_changes_about_the_policies(managed: Any, root: Path):
+    looser = POLICY.model_copy(update={"min_probability": 0.5, "digest": None})
+    base = FakeBase(**{name: FakePredictor(policy=looser) for name in ("other", "topic-2")})
+    async with managed(base) as server:
+        with capture_logs() as logs:
+            new, topic = [
+                (await load(server, name, root / folder)).json()
+                for name, folder in (("new", "other"), ("topic", "topic-2"))
+            ]
+        listed = (await server.client.get("/adapters")).json()["adapters"]
+        told = [(await server.client.get(f"/info?adapter={one}")).json() for one in TWO]
+        metrics = await server.metrics()
+        answer = (await server.predict("a", adapter="topic")).json()
+
+    assert new["replaced"] is None
+    assert topic["replaced"] == {
+        "digest": "digest-of-topic",
+        "policy_changes": {
+            "min_probability": {"before": 0.8, "after": 0.5},
+            "digest": {"before": POLICY.digest, "after": None},
+        },
+        "question_policy_changes": {},
+    }
+    assert [(one["name"], one["policy_digest"], one["hand_made_policies"]) for one in listed] == [
+        ("sentiment", POLICY.digest, 0), ("topic", None, 1), ("new", None, 1),
+    ]  # fmt: skip
+    assert [one["hand_made_policies"] for one in told] == [0, 1]
+    by_name = [metrics[f'dalorra_hand_made_policies{{adapter="{one}"}}'] for one in TWO]
+    assert by_name == [0, 1]
+    assert answer["reason"].endswith(" (hand-made policy)")
+    warned = [line for line in logs if line["event"] == "hand_made_policies"]
+    assert [(line["log_level"], line["adapter"]) for line in warned] == [
+        ("warning", "new"), ("warning", "topic"),
+    ]  # fmt: skip
+    changes = [line["policy_changes"] for line in logs if line["event"] == "adapter_loaded"]
+    assert changes == [[], ["min_probability", "digest"]]
+
+
+async def test_policies_of_single_questions_are_told_apart_too(managed: Any, root: Path):
+    kept, gone, come = (Question.noul(f"Is it {word}?") for word in ("old", "red", "new"))
+    first, second = FakeQuestions(), FakeQuestions()
+    first.question_policies = {kept.digest: POLICY, gone.digest: POLICY}
+    second.question_policies = {
+        kept.digest: POLICY,
+        come.digest: Policy(min_probability=0.5, max_variance=0.1, source="made up for a test"),
+    }
+    base = FakeBase(**{"topic": first, "topic-2": second})
+    async with managed(base) as server:
+        changed = (await load(server, "topic", root / "topic-2")).json()
+        about = (await server.client.get("/adapters")).json()["adapters"][1]
+
+    found = changed["replaced"]["question_policy_changes"]
+    assert found.keys() == {gone.digest, come.digest}
+    assert found[gone.digest]["min_probability"] == {"before": 0.8, "after": None}
+    assert found[come.digest]["min_probability"] == {"before": None, "after": 0.5}
+    assert about["hand_made_policies"] == 1
+
+
+async def test_the_log_says_why_an_adapter_accepts_nothing(managed: Any):
+    void = Policy.never("d1", "its policy has no digest")
+    with capture_logs() as logs:
+        async with managed(FakeBase(topic=FakePredictor(policy=void))):
+            pass
+    (line,) = [line for line in logs if line["event"] == "nothing_is_accepted"]
+    assert (line["adapter"], line["reason"]) == ("topic", "its policy has no digest")
 
 
 async def test_requests_finish_on_the_adapter_that_they_were_admitted_with(

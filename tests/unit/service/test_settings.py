@@ -157,6 +157,47 @@ def test_no_key_is_ever_shown(tmp_path: Path):
     assert "topsecret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"feedback_url": "topsecret@host/database"}, "feedback_url .*: write postgresql://user"),
+        (
+            {"feedback_url": "postgresql://topsecret", "feedback_store": "f.sqlite"},
+            "give feedback_store or feedback_url, not both",
+        ),
+        (
+            {"limits_url": "http://topsecret", "api_keys": "k", "rate_limit": 1},
+            "limits_url .*: write redis://user",
+        ),
+        ({"limits_url": "redis://topsecret"}, "limits_url is where rate_limit is counted"),
+    ],
+)
+def test_addresses_that_cannot_be_are_refused_and_not_shown(given: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_settings(**given)
+    assert "topsecret" not in str(refused.value)
+
+
+def test_the_password_of_an_address_is_never_shown():
+    settings = load_settings(
+        feedback_url="postgresql://me:topsecret@host/database",
+        limits_url="redis://:topsecret@host",
+        api_keys="k",
+        rate_limit=1,
+        policy_action="strict",
+    )
+    options = settings.feedback_options()
+    assert options is not None
+    for shown in (
+        str(settings.redacted()),
+        repr(settings),
+        settings.model_dump_json(),
+        repr(options),
+    ):
+        assert "topsecret" not in shown
+    assert options.place == "postgresql://me:topsecret@host/database"
+
+
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]

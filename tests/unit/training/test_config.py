@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from dalorra.errors import ConfigError
 from training.config import TrainingConfig, read_config
+from training.methods import Dalorra
 from training.tasks import TASKS
 
 MINIMAL = {"name": "mine", "output_dir": "runs/mine", "task": "sst2"}
@@ -36,6 +39,25 @@ def test_a_minimal_file_has_the_papers_defaults(write):
     assert config.method.mask_learning_rate == 1e-2
     assert config.bank.samples == 10
     assert config.resolved_task() is TASKS["sst2"]
+
+
+def test_the_papers_own_run_is_a_shipped_configuration():
+    """Section 5.1 and appendix A.3."""
+    config = read_config(Path(__file__).parents[3] / "training" / "configs" / "paper.yaml")
+    assert (config.adapter.rank, config.adapter.alpha) == (8, 16.0)
+    assert config.adapter.modules == ("q_proj", "v_proj", "lm_head")
+    assert (config.adapter.scope, config.adapter.last_layers) == ("all_tokens", None)
+    assert config.adapter.max_tokens == 300
+    optimizer = config.optimizer
+    assert (optimizer.steps, optimizer.batch_size, optimizer.accumulation) == (5000, 4, 1)
+    assert (optimizer.learning_rate, optimizer.warmup) == (1e-4, 0.06)
+    method = config.method
+    assert isinstance(method, Dalorra)
+    assert (method.mask_learning_rate, method.noise_per) == (1e-2, "batch")
+    assert not config.evaluation.keep_best
+    bank = config.bank
+    assert (bank.samples, bank.sampler, bank.head) == (10, "iid", "sampled")
+    assert config.resolved_task() is TASKS["winogrande_s"]
 
 
 def test_a_task_may_be_a_file_or_written_in_place(write, tmp_path):

@@ -9,7 +9,7 @@ from dalorra.prompts import PromptTokenizer
 from tests.tiny import FORMAT, MODULES, tiny_base
 from training.config import TrainingConfig
 from training.objective import Loss, Objective
-from training.trainer import AdapterTrainer, TrainablePeftModel, parameter_groups
+from training.trainer import AdapterTrainer, LikeTails, TrainablePeftModel, parameter_groups
 
 WORDS = ("good", "bad", "fun", "dull", "odd", "long", "short", "new", "old", "warm", "cold", "dry")
 
@@ -221,3 +221,18 @@ def test_the_wrapped_model_is_gone_before_the_processes_part(tmp_path, monkeypat
     trainer.leave_group()
     assert seen == [None]
     assert trainer.model_wrapped is model
+
+
+@pytest.mark.parametrize("count", [320, 325])
+def test_prompts_with_tails_alike_share_a_batch_and_batches_come_in_any_order(count: int):
+    torch.manual_seed(0)
+    tails = torch.randint(3, 90, (count,)).tolist()
+    sampler = LikeTails(4, tails)
+    order = list(sampler)
+    assert sorted(order) == list(range(count)) != order
+    assert list(sampler) != order, "another epoch"
+    batches = [[tails[at] for at in order[i : i + 4]] for i in range(0, count, 4)]
+    rows = sum(len(batch) * max(batch) for batch in batches)
+    assert rows < 1.15 * sum(tails), "padding is little"
+    longest = torch.tensor([max(batch) for batch in batches[: count // 4]])
+    assert (longest.diff() > 0).float().mean() > 0.3, "not from the longest to the shortest"

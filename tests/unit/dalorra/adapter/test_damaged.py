@@ -14,6 +14,7 @@ from dalorra.adapter.directory import CONFIG_FILE, WEIGHTS_FILE, load_adapter, r
 from dalorra.adapter.manifest import MANIFEST_FILE
 from dalorra.base.model import BaseModel
 from dalorra.decision.policy import POLICY_FILE, Decision, Policy
+from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import AdapterError
 from tests.tiny import answer, predictor_on, save_tiny_adapter, tiny_base, tiny_llama
 
@@ -201,7 +202,7 @@ POLICY = Policy(min_probability=0.5, max_variance=0.25, source="a test", tempera
 def test_a_policy_made_for_something_else_is_void_and_every_answer_says_so(
     adapter, made_for, reason
 ):
-    POLICY.model_copy(update=made_for).save(adapter)
+    with_digest(POLICY.model_copy(update=made_for)).save(adapter)
     found = read_adapter(adapter)
     assert found.policy.never_accepts
     assert found.policy.adapter_digest == found.digest
@@ -215,14 +216,14 @@ def test_a_policy_made_for_something_else_is_void_and_every_answer_says_so(
 def test_a_policy_made_for_this_adapter_and_bank_holds(adapter):
     found = read_adapter(adapter)
     bank = found.manifest.bank.model_dump()
-    policy = POLICY.model_copy(update={"adapter_digest": found.digest, "bank": bank})
+    policy = with_digest(POLICY.model_copy(update={"adapter_digest": found.digest, "bank": bank}))
     policy.save(adapter)
     assert read_adapter(adapter).policy == policy
 
 
 def test_a_policy_s_temperature_divides_the_label_logits(adapter):
     plain = predictor_on(adapter, tiny_base())
-    POLICY.save(adapter)
+    with_digest(POLICY).save(adapter)
     served = predictor_on(adapter, tiny_base())
     prompts = [plain.encode("good"), plain.encode("So bad that it is fun again")]
     before, after = (p.posterior_samples(prompts).by_sample for p in (plain, served))

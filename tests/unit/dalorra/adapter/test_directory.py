@@ -20,6 +20,7 @@ from dalorra.adapter.directory import (
 from dalorra.adapter.layer import mask_logits, stochastic_layers
 from dalorra.adapter.manifest import MANIFEST_FILE, Manifest
 from dalorra.decision.policy import Policy
+from dalorra.decision.policy_digest import with_digest
 from tests.tiny import (
     FORMAT,
     predictor_before_saving,
@@ -125,7 +126,9 @@ def test_read_adapter_returns_what_was_saved(tmp_path):
 def test_a_policy_that_names_the_adapter_is_read(tmp_path):
     path = save_tiny_adapter(tmp_path / "adapter", tiny_base())
     digest = adapter_digest(path)
-    policy = Policy(min_probability=0.9, max_variance=0.01, source="a test", adapter_digest=digest)
+    policy = with_digest(
+        Policy(min_probability=0.9, max_variance=0.01, source="a test", adapter_digest=digest)
+    )
     policy.save(path)
     assert read_adapter(path).policy == policy
     assert adapter_digest(path) == digest, "thresholds do not change an answer"
@@ -151,7 +154,7 @@ def test_a_promise_that_was_tested_in_another_precision_is_void(tmp_path):
         precisions=("bfloat16 on cuda",),
         adapter_digest=adapter_digest(path),
     )
-    tested.save(path)
+    with_digest(tested).save(path)
     policy = predictor_on(path, tiny_base()).policy
     assert policy.never_accepts
     assert "tested in bfloat16 on cuda, and this is float32 on cpu" in policy.source

@@ -15,7 +15,14 @@ from dalorra.adapter.export import export_bank, export_mean, where_it_runs
 from dalorra.errors import AdapterError
 from dalorra.posteriors.bank import BankSpec, MaskBank
 from dalorra.prompts import Prompt
-from tests.tiny import predictor_on, save_tiny_adapter, tiny_base, tiny_llama, tiny_prompts
+from tests.tiny import (
+    EXAMPLES,
+    predictor_on,
+    save_tiny_adapter,
+    tiny_base,
+    tiny_llama,
+    tiny_prompts,
+)
 
 SCOPES = ["answer_tokens", "all_tokens"]
 
@@ -57,6 +64,23 @@ def test_both_exports_equal_their_source(tmp_path, scope, dtype, shape, last_lay
     expected = torch.tensor([list(answer.probabilities.values()) for answer in answers])
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
     assert (expected - sampled.mean(1)).abs().max() > 0.01, "nor is the mean mask their mean"
+
+
+@pytest.mark.parametrize("method", ["correlated", "spike_slab"])
+def test_exports_of_other_masks_equal_their_source_too(tmp_path, method):
+    base, path = tiny_base(), tmp_path / "adapter"
+    save_tiny_adapter(path, base, method=method, posterior=EXAMPLES[method][1])
+    predictor = predictor_on(path, base)
+    prompts, label_ids = tiny_prompts(base), predictor.tokenizer.label_ids
+    sampled = predictor.posterior_samples(prompts).by_sample
+    export_bank(path, tmp_path / "bank")
+    for m in range(predictor.samples):
+        found = plain_peft(tmp_path / "bank" / f"member-{m:02d}", prompts, label_ids)
+        torch.testing.assert_close(found, sampled[:, m], rtol=2e-5, atol=2e-5)
+    export_mean(path, tmp_path / "mean")
+    found = plain_peft(tmp_path / "mean", prompts, label_ids)
+    expected = [list(a.probabilities.values()) for a in predictor.predict_mean(prompts)]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=2e-5, atol=2e-5)
 
 
 def test_the_bank_is_the_one_that_the_adapter_is_served_with(tmp_path):

@@ -5,7 +5,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dalorra.adapter.layer import StochasticPeftModel, attach, lora_config, stochastic_layers
-from dalorra.posteriors import ContextualMatrix, GaussianDown, Posterior, RankMasks
+from dalorra.posteriors import (
+    AmortisedMasks,
+    ContextualMatrix,
+    CorrelatedMasks,
+    GaussianDown,
+    Posterior,
+    RankMasks,
+    SpikeSlab,
+)
 from tests.tiny import MODULES
 
 
@@ -29,8 +37,15 @@ def adapted_llama(posterior: Posterior) -> StochasticPeftModel:
 
 @pytest.mark.parametrize(
     ("posterior", "extra"),
-    [(RankMasks(), 520), (GaussianDown(), 2_129_920), (ContextualMatrix(), 578_240)],
-    ids=["dalorra", "blob", "c_lora"],
+    [
+        (RankMasks(), 520),
+        (GaussianDown(), 2_129_920),
+        (ContextualMatrix(), 578_240),
+        (AmortisedMasks(), 520 + 65 * 8 * 8),
+        (CorrelatedMasks(factors=2), 520 + 65 * 8 * 2),
+        (SpikeSlab(), 520 + 65 * 8),
+    ],
+    ids=["dalorra", "blob", "c_lora", "amortised", "correlated", "spike_slab"],
 )
 def test_llama_3_1_8b_has_the_parameters_of_the_papers_table(posterior: Posterior, extra: int):
     model = adapted_llama(posterior)

@@ -12,6 +12,7 @@ from dalorra.adapter.manifest import BaseReference
 from dalorra.base.model import load_base_model, weight_digest
 from dalorra.base.quantized import bits_of, stored_weights
 from dalorra.decision.policy import Policy
+from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import BaseModelError, ConfigError
 from dalorra.forward.reference import reference_logits
 from dalorra.predictor import Predictor
@@ -88,7 +89,7 @@ def test_a_promise_is_about_the_precision_that_it_was_tested_in(tmp_path):
         precisions=("8bit float32 on cpu",),
         adapter_digest=read_adapter(path).digest,
     )
-    policy.save(path)
+    with_digest(policy).save(path)
     assert not predictor_on(path, base).policy.never_accepts
     plain = load_base_model(str(tmp_path / "base"), device="cpu", dtype="float32")
     void = predictor_on(path, plain).policy

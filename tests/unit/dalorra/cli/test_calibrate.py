@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from dalorra.cli import app
 from dalorra.decision.policy import Policy
+from dalorra.decision.policy_digest import checked
 from service.feedback.records import KeptAnswer, Source
 from service.feedback.store import FeedbackStore
 from tests.labelled_world import LABELS, accepted, predictions, world
@@ -26,7 +27,7 @@ def adapter(monkeypatch, tmp_path) -> Path:
         labelled=types.SimpleNamespace(labels=dict.fromkeys(LABELS, "")),
     )
     read = types.SimpleNamespace(manifest=manifest, novelty=None, policy=None, digest="d" * 64)
-    monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _: read)
+    monkeypatch.setattr("dalorra.adapter.directory.read_adapter", lambda _, **__: read)
     monkeypatch.setattr(
         "dalorra.predictor.Predictor.load", lambda *_, **__: pytest.fail("it loads the model")
     )
@@ -66,6 +67,7 @@ def test_the_command_writes_the_policy_and_prints_the_promise(on_examples, adapt
     assert result.exit_code == 0, result.output
     policy = Policy.load(adapter)
     assert not policy.never_accepts
+    assert checked(policy, hand_made=False) is policy
     assert policy.class_targets == {"yes": 0.06}
     assert policy.bank == BANK
     assert policy.temperature != 1.0
@@ -113,7 +115,8 @@ def test_a_second_look_at_the_same_data_is_refused_or_paid_for(on_examples, adap
     assert refused.exit_code == 2
     assert "1,000 of these 1,000 inputs were tested on before" in refused.stderr
     assert "(sst2 validation, " in refused.stderr
-    assert Policy.load(adapter) == policy.model_copy(update={"date": Policy.load(adapter).date})
+    again = Policy.load(adapter)
+    assert again == policy.model_copy(update={"date": again.date, "digest": again.digest})
     paid = on_examples(1000, "--target-error", "0.2", "--look-again")
     assert paid.stdout.startswith("error among accepted answers ≤ 0.2 with 90 % confidence")
     assert Policy.load(adapter).confidence == 0.9
@@ -157,7 +160,7 @@ def judged(tmp_path):
                 )  # fmt: skip
                 store.add(number, [kept])
                 if keep(p):
-                    store.judge(f"r{i:06}", example.label, 1.0)
+                    store.judge(f"r{i:06}", "", example.label, 1.0)
         store.close()
         return path
 

@@ -14,6 +14,7 @@ from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import module_tensors
 from dalorra.decision.novelty import NOVELTY_FILE, SHARES, Novelty
 from dalorra.decision.policy import Decision, Policy
+from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import AdapterError, ConfigError
 from dalorra.shared_base import SharedBase
 from tests.tiny import (
@@ -318,7 +319,7 @@ def test_answers_carry_it_however_they_are_computed(tmp_path, scope, options):
 
 def test_a_policy_is_void_with_other_novelty_features(tmp_path):
     _, novelty = with_novelty(tmp_path / "a")
-    POLICY.model_copy(update={"novelty_digest": novelty.digest}).save(tmp_path / "a")
+    with_digest(POLICY.model_copy(update={"novelty_digest": novelty.digest})).save(tmp_path / "a")
     policy = read_adapter(tmp_path / "a").policy
     assert policy is not None
     assert not policy.never_accepts
@@ -327,7 +328,8 @@ def test_a_policy_is_void_with_other_novelty_features(tmp_path):
     assert policy is not None
     assert policy.never_accepts
     assert "other novelty features" in policy.decide(answer(1.0, 0.0)).reason
-    POLICY.model_copy(update={"min_novelty_p": None, "novelty_digest": "0"}).save(tmp_path / "a")
+    without = POLICY.model_copy(update={"min_novelty_p": None, "novelty_digest": "0"})
+    with_digest(without).save(tmp_path / "a")
     policy = read_adapter(tmp_path / "a").policy
     assert policy is not None
     assert not policy.never_accepts, "a policy without a level does not care"
@@ -373,7 +375,7 @@ def test_an_input_in_the_null_space_has_no_variance_and_is_novel():
     novelty = Novelty.fit(features[::2], features[1::2], adapter_digest=DIGEST, components=4)
     (p,) = novelty.p_values(blind.mean(dim=1))
     assert p == pytest.approx(1 / 11)
-    policy = POLICY.model_copy(update={"min_novelty_p": 0.1})
+    policy = with_digest(POLICY.model_copy(update={"min_novelty_p": 0.1}))
     verdict = policy.decide(answer(0.99, 0.0, p))
     assert verdict.decision is Decision.ESCALATE
     assert verdict.reason == (

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dalorra.decision.policy import FAMILIAR, CalibratedPoint, Decision, Policy, Verdict
+from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import AdapterError, InputError
 from tests.fakes import prediction
 
-POLICY = Policy(min_probability=0.9, max_variance=0.012, source="a test")
+POLICY = with_digest(Policy(min_probability=0.9, max_variance=0.012, source="a test"))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,9 @@ def test_a_policy_that_never_accepts(probability, variance):
 @given(st.floats(0.0, 1.0), st.floats(0.0, 0.25))
 def test_an_input_that_was_cut_is_never_accepted(probability, variance):
     answer = replace(prediction(probability, variance), cut_at=300)
-    loosest = Policy(min_probability=0.0, max_variance=1.0, source="made up for a test")
+    loosest = with_digest(
+        Policy(min_probability=0.0, max_variance=1.0, source="made up for a test")
+    )
     for policy in (loosest, Policy.never()):
         assert policy.excludes(answer)
         assert policy.decide(answer) == Verdict(

@@ -45,7 +45,7 @@ from tests.tiny import (
 RANK = 4
 LABELS = torch.tensor([20, 33, 50])
 SPEC = BankSpec(samples=3, seed=5)
-PLAIN = [name for name in EXAMPLES if name != "c_lora"]
+PLAIN = [name for name in EXAMPLES if name not in ("c_lora", "amortised")]
 """Those whose samples are plain LoRAs."""
 
 

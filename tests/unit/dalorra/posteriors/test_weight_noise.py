@@ -168,9 +168,9 @@ def test_contextual_samples_have_the_moments_that_the_context_says():
     m, x = context(), random(WIDTH, seed=3)
     posterior = ContextualMatrix(hidden=5)
     a = m["down"] @ x
-    bank = posterior.draw([m], MANY, torch.Generator().manual_seed(0), seen := [])
+    bank = posterior.draw([m], MANY, torch.Generator().manual_seed(0), seen := {})
     found = samples_of(bank, m, x)
-    ((mean, log_deviation),) = seen
+    ((mean, log_deviation),) = seen.values()
     variance = (2 * log_deviation[0, 0]).exp() @ a.square()
     expected = a + mean[0, 0] @ a
     torch.testing.assert_close(samples_of(posterior.mean([m]), m, x)[0], expected)
@@ -182,9 +182,9 @@ def test_a_new_contextual_matrix_is_near_its_prior():
     down = random(8, 32) / 32**0.5
     posterior = ContextualMatrix(prior_deviation=0.3)
     m = {"down": down, "up": random(OUT, 8), **posterior.tensors(down)}
-    bank = posterior.draw([m], 1, torch.Generator().manual_seed(0), seen := [])
+    bank = posterior.draw([m], 1, torch.Generator().manual_seed(0), seen := {})
     samples_of(bank, m, random(32, seed=5))
-    ((mean, log_deviation),) = seen
+    ((mean, log_deviation),) = seen.values()
     assert 0 < mean.abs().max() < 0.15
     torch.testing.assert_close(log_deviation.exp(), torch.full((1, 1, 8, 8), 0.3), rtol=0.3, atol=0)
 

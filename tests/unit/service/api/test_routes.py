@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from dalorra.decision.policy import Policy
+from dalorra.decision.policy_digest import with_digest
 from tests.fakes import FakePredictor, expected_prediction
 from tests.questions import ASK_POSITIVE, POSITIVE
 from tests.serving import error_sentence, serving
@@ -69,7 +70,9 @@ async def test_a_batch_keeps_its_order():
 
 
 async def test_an_over_long_input_says_that_it_was_cut_and_is_never_accepted():
-    loosest = Policy(min_probability=0.0, max_variance=1.0, source="made up for a test")
+    loosest = with_digest(
+        Policy(min_probability=0.0, max_variance=1.0, source="made up for a test")
+    )
     async with serving(FakePredictor(policy=loosest)) as server:
         whole, cut = [(await server.predict("x" * n)).json() for n in (100, 1_000)]
     assert (whole["truncated"], whole["decision"]) == (False, "accept")

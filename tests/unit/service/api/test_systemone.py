@@ -9,6 +9,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from dalorra.decision.policy_digest import checked
 from dalorra.questions import YES, Question
 from service.api.confidence import choice_confidence, score_confidence
 from tests.fakes import POLICY, PROMISE, FakeBase, FakePredictor, FakeQuestions, expected_prediction
@@ -153,8 +154,12 @@ async def test_what_is_promised_is_said_of_accepted_answers():
         found = (await answers(server, many)).values()
         strict = (await answers(server, many, x_target_error=0.02)).values()
         response = await post(server, many, x_target_error=0.5)
-    async with serving(FakeQuestions(policy=POLICY)) as server:
-        unpromised = (await answers(server, many)).values()
+    by_hand = checked(PROMISE.model_copy(update={"digest": None}), hand_made=True)
+    unpromised: list[Any] = []
+    for policy in (POLICY, by_hand):
+        async with serving(FakeQuestions(policy=policy)) as server:
+            unpromised += (await answers(server, many)).values()
+    assert unpromised[-1]["x_reason"].endswith("(hand-made policy)")
     assert {one["x_decision"] == "accept" for one in found} == {True, False}
     for some, target in ((found, 0.05), (strict, 0.02)):
         for one in some:
@@ -168,7 +173,7 @@ async def test_what_is_promised_is_said_of_accepted_answers():
 async def test_a_question_with_thresholds_of_its_own_is_decided_by_these():
     predictor = FakeQuestions(policy=POLICY)
     always = PROMISE.model_copy(update={"min_probability": 0.0, "max_variance": 1.0})
-    predictor.own[Question.noul(NOUL["instructions"]).digest] = always
+    predictor.question_policies[Question.noul(NOUL["instructions"]).digest] = always
     async with serving(predictor) as server:
         found = await answers(server)
         stricter = await answers(server, {"refund": NOUL}, x_target_error=0.04)

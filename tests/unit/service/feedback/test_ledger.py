@@ -286,7 +286,7 @@ async def test_a_disk_that_fails_is_said_and_slows_no_answer(
             patched.setattr(FeedbackStore, "add", full)
             assert (await server.predict("a")).status_code == 200
             failed = await judge(server, "x", "positive")
-            patched.setattr(FeedbackStore, "find", full)
+            patched.setattr(FeedbackStore, "owners", full)
             failed = await judge(server, "x", "positive")
         body = (await server.predict("a")).json()
         fine = await judge(server, body["request_id"], "positive")

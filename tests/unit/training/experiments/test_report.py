@@ -90,12 +90,17 @@ def test_the_temperature_is_shown_and_not_ranked(experiment, tmp_path):
         result = json.loads(path.read_text())
         result["tempered"]["temperature"] = value
         path.write_text(json.dumps(result))
-    text = write_report(tmp_path / "results", tmp_path / "docs" / "results.md").read_text()
+    page = write_report(tmp_path / "results", tmp_path / "docs" / "results.md").read_text()
+    text = (tmp_path / "results" / "toy" / "TABLES.md").read_text()
     _, shown = text.split("At the temperature that fits the ")
     assert "| MLE | 1 | 2.500 |" in shown
     assert "| DALorRA 0.3 | 1 | 1.500 |" in shown
     assert "| NLL | − first |" in shown
-    assert "![NLL and ECE at the hold-out's temperature](images/results/toy_tempered.png)" in shown
+    figure = "images/results/toy_tempered.png)"
+    assert f"![NLL and ECE at the hold-out's temperature](../../docs/{figure}" in shown
+    assert " | at a temperature |" in page
+    assert "[All scores](../results/toy/TABLES.md)" in page
+    assert "\n## What else was measured?\n\n### Toy\n" in page
 
 
 def test_variants_that_adapt_different_rows_have_a_frontier(experiment, tmp_path):

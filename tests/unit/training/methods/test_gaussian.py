@@ -116,7 +116,7 @@ def test_the_kl_of_c_lora_is_each_examples_own_without_padding(scope, samples):
                 first = (0, 2)[b // samples]  # the shorter prompt has two rows of padding
             per_sequence.append(row[first:].mean())
         expected += torch.stack(per_sequence).mean().item()
-    found = method.example_penalty(ContextBank((), (), seen), rows)
+    found = method.example_penalty(ContextBank((), (), dict(enumerate(seen))), rows)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 

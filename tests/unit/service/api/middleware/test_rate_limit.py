@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalorra.client import AsyncClient, BusyError, RateLimitedError, Retries
-from service.api.middleware.rate_limit import TokenBucket
+from service.limits import TokenBucket
 from tests.serving import JSON, RunningServer, error_sentence, serving
 
 LIMITED = {"api_keys": "first-key,second-key", "rate_limit": 0.5, "rate_burst": 2}

@@ -1,20 +1,18 @@
-"""The measured worth of variance, novelty and the policy, as a part of `docs/results.md`.
+"""What tells inputs of another kind, as a part of `docs/results.md`.
 
-    python -m benchmarks.uncertainty [--results FOLDER] [--out FILE]
+    python -m benchmarks.foreign_section [--results FOLDER] [--out FILE]
     dalorra report benchmarks/results/experiments
 
-Reads what `benchmarks.novelty`, `benchmarks.promise` and `benchmarks.power` wrote, and measures
-nothing itself.
+Reads what `benchmarks.novelty` and `benchmarks.far_inputs` wrote, and measures nothing itself.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks import far_inputs
-from benchmarks.report import Line, markdown_table, write_section
+from benchmarks.report import Line, markdown_table, parts_of, write_section
 from benchmarks.shifts import FAR, NEAR
 
 _SCORES = {
@@ -39,29 +37,20 @@ _SHIFTS = {
 
 def main() -> None:
     """Writes the part, where the report finds it."""
-    write_section(__doc__, "uncertainty", section)
+    write_section(__doc__, "foreign", section)
 
 
 def section(results: Path) -> str:
     """Markdown without a title of its own, headings from the second level.
 
     Args:
-        results: folder with `novelty.json`, `far_inputs.json`, `novelty_choice.json`,
-            `promise.json` and `power.json`; a part whose file is missing is left out.
+        results: folder with `novelty.json`, `far_inputs.json` and `novelty_choice.json`; a part
+            whose file is missing is left out.
     """
-    parts = {
-        "novelty": _far_away,
-        "far_inputs": far_inputs.section,
-        "novelty_choice": _choice,
-        "promise": _promise,
-        "power": _power,
-    }
-    written = []
-    for name, part in parts.items():
-        path = results / f"{name}.json"
-        if path.exists():
-            written.append(part(json.loads(path.read_text("utf-8"))))
-    return "\n".join(written)
+    return parts_of(
+        results,
+        {"novelty": _far_away, "far_inputs": far_inputs.section, "novelty_choice": _choice},
+    )
 
 
 def _far_away(lines: Sequence[Line]) -> str:
@@ -220,84 +209,6 @@ not be novel. Share of usual reviews with a p-value below {spelt[0]["level"]:g},
 reviews as they are written:
 
 {spelling}
-"""
-
-
-def _promise(lines: Sequence[Line]) -> str:
-    table = markdown_table(
-        (
-            "target",
-            "novelty level",
-            "violations",
-            "P(≥ as many)",
-            "beyond chance",
-            "nothing qualifies",
-            "accepted",
-            "error among them",
-        ),
-        (
-            (
-                f"{line['target_error']:g}",
-                f"{line['novelty_level']:g}",
-                f"{line['violations']} of {line['splits']}",
-                f"{line['p_value']:.2f}",
-                str(line["above_chance"]),
-                str(line["nothing_qualifies"]),
-                f"{line['mean_accepted']:.0%}",
-                "–" if line["mean_error"] is None else f"{line['mean_error']:.1%}",
-            )
-            for line in lines
-        ),
-    )
-    return f"""## The promise
-
-`python -m benchmarks.promise`: a random half of the sst2 validation split
-({lines[0]["calibrated_on"]} sentences) calibrates a policy at {lines[0]["confidence"]:.0%}
-confidence, the other half counts what it accepts.
-
-{table}
-
-A *violation* is an error rate above target on the other half. That half is a sample, too: a policy
-whose true error is just within its target is counted every other time, so these are more than the
-promise allows for, which is about the true error. *Beyond chance* are the splits whose errors the
-target cannot explain (exact binomial test at 5 %). P(≥ as many) is that of so many violations if
-each split had a chance of 5 %; the splits share their sentences, so it is a yardstick. Against a
-known truth the promise is tested in `tests/unit/training/test_risk_control.py`.
-"""
-
-
-def _power(lines: Sequence[Line]) -> str:
-    names = list(dict.fromkeys(line["procedure"] for line in lines))
-    by = {(x["task"], x["target_error"], x["n"], x["procedure"]): x for x in lines}
-    settings = list(dict.fromkeys(key[:3] for key in by))
-    table = markdown_table(
-        ("task", "target", "n", *names, *(f"violations: {name}" for name in names)),
-        (
-            (
-                task,
-                f"{target:g}",
-                str(n),
-                *(f"{by[task, target, n, name]['accepted']:.1%}" for name in names),
-                *(f"{by[task, target, n, name]['violations']:.1%}" for name in names),
-            )
-            for task, target, n in settings
-        ),
-    )
-    worlds = {line["task"]: line for line in lines}
-    described = "; ".join(
-        f"{task} {line['split']}, {line['world']} inputs, {line['world_error']:.1%} wrong"
-        for task, line in worlds.items()
-    )
-    return f"""## Few labelled examples
-
-`python -m benchmarks.power`: {lines[0]["draws"]} draws of n labelled examples, with replacement,
-from the bundled adapter's answers ({described}). What a procedure accepts is judged on all of these
-answers, so the true error is known. MAPIE controls the precision of a threshold on the probability,
-over its own 100 thresholds; its fixed sequence starts at the highest. Mean share accepted (nothing
-accepted counts as 0), and the share of draws whose true error is above target, at
-{lines[0]["confidence"]:.0%} confidence:
-
-{table}
 """
 
 
