@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from benchmarks.report import arguments, print_table, read_json, save_figure, write_json
 from benchmarks.soak_load.attacks import attack
 from benchmarks.soak_load.server import Reading, Server, read
-from benchmarks.soak_load.summary import in_all, of_client, window
+from benchmarks.soak_load.summary import Capacity, in_all, of_client, window
 from benchmarks.soak_load.traffic import Client, Texts, Traffic
 
 MODEST, BUSY, GREEDY = "modest", "busy", "greedy"
@@ -53,8 +53,8 @@ def main() -> None:
         lines = asyncio.run(_soak(server, options))
     write_json(options.json, lines)
     whole, clients = lines[0], [line for line in lines if line["measure"] == "client"]
-    columns = ("answered_inputs_per_s", "of_capacity", "p50_s", "p99_s", "longest_s", "timed_out")
-    print_table("Soak", [whole], (*columns, "refusal_p50_ms", "refusal_p99_ms", "lost"))
+    columns = ("of_capacity", "rows_of_capacity", "p50_s", "p99_s", "longest_s", "timed_out")
+    print_table("Soak", [whole], (*columns, "refusal_p99_ms", "lost", "memory_grown_mib"))
     print_table("Keys", clients, ("client", *list(clients[0])[2:]))
     _figure(lines, options.json.with_suffix(".png"))
 
@@ -85,10 +85,12 @@ async def _soak(server: Server, options: argparse.Namespace) -> list[dict[str, A
         batches=options.batches,
         seed=options.seed,
     )
-    capacity = await traffic.saturate(_KEYS[GREEDY], _WAITING, options.measure)
+    capacity = await _capacity(server, traffic, options.measure)
     rest = options.times - 0.1
     shares = {MODEST: 0.1, BUSY: rest / 4, GREEDY: 3 * rest / 4}
-    clients = [Client(name, _KEYS[name], share * capacity) for name, share in shares.items()]
+    clients = [
+        Client(name, _KEYS[name], share * capacity.inputs_per_s) for name, share in shares.items()
+    ]
     traffic.outcomes.clear()
     seconds = 60.0 * options.minutes
     readings = [await read(server.url, traffic.now)]
@@ -101,17 +103,17 @@ async def _soak(server: Server, options: argparse.Namespace) -> list[dict[str, A
     if not reader.cancelled():
         reader.result()  # it failed: the server did not say how it is
     last = await read(server.url, traffic.now)
-    after = await replace(traffic, outcomes=[]).saturate(_KEYS[GREEDY], _WAITING, options.measure)
+    after = await _capacity(server, replace(traffic, outcomes=[]), options.measure)
     whole = {
         **in_all(
             traffic.outcomes,
-            readings[0],
-            last,
+            [*readings, last],
             capacity=capacity,
             deadline=options.deadline,
             seconds=seconds,
         ),
-        "capacity_after_inputs_per_s": after,
+        "capacity_after_inputs_per_s": after.inputs_per_s,
+        "capacity_after_rows_per_s": after.rows_per_s,
         "attacks_per_s": options.attacks,
         "attackers_disconnected": disconnected,
         "times": options.times,
@@ -119,6 +121,16 @@ async def _soak(server: Server, options: argparse.Namespace) -> list[dict[str, A
     }
     windows = [window(traffic.outcomes, begin, end, capacity) for begin, end in pairwise(readings)]
     return [whole, *(of_client(client, traffic.outcomes, seconds) for client in clients), *windows]
+
+
+async def _capacity(server: Server, traffic: Traffic, seconds: float) -> Capacity:
+    """Inputs and rows per second in a closed loop, each without its first quarter."""
+    saturated = asyncio.create_task(traffic.saturate(_KEYS[GREEDY], _WAITING, seconds))
+    await asyncio.sleep(seconds / 4)
+    begin = await read(server.url, traffic.now)
+    await asyncio.sleep(seconds * 3 / 4)
+    end = await read(server.url, traffic.now)
+    return Capacity(await saturated, (end.rows - begin.rows) / (end.at - begin.at))
 
 
 async def _keep_reading(

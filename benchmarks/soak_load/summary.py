@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,15 @@ LATE_REFUSAL_SECONDS = 1.0
 """A refusal that takes longer was an acceptance first."""
 
 
+class Capacity(NamedTuple):
+    """What a server does where there is always more to do."""
+
+    inputs_per_s: float
+    rows_per_s: float
+
+
 def window(
-    outcomes: Sequence[Outcome], begin: Reading, end: Reading, capacity: float
+    outcomes: Sequence[Outcome], begin: Reading, end: Reading, capacity: Capacity
 ) -> dict[str, Any]:
     """What ended between two readings."""
     seen = [one for one in outcomes if begin.at <= one.ended < end.at]
@@ -27,7 +34,7 @@ def window(
         "begin_s": begin.at,
         "seconds": seconds,
         "answered_inputs_per_s": goodput,
-        "of_capacity": goodput / capacity,
+        "of_capacity": goodput / capacity.inputs_per_s,
         "rows_per_s": (end.rows - begin.rows) / seconds,
         "refused_requests": sum(one.status in REFUSED for one in seen),
         "timed_out": sum(one.status == 504 for one in seen),
@@ -39,6 +46,13 @@ def window(
         "queue_rows": end.queue_rows,
         "metrics_s": end.seconds,
     }
+
+
+def memory_grown(readings: Sequence[Reading]) -> float:
+    """MiB from when the prefix cache was full, or as full as it became, to the end."""
+    full = 0.99 * max(one.cache_mib for one in readings)
+    filled = next(one for one in readings if one.cache_mib >= full)
+    return readings[-1].memory_mib - filled.memory_mib
 
 
 def of_client(client: Client, outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
@@ -59,10 +73,9 @@ def of_client(client: Client, outcomes: Sequence[Outcome], seconds: float) -> di
 
 def in_all(
     outcomes: Sequence[Outcome],
-    first: Reading,
-    last: Reading,
+    readings: Sequence[Reading],
     *,
-    capacity: float,
+    capacity: Capacity,
     deadline: float,
     seconds: float,
 ) -> dict[str, Any]:
@@ -70,11 +83,14 @@ def in_all(
 
     Args:
         outcomes: of the flood.
-        first, last: before and after it.
-        capacity: inputs per second.
+        readings: before it, meanwhile, and after it.
+        capacity: of the server.
         deadline: seconds for an answer.
         seconds: that requests came for.
     """
+    first, *_, last = readings
+    coming = [one for one in readings if one.at - first.at < seconds]
+    rows_per_s = (coming[-1].rows - first.rows) / max(coming[-1].at - first.at, 1e-9)
     answered = [one for one in outcomes if one.status == 200]
     refused = [one for one in outcomes if one.status in REFUSED]
     at_once = [one for one in refused if one.seconds < LATE_REFUSAL_SECONDS]
@@ -90,10 +106,12 @@ def in_all(
         "measure": "soak",
         "seconds": seconds,
         "deadline_s": deadline,
-        "capacity_inputs_per_s": capacity,
+        "capacity_inputs_per_s": capacity.inputs_per_s,
+        "capacity_rows_per_s": capacity.rows_per_s,
         "asked_inputs_per_s": sum(one.inputs for one in outcomes) / seconds,
         "answered_inputs_per_s": sum(steady) / seconds,
-        "of_capacity": sum(steady) / seconds / capacity,
+        "of_capacity": sum(steady) / seconds / capacity.inputs_per_s,
+        "rows_of_capacity": rows_per_s / capacity.rows_per_s,
         "requests": len(outcomes),
         "ends": dict(statuses),
         "answered": len(answered),
@@ -109,6 +127,7 @@ def in_all(
         "refusal_p99_ms": _milliseconds(at_once, 99),
         "queue_rows_left": last.queue_rows,
         "memory_mib": last.memory_mib,
+        "memory_grown_mib": memory_grown(readings),
     }
 
 

@@ -22,6 +22,7 @@ from dalorra.cli.questions import questions
 from dalorra.cli.serving import hash_key, serve
 from dalorra.cli.training import evaluate, novelty, train
 from dalorra.errors import DalorraError, Interrupted
+from dalorra.kernels import keep_few
 from dalorra.threads import settle
 
 __all__ = ["app"]
@@ -42,6 +43,7 @@ def _make_importable() -> None:
 
 _make_importable()
 settle()
+keep_few()
 
 
 class _OneSentence(TyperGroup):

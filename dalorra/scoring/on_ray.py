@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from dalorra.errors import ConfigError, DalorraError
+from dalorra.kernels import keep_few
 from dalorra.threads import leave_threads_open, settle
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class WindowScorer:
 
     def __init__(self, load: bytes) -> None:
         settle()  # before unpickling, which imports torch
+        keep_few()
         self._refusal: DalorraError | None = None
         try:
             self._predictor: Scorer = pickle.loads(load)()  # noqa: S301 - our own driver wrote it

@@ -1,11 +1,12 @@
 """A real server under more load than it can take, over HTTP; only the model is a fake."""
 
 import asyncio
+import math
 
 import pytest
 
 from benchmarks.soak_load.server import read
-from benchmarks.soak_load.summary import in_all, of_client
+from benchmarks.soak_load.summary import Capacity, in_all, of_client
 from benchmarks.soak_load.traffic import Client, Texts, Traffic
 from tests.server_process import start
 
@@ -28,19 +29,18 @@ def test_what_is_accepted_is_answered_in_time_and_nothing_is_lost(times: float):
         traffic = Traffic(server.url, DEADLINE, Texts(0, 60), batches=0.05, seed=0)
 
         async def soak() -> tuple[dict[str, object], list[dict[str, object]]]:
-            capacity = await traffic.saturate(keys["greedy"], 32, 6.0)
+            capacity = Capacity(await traffic.saturate(keys["greedy"], 32, 6.0), math.nan)
             traffic.outcomes.clear()
             clients = [
-                Client("modest", keys["modest"], 0.2 * capacity),
-                Client("greedy", keys["greedy"], (times - 0.2) * capacity),
+                Client("modest", keys["modest"], 0.2 * capacity.inputs_per_s),
+                Client("greedy", keys["greedy"], (times - 0.2) * capacity.inputs_per_s),
             ]
             before = await read(server.url, traffic.now)
             await traffic.flood(clients, SECONDS)
             after = await read(server.url, traffic.now)
             whole = in_all(
                 traffic.outcomes,
-                before,
-                after,
+                [before, after],
                 capacity=capacity,
                 deadline=DEADLINE,
                 seconds=SECONDS,

@@ -10,6 +10,7 @@ import pytest
 from dalorra.decision.policy import Policy
 from dalorra.decision.policy_digest import with_digest
 from tests.fakes import FakePredictor, expected_prediction
+from tests.questions import ASK_POSITIVE, POSITIVE
 from tests.serving import error_sentence, serving
 
 FLAT = {
@@ -204,10 +205,28 @@ async def test_a_client_that_leaves_frees_its_place():
         assert metrics["dalorra_inflight_requests"] == 0
 
 
-async def test_no_key_takes_the_places_of_the_others():
+DOORS = {
+    "/predict": {"input": "c"},
+    "/predict/batch": {"inputs": ["c"]},
+    "/v2/models/fake-adapter/infer": {
+        "inputs": [{"name": "sentence", "datatype": "BYTES", "shape": [1], "data": ["c"]}]
+    },
+    "/v1/systemone": {"state": "c", "questions": {"q": ASK_POSITIVE}},
+    "/v1/decisions": {
+        "model": "gpt-6-luna",
+        "input": "c",
+        "questions": [{"type": "predicate", "instructions": ASK_POSITIVE["instructions"]}],
+    },
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_no_key_takes_the_places_of_the_others_by_any_door(door: str):
     greedy, modest = ({"Authorization": f"Bearer {who}"} for who in ("greedy", "modest"))
+    predictor = FakePredictor()
+    predictor.registered = (POSITIVE,)
     async with serving(
-        api_keys="greedy,modest", max_queue_requests=4, max_batch_inputs=2
+        predictor, api_keys="greedy,modest", max_queue_requests=4, max_batch_inputs=2
     ) as server:
         server.predictor.gate.clear()
         asked = [asyncio.create_task(server.predict("running", headers=greedy))]
@@ -215,12 +234,15 @@ async def test_no_key_takes_the_places_of_the_others():
         asked += [asyncio.create_task(server.predict(text, headers=greedy)) for text in "ab"]
         await server.until(lambda: server.lifecycle.engine.queue_requests == 2)
 
-        refused = await server.predict("c", headers=greedy)
-        asked.append(asyncio.create_task(server.predict("d", headers=modest)))
+        refused = await server.client.post(door, json=DOORS[door], headers=greedy)
+        asked.append(
+            asyncio.create_task(server.client.post(door, json=DOORS[door], headers=modest))
+        )
         await server.until(lambda: server.lifecycle.engine.queue_requests == 3)
         server.predictor.gate.set()
 
-        assert "this key holds its share" in error_sentence(refused, 429, "queue_full")
+        assert refused.status_code == 429
+        assert "this key holds its share" in refused.text
         assert [one.status_code for one in await asyncio.gather(*asked)] == [200] * 4
 
 
