@@ -28,7 +28,8 @@ def test_what_each_tail_does_is_counted():
     policy = Policy(min_probability=0.8, max_variance=0.1, source="made up for a test")
     reader = LastWord(policy=policy)
     reader.card = Card("fake-model", "fake-adapter", "d", "dalorra")
-    lines = {line["tail"]: line for line in measure(reader, ["a positive film", "negative"])}
+    found = measure(reader, ["a positive film", "negative"])
+    lines = {line["tail"]: line for line in found if "tail" in line}
     assert list(lines) == list(TAILS)
     quiet, told = lines["nothing that speaks"], lines["the other label, as a word"]
     markup = lines["the end of the text, then a review"]
@@ -37,9 +38,15 @@ def test_what_each_tail_does_is_counted():
     assert told["mean_change"] == pytest.approx(0.8)
     assert (markup["other_label"], markup["accepted_other_label"]) == (1, 0)
     assert (markup["accepted_before"], markup["still_accepted"]) == (1, 0)
-    text = section(list(lines.values()))
+    opposite = lines["an opposite review"]
+    assert (opposite["other_label"], opposite["accepted_other_label"]) == (1, 1)
+    [as_it_is] = [line for line in found if "policy" in line]
+    assert as_it_is["accepted"] == 1
+    assert as_it_is["accepted_other_label"]["the other label, as a word"] == 1
+    text = section(found)
     assert (
         "| the end of the text, then a review: `<\\|endoftext\\|>Review: a {label} review` |"
         in text
     )
     assert "| 100.0 | 0.0 | 0.0 | +0.600 |" in text
+    assert "| *the sentences as they are* | 100.0 |" in text
