@@ -44,7 +44,11 @@ DISCRIMINATION = (
     Score("AUROC variance", "auroc_variance", low=False),
     Score("ρ variance", "spearman_variance", low=False),
 )
-SCORES = (ACCURACY, *CALIBRATION, *DISCRIMINATION)
+SELECTIVE = (
+    Score("AURC %", "aurc_confidence", percent=True),
+    Score("accepted %", "acceptance.0.05", percent=True, low=False),
+)
+SCORES = (ACCURACY, *CALIBRATION, *DISCRIMINATION, *SELECTIVE)
 TEMPERATURE = Score("temperature", "temperature", low=None)
 SHIFT_SCORES = tuple(
     Score(name, f"auroc_shift.{key}", low=False)
@@ -118,7 +122,9 @@ _INTRODUCTION = (
     "perfectly calibrated (in figures a grey bar or a dotted line). An ECE near it cannot be told",
     "from none, so no ECE is marked as the best: methods are ranked by NLL, in nats, and by Brier",
     "score, which have no such floor. AUROC is how well 1 − p, or the variance, tells wrong",
-    "answers from right ones; ρ is Spearman's between variance and error.",
+    "answers from right ones; ρ is Spearman's between variance and error. *Accepted* is the share",
+    "of the test set that a threshold on p could accept at an error of 5 %, chosen on these very",
+    "answers, so that it is a limit; *AURC* is the mean error over all shares.",
     "",
     "*− first* is how far a score is above that of the method with the lowest NLL, on the same",
     "examples with the same seeds, with a 95 % interval (paired bootstrap over examples and",
@@ -187,7 +193,7 @@ def _overview(found: Results, task: str, *, in_order: bool) -> list[str]:
         return []
     if not in_order:
         variants = by_nll(variants, "test")
-    scores = _of("test", (*CALIBRATION, ACCURACY, *DISCRIMINATION[:2]))
+    scores = _of("test", (*CALIBRATION, ACCURACY, *DISCRIMINATION[:2], SELECTIVE[-1]))
     if "tempered" in first:
         scores.append(Score("at a temperature", "tempered.nll"))
     sizes = (
@@ -214,13 +220,13 @@ def _task(found: Results, task: str, *, in_order: bool) -> list[str]:
         variants = by_nll(variants, "test")
     lines = [f"### {task} ({sizes}; {first['test']['n']:,} test examples)", ""]
     lines += [*_compared(variants, "test"), ""]
-    lines += _table(variants, _of("test", (ACCURACY, *DISCRIMINATION)))
+    lines += _table(variants, _of("test", (ACCURACY, *DISCRIMINATION, *SELECTIVE)))
     if "tempered" in first:
         n = first["examples"]["holdout"]
         lines += ["", f"At the temperature that fits the {n} hold-out examples best:", ""]
         tempered = by_nll(variants, "tempered")
         lines += [*_compared(tempered, "tempered"), ""]
-        lines += _table(tempered, _of("tempered", (TEMPERATURE, *DISCRIMINATION)))
+        lines += _table(tempered, _of("tempered", (TEMPERATURE, *DISCRIMINATION, *SELECTIVE)))
     for shift in first.get("shifts", {}):
         n = first["shifts"][shift]["n"]
         lines += ["", f"AUROC for telling {n} examples of {shift} from the test set:", ""]

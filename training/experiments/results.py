@@ -42,7 +42,7 @@ class Score:
 
     Attributes:
         name: its heading.
-        key: in a result's scores; `a.b` is b inside a.
+        key: in a result's scores; `a.b` is b inside a, where a has no `a.b` of its own.
         percent: whether it is shown as a percentage.
         low: whether a lower value is better; None: neither is.
     """
@@ -55,9 +55,11 @@ class Score:
     def of(self, scores: Mapping[str, Any]) -> float | None:
         """The value, None where there is none."""
         value: Any = scores
-        for part in self.key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return None if value is None else float(value)
+        rest = self.key
+        while rest and isinstance(value, Mapping):
+            key, _, rest = (rest, "", "") if rest in value else rest.partition(".")
+            value = value.get(key)
+        return None if rest or value is None else float(value)
 
     def show(self, summary: Summary) -> str:
         """For people: mean ± standard deviation."""

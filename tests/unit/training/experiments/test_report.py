@@ -25,6 +25,14 @@ def test_a_mean_over_seeds_has_its_standard_deviation():
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [("a.b", 1.0), ("a.0.05", 2.0), ("b", 3.0), ("a.c", None), ("b.c", None), ("c.a", None)],
+)
+def test_a_score_is_found_by_its_key(key, value):
+    assert Score("", key).of({"a": {"b": 1, "0.05": 2, "c": None}, "b": 3}) == value
+
+
+@pytest.mark.parametrize(
     ("scope", "last_layers", "samples", "work"),
     [
         ("answer_tokens", None, 1, 1.0),
