@@ -62,6 +62,14 @@ def test_map_pays_for_large_weights_and_mle_does_not(adapted, loss_of):
     torch.testing.assert_close(loss.total, plain.total + penalty / 640)
 
 
+def test_dalorra_pays_for_large_weights_where_they_have_a_prior(adapted):
+    modules = module_tensors(adapted(Dalorra()))
+    free, held = Dalorra(), Dalorra(prior_precision=3.0)
+    paid = Map(prior_precision=3.0).penalty(modules)
+    torch.testing.assert_close(held.penalty(modules), free.penalty(modules) + paid)
+    assert "prior_precision" not in free.model_dump()  # records of the paper's method stay
+
+
 def test_an_ensembles_members_learn_from_their_own_likelihood_alone(adapted, loss_of):
     """The gradient of member e is 1/E of that of a plain LoRA with its weights."""
     method = Ensemble(size=2)
