@@ -13,6 +13,7 @@ import yaml
 from tests.tiny import FORMAT, tiny_base_model
 from training.answers import Evaluable
 from training.experiments import Experiment
+from training.run import Run, train
 
 POSITIVE = ("good", "great fun", "so good", "fun", "what a great film", "I laughed")
 NEGATIVE = ("bad", "so dull", "dull", "what a bad film", "I slept", "bad bad bad")
@@ -131,6 +132,28 @@ def no_figures(monkeypatch) -> None:
         "training.report.reliability_figure",
     ):
         monkeypatch.setattr(name, lambda *args, **kwargs: None)
+
+
+@pytest.fixture
+def train_with_a_crash(monkeypatch) -> Callable[[Path], Path]:
+    """`train_with_a_crash(config)`: a run that fails at its second evaluation, then is resumed."""
+
+    def broken(path: Path) -> Path:
+        scores = Run.holdout_metrics
+        calls = iter(range(99))
+
+        def crash(self: Run) -> dict[str, float]:
+            if next(calls) == 1:
+                raise RuntimeError("power cut")
+            return scores(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "holdout_metrics", crash)
+            with pytest.raises(RuntimeError, match="power cut"):
+                train(path, overrides={})
+        return train(path, resume=True, overrides={})
+
+    return broken
 
 
 @pytest.fixture

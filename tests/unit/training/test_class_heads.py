@@ -47,22 +47,12 @@ def test_a_run_learns_them_and_its_adapter_answers_as_it_was_scored(
     assert "classes of a head at the end of the cue" in card
 
 
-def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(by_head, no_figures, monkeypatch):
+def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(
+    by_head, no_figures, train_with_a_crash
+):
     unbroken = train(by_head("unbroken"), overrides={})
-    path = by_head("broken")
-    scores = Run.holdout_metrics
-    calls = iter(range(99))
-
-    def crash(self: Run) -> dict[str, float]:
-        if next(calls) == 1:
-            raise RuntimeError("power cut")
-        return scores(self)
-
-    monkeypatch.setattr(Run, "holdout_metrics", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(path, overrides={})
-    monkeypatch.undo()
-    assert adapter_digest(train(path, resume=True, overrides={})) == adapter_digest(unbroken)
+    broken = train_with_a_crash(by_head("broken"))
+    assert adapter_digest(broken) == adapter_digest(unbroken)
 
 
 @pytest.mark.parametrize(

@@ -95,23 +95,13 @@ def test_a_distilbert_learns_with_its_head(on_encoder, encoders, tmp_path, no_fi
     assert not any(module.training for module in run.model.modules()), "no dropout of the base"
 
 
-def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(on_encoder, no_figures, monkeypatch):
+def test_a_resumed_run_ends_bit_for_bit_as_the_unbroken_one(
+    on_encoder, no_figures, train_with_a_crash
+):
     method = {"name": "mc_dropout", "rate": 0.2}
     unbroken = train(on_encoder("unbroken", method=method), overrides={})
-    path = on_encoder("broken", method=method)
-    scores = Run.holdout_metrics
-    calls = iter(range(99))
-
-    def crash(self: Run) -> dict[str, float]:
-        if next(calls) == 1:
-            raise RuntimeError("power cut")
-        return scores(self)
-
-    monkeypatch.setattr(Run, "holdout_metrics", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(path, overrides={})
-    monkeypatch.undo()
-    assert adapter_digest(train(path, resume=True, overrides={})) == adapter_digest(unbroken)
+    broken = train_with_a_crash(on_encoder("broken", method=method))
+    assert adapter_digest(broken) == adapter_digest(unbroken)
 
 
 def test_a_language_models_task_is_read_without_its_cue(on_encoder, files):
