@@ -112,12 +112,12 @@ class Batcher:
     def _submit(self, batch: Batch) -> asyncio.Future[Done]:
         loop = asyncio.get_running_loop()
         self._pace.begin(batch.rows, batch.predictor.batching, batch.started_at)
-        return loop.run_in_executor(self._model, self._work, batch)
+        return loop.run_in_executor(self._model, self._work, batch.predictor, batch.prompts)
 
-    def _work(self, batch: Batch) -> Done:
+    def _work(self, predictor: Predictor, prompts: list[Prompt]) -> Done:
         """Runs on the model thread, whose the prefix cache is."""
-        cached = [batch.predictor.cached_tokens(prompt) for prompt in batch.prompts]
-        return Done(cached, self._worker.run(batch.predictor, batch.prompts))
+        cached = [predictor.cached_tokens(prompt) for prompt in prompts]
+        return Done(cached, self._worker.run(predictor, prompts))
 
     def _next_batch(self, now: float) -> Batch | None:
         for entry in self._queue.hopeless(now, self._pace.typical(now)):
