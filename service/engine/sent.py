@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dalorra.blocks import BLOCK, Digest, digests, leading
 from service.engine.entry import Answer, Entry
+
+if TYPE_CHECKING:
+    from dalorra.forward.batches import State
 
 _MOST: Final = 32_768
 """Blocks: more tokens than a prefix cache keeps, in about 5 MB."""
@@ -32,14 +35,12 @@ class Sent:
         self, client: Hashable | None, answered: Sequence[tuple[Entry, Answer]]
     ) -> list[Answer]:
         """Answers of one request, whose `cached_tokens` the client itself had sent before."""
-        states = {
-            entry.state: entry.prompt.state_ids
-            for entry, _ in answered
-            if entry.state is not None and entry.prompt is not None
-        }
-        sent = {state: self.add(client, ids) for state, ids in states.items()}
+        sent: dict[State | None, int] = {None: 0}
+        for entry, _ in answered:
+            if entry.prompt is not None and entry.state not in sent:
+                sent[entry.state] = self.add(client, entry.prompt.state_ids)
         return [
-            replace(answer, cached_tokens=min(answer.cached_tokens, sent.get(entry.state, 0)))
+            replace(answer, cached_tokens=min(answer.cached_tokens, sent[entry.state]))
             for entry, answer in answered
         ]
 
