@@ -86,7 +86,7 @@ def suites() -> Any:
         CoherenceError: it is not installed.
     """
     try:
-        for module in ("suites", "backends", "engine", "relations"):
+        for module in ("suites", "backends", "engine", "relations", "taxonomy"):
             import_module(f"jevbench.{module}")
     except ModuleNotFoundError:
         raise CoherenceError(
@@ -111,10 +111,15 @@ def scores(report: Any) -> list[Line]:
         group = registry[check.partition("/")[0]].group
         for name in ("overall", group.partition(".")[0], group):
             tests[name] += row["n"]
+    parts = suites().taxonomy
     found = {"overall": report.overall, **report.dimensions, **report.groups}
+    titles = {"overall": "Overall"}
+    for dimension in parts.PILLARS:
+        titles[dimension.id] = dimension.title
+        titles |= {x.id: x.title for x in parts.GROUPS if x.pillar == dimension.id}
     lines = [
-        {"measure": "score", "name": name, "n": tests[name], "score": score}
-        for name, score in found.items()
+        {"measure": "score", "name": name, "title": title, "n": tests[name], "score": found[name]}
+        for name, title in titles.items()
     ]
     return [{**lines[0], "interval": report.interval}, *lines[1:]]
 

@@ -35,7 +35,7 @@ def _scores(lines: Sequence[Line], published: Sequence[Line]) -> str:
     head = ("", "tests", "ours", *(line["model"] for line in published))
     rows = [
         (
-            line["name"],
+            f"**{line['title']}**" if "." not in line["name"] else line["title"].lower(),
             f"{line['n']:,}",
             _percent(line["score"]),
             *(_percent(other[line["name"]]) for other in published),
@@ -63,28 +63,28 @@ def _doubt(lines: Sequence[Line]) -> str:
         next(x for x in lines if x["measure"] == "accepted" and x["accepted"] is own)
         for own in (True, False)
     )
-    said = "the policy accepts none of these answers, so that there is no share among accepted ones"
+    said = "The policy accepts none of these answers."
     if accepted["n"]:
-        said = f"{_share(accepted)} where all answers of a test are accepted"
+        said = f"Where all answers of a test are accepted, {_share(accepted)} are."
     table = markdown_table(
         ("doubt by", "low third", "middle third", "high third", "AUROC"),
         [
             (
                 line["doubt"],
                 *(_share(third) for third in line["thirds"]),
-                f"{line['auroc']:.3f} ({_interval(line['interval'], 1, 3)})",
+                _auroc(line),
             )
             for line in lines
             if line["measure"] == "doubt"
         ],
     )
     return (
-        "Does doubt know where the incoherence is? Of the laws, in % with a 95 % interval over "
-        f"redraws of the states, are broken: {said}; {_share(others)} elsewhere. Below, by the "
-        "greatest doubt among the answers that a test compares. Some laws are hard for any answer, "
-        "so a test is ranked among those of its own law, and the AUROC is of pairs within a law: "
-        "0.5 is chance, and above it the answers that break a law are the more doubtful ones.\n\n"
-        f"{table}"
+        "Does doubt know where the incoherence is? Of the laws that answers were tested for, "
+        f"{_share(others)} are broken, in %, with a 95 % interval over redraws of the states. "
+        f"{said} Below, by the greatest doubt among the answers that a test compares. Some laws "
+        "are hard for any answer, so a test is ranked among those of its own law, and the AUROC is of "
+        "pairs within a law: 0.5 is chance, and above it the answers that break a law are the more "
+        f"doubtful ones.\n\n{table}"
     )
 
 
@@ -92,9 +92,18 @@ def _percent(score: float | None) -> str:
     return "" if score is None else f"{100 * score:.1f}"
 
 
-def _interval(ends: Sequence[float], times: int = 100, digits: int = 1) -> str:
-    low, high = (f"{times * end:.{digits}f}" for end in ends)
-    return f"{low} to {high}"
+def _auroc(line: Line) -> str:
+    if line["auroc"] is None:
+        return "no pairs"
+    low, high = line["interval"]
+    return f"{line['auroc']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    if ends is None:
+        return "no interval"
+    low, high = ends
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _share(found: Line) -> str:

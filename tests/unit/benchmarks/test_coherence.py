@@ -101,10 +101,11 @@ def test_without_a_pair_there_is_no_auroc_and_of_none_no_share():
 @pytest.mark.parametrize("accepts", [True, False])
 def test_the_section_says_what_was_found(tmp_path, accepts: bool):
     tests = [
-        replace(KEPT, case=f"case {n}", broken=n % 2 == 0, accepted=accepts and n % 3 == 0)
+        replace(KEPT, case=f"case {n}", broken=n % 2 == 0, accepted=accepts and n < 5)
         for n in range(30)
     ]
-    found = [{"measure": "score", "name": "overall", "n": 30, "score": 0.5, "interval": (0.4, 0.6)}]
+    overall = {"name": "overall", "title": "Overall", "n": 30, "score": 0.5, "interval": (0.4, 0.6)}
+    found = [{"measure": "score", **overall}]
     context = {"suite": "jevbench-mini", "jevbench": "0.1.0", "cases": 30}
     write_json(tmp_path / "coherence.json", [{**x, **context} for x in (*found, *doubt(tests))])
     others = [{"model": "theirs", "overall": 0.838, "accuracy": 0.884, "source": "https://where"}]
@@ -112,8 +113,8 @@ def test_the_section_says_what_was_found(tmp_path, accepts: bool):
 
     text = section(tmp_path)
 
-    assert "| overall | 30 | 50.0 | 83.8 |" in text
+    assert "| **Overall** | 30 | 50.0 | 83.8 |" in text
     assert "overall 50.0 (40.0 to 60.0" in text
     assert "(https://where)" in text
     assert ("accepts none" in text) is not accepts
-    assert ("50.0 (" in text.partition("are broken:")[2]) is True
+    assert ("Where all answers of a test are accepted, 60.0 (" in text) is accepts
