@@ -82,9 +82,9 @@ def _doubt(lines: Sequence[Line]) -> str:
         "Does doubt know where the incoherence is? Of the laws that answers were tested for, "
         f"{_share(others)} are broken, in %, with a 95 % interval over redraws of the states. "
         f"{said} Below, by the greatest doubt among the answers that a test compares. Some laws "
-        "are hard for any answer, so a test is ranked among those of its own law, and the AUROC is of "
-        "pairs within a law: 0.5 is chance, and above it the answers that break a law are the more "
-        f"doubtful ones.\n\n{table}"
+        "are hard for any answer, so a test is ranked among those of its own law, and the AUROC is "
+        "of pairs within a law: 0.5 is chance, and above it the answers that break a law are the "
+        f"more doubtful ones.\n\n{table}"
     )
 
 
