@@ -297,6 +297,11 @@ class Predictor:
         rows = shared_row_count(prompt, self.samples, self.scope)
         return State(hash(prompt.state_ids), rows)
 
+    def cached_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a question's state that the prefix cache has now; 0 of any other input."""
+        network = self._network
+        return network.cached_tokens(prompt) if isinstance(network, QuestionLlama) else 0
+
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         """Predictive moments of each prompt, and how novel it is; order kept.
 

@@ -65,6 +65,7 @@ class FakePredictor:
         most: prompts that the memory has room for.
         encoded: inputs that were tokenised.
         batches: prompts of each forward that was tried.
+        read_states: of all of these: none is read twice.
     """
 
     scope = "answer_tokens"
@@ -103,6 +104,7 @@ class FakePredictor:
         self.most = 1_000
         self.encoded: list[InputFields] = []
         self.batches: list[list[Prompt]] = []
+        self.read_states: set[tuple[int, ...]] = set()
         self._examples = examples
         self._on_warm_up = on_warm_up
 
@@ -130,8 +132,12 @@ class FakePredictor:
     def state_of(self, prompt: Prompt) -> State:
         return State(prompt.state_ids, prompt.shared)
 
+    def cached_tokens(self, prompt: Prompt) -> int:
+        return len(prompt.state_ids) if prompt.state_ids in self.read_states else 0
+
     def predict(self, prompts: Sequence[Prompt]) -> list[Prediction]:
         self.batches.append(list(prompts))
+        self.read_states |= {prompt.state_ids for prompt in prompts}
         self.gate.wait()
         rows = sum(map(self.packed_rows, prompts))
         if seconds := self.seconds + self.row_seconds * rows:

@@ -24,7 +24,7 @@ Needs the `langchain` extra; no torch, no server code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 from langchain_core.decisions import (
     BaseDecisionModel,
@@ -109,6 +109,9 @@ class DalorraDecisionModel(Connected, BaseDecisionModel):
         )
 
 
+_KEPT_CALLS: Final = 10_000
+
+
 class ToolCallRequest(Protocol):
     """The part of LangChain's type of that name that a guard looks at."""
 
@@ -124,8 +127,11 @@ def unaccepted(
 ) -> Callable[[ToolCallRequest], bool]:
     """A `when` for `HumanInTheLoopMiddleware`: whether a person should look at a tool's call.
 
-    One should, unless the answer is accepted; of a noul, the answer must be yes, too. Equal calls
-    get equal answers as long as the server has the same adapters, which a resumed run relies on.
+    One should, unless the answer is accepted; of a noul, the answer must be yes, too.
+
+    The middleware asks again when the run resumes, and lets a tool run that a person has rejected
+    if the answer is another one then. So the guard keeps what it found of the last 10,000 calls,
+    whatever becomes of the server. One that resumes in another process asks the server again.
 
     Args:
         model: whose answers have a decision.
@@ -133,9 +139,19 @@ def unaccepted(
         reads: what the question is about; name and arguments of the call by default.
     """
     read = reads or _name_and_arguments
+    found: dict[str, bool] = {}
 
     def when(request: ToolCallRequest) -> bool:
-        response = model.invoke({"state": read(request), "questions": {"question": question}})
+        state = read(request)
+        call = repr((request.tool_call.get("id"), _plain(state)))
+        if call not in found:
+            found[call] = doubtful(state)
+            if len(found) > _KEPT_CALLS:
+                del found[next(iter(found))]
+        return found[call]
+
+    def doubtful(state: State) -> bool:
+        response = model.invoke({"state": state, "questions": {"question": question}})
         answer = response.answers["question"]
         if not isinstance(answer, DoubtfulNoul | DoubtfulChoice | DoubtfulScore):
             raise TypeError("a guard needs a DalorraDecisionModel, whose answers have a decision")

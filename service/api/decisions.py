@@ -159,10 +159,12 @@ AnyAnswer = PredicateAnswer | ChoiceAnswer | ScoreAnswer | Refusal
 
 
 class InputTokensDetails(ResponseBody):
-    """What a cache knew; it is not told apart by request."""
+    """What was at hand of the input."""
 
-    cached_tokens: int
-    cache_write_tokens: int
+    cached_tokens: int = Field(
+        description="Read before, for this key: what others sent is found, too, but not told."
+    )
+    cache_write_tokens: int = Field(description="0: nobody is charged for what is kept.")
 
 
 class OutputTokensDetails(ResponseBody):
@@ -254,7 +256,9 @@ def _response(body: DecisionsRequest, reply: QuestionsReply, *, refuses: bool) -
         ],
         usage=Usage(
             input_tokens=reply.tokens,
-            input_tokens_details=InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
+            input_tokens_details=InputTokensDetails(
+                cached_tokens=reply.cached_tokens, cache_write_tokens=0
+            ),
             output_tokens=NOTHING_GENERATED,
             output_tokens_details=OutputTokensDetails(reasoning_tokens=NOTHING_GENERATED),
             total_tokens=reply.tokens + NOTHING_GENERATED,

@@ -93,12 +93,14 @@ class QuestionsReply:
         answers: in the order of the questions.
         model: who answered, the questions adapter if it answered any.
         tokens: read for all of them, the state once.
+        cached_tokens: those that were at hand, as far as the caller sent them before.
         reply: what it took.
     """
 
     answers: list[Answered]
     model: str
     tokens: int
+    cached_tokens: int
     reply: Reply
 
 
@@ -182,7 +184,7 @@ class TypedQuestions:
         ]
         asked = [route.predictor for route in routes]
         model = next(filter(takes_questions, asked), asked[0]).card.adapter
-        return QuestionsReply(answers, model, _tokens(reply), reply)
+        return QuestionsReply(answers, model, _tokens(reply), _cached_tokens(reply), reply)
 
     def _routes(self, state: JsonValue, questions: Sequence[Question], model: str) -> list[Route]:
         named = {one.card.adapter: one for one in self._lifecycle.adapters.served}
@@ -301,3 +303,15 @@ def _tokens(reply: Reply) -> int:
     shared = {one.query.predictor: one.answer.shared_tokens for one in reply.decided}
     asked = sum(one.answer.tokens - one.answer.shared_tokens for one in reply.decided)
     return asked + sum(shared.values())
+
+
+def _cached_tokens(reply: Reply) -> int:
+    """Tokens of the state that each adapter had read before the request.
+
+    The questions may have gone to the model one after the other: the first found the least.
+    """
+    found: dict[Predictor, int] = {}
+    for one in reply.decided:
+        predictor, cached = one.query.predictor, one.answer.cached_tokens
+        found[predictor] = min(cached, found.get(predictor, cached))
+    return sum(found.values())

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from service.engine.admission import Admission
 from service.engine.entry import Answer, Entry, Stage
@@ -19,6 +19,13 @@ from service.errors import DeadlineError, InferenceError, QueueFullError
 if TYPE_CHECKING:
     from dalorra.decision.predictive import Prediction
     from dalorra.prompts import Prompt
+
+
+class Done(NamedTuple):
+    """What became of a batch, by entry: tokens that were known before it, and what it gave."""
+
+    cached_tokens: list[int]
+    results: list[Prediction | Exception]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class Batcher:
             UnavailableError: the device is broken.
         """
         loop = asyncio.get_running_loop()
-        finished: tuple[Batch, list[Prediction | Exception], float] | None = None
+        finished: tuple[Batch, Done, float] | None = None
         while True:
             batch = self._next_batch(loop.time())
             self._running = batch
@@ -98,14 +105,19 @@ class Batcher:
                 self._filled.clear()
                 await self._filled.wait()
                 continue
-            results = await forward
+            done = await forward
             self._pace.end(loop.time())
-            finished = batch, results, loop.time() - batch.started_at
+            finished = batch, done, loop.time() - batch.started_at
 
-    def _submit(self, batch: Batch) -> asyncio.Future[list[Prediction | Exception]]:
+    def _submit(self, batch: Batch) -> asyncio.Future[Done]:
         loop = asyncio.get_running_loop()
         self._pace.begin(batch.rows, batch.predictor.batching, batch.started_at)
-        return loop.run_in_executor(self._model, self._worker.run, batch.predictor, batch.prompts)
+        return loop.run_in_executor(self._model, self._work, batch.predictor, batch.prompts)
+
+    def _work(self, predictor: Predictor, prompts: list[Prompt]) -> Done:
+        """Runs on the model thread, whose the prefix cache is."""
+        cached = [predictor.cached_tokens(prompt) for prompt in prompts]
+        return Done(cached, self._worker.run(predictor, prompts))
 
     def _next_batch(self, now: float) -> Batch | None:
         for entry in self._queue.hopeless(now, self._pace.typical(now)):
@@ -144,15 +156,13 @@ class Batcher:
         self._observer.dequeued(now - entry.queued_at)
         return True
 
-    def _hand_out(
-        self, batch: Batch, results: list[Prediction | Exception], seconds: float
-    ) -> None:
+    def _hand_out(self, batch: Batch, done: Done, seconds: float) -> None:
         self._observer.batch_finished(len(batch.entries), batch.rows, seconds)
-        for entry, result in zip(batch.entries, results, strict=True):
+        for entry, cached, result in zip(batch.entries, *done, strict=True):
             if isinstance(result, Exception):
                 entry.fail(InferenceError("the forward pass failed on this input"))
             else:
-                entry.resolve(_answer(entry, result, seconds, len(batch.entries)))
+                entry.resolve(_answer(entry, result, cached, seconds, len(batch.entries)))
             self._done(entry)
 
 
@@ -160,7 +170,9 @@ def _too_late() -> DeadlineError:
     return DeadlineError("the answer was not ready in time")
 
 
-def _answer(entry: Entry, prediction: Prediction, seconds: float, batch_requests: int) -> Answer:
+def _answer(
+    entry: Entry, prediction: Prediction, cached: int, seconds: float, batch_requests: int
+) -> Answer:
     prompt = entry.prompt
     if prompt is None:
         raise RuntimeError("an entry ran before it was tokenised")
@@ -168,6 +180,7 @@ def _answer(entry: Entry, prediction: Prediction, seconds: float, batch_requests
         prediction=prediction,
         tokens=prompt.tokens,
         shared_tokens=prompt.shared,
+        cached_tokens=cached,
         truncated=prompt.truncated,
         tokenize_seconds=entry.tokenize_seconds,
         queued_at=entry.queued_at,

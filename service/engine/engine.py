@@ -20,6 +20,7 @@ from service.engine.interfaces import Limits, Observer, Predictor
 from service.engine.lengths import Lengths, sizes_of
 from service.engine.pace import Pace
 from service.engine.queue import Queue
+from service.engine.sent import Sent
 from service.engine.worker import Worker
 from service.errors import (
     DeadlineError,
@@ -75,6 +76,7 @@ class Engine:
             observer=observer,
             done=self._forget,
         )
+        self._sent = Sent()
         self._in_flight: dict[Hashable, Entry] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -176,7 +178,8 @@ class Engine:
             raise DeadlineError(f"the answer was not ready within {within:g} s") from None
         else:
             _raise_first([waiter for _, waiter in seats])
-            return [waiter.result() for _, waiter in seats]
+            answered = [(entry, waiter.result()) for entry, waiter in seats]
+            return self._sent.own(client, answered)
         finally:
             for entry, waiter in seats:
                 self._leave(entry, waiter)

@@ -26,6 +26,7 @@ class Answer:
         prediction: the predictive moments.
         tokens: T of its prompt.
         shared_tokens: those of the state, which other questions about it begin with, too.
+        cached_tokens: those of them that the prefix cache knew, see `Sent`.
         truncated: whether free text was cut to fit.
         tokenize_seconds: spent in the tokeniser.
         queued_at: when it was tokenised, in loop time.
@@ -37,6 +38,7 @@ class Answer:
     prediction: Prediction
     tokens: int
     shared_tokens: int
+    cached_tokens: int
     truncated: bool
     tokenize_seconds: float
     queued_at: float

@@ -65,6 +65,9 @@ class Predictor(Protocol):
     def state_of(self, prompt: Prompt, /) -> State:
         """What a question is about, and which of its rows others about the same share."""
 
+    def cached_tokens(self, prompt: Prompt, /) -> int:
+        """Tokens of a question's state that need not be read again; beside no `predict`."""
+
     def predict(self, prompts: Sequence[Prompt], /) -> list[Prediction]:
         """Answers one batch, order kept; one caller at a time."""
 

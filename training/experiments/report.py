@@ -75,7 +75,13 @@ _CHAPTERS: Final = {
         "bayeslora",
         "reasoning",
     ),
-    "Does it know where it is wrong?": ("promise", "many_labels", "questions", "doubts"),
+    "Does it know where it is wrong?": (
+        "promise",
+        "many_labels",
+        "questions",
+        "coherence",
+        "doubts",
+    ),
     "Does it notice what is foreign?": ("foreign", "forged"),
     "What does it cost?": ("costs",),
 }

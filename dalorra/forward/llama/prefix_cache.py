@@ -5,21 +5,15 @@ to its tokens and to nothing else: not to a sample, a request or an adapter. The
 blocks of tokens; a block is named by a digest of everything from the start up to its end.
 """
 
-import hashlib
-import struct
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK: Final = 8
-"""Tokens of one block: short enough for a template's head, long enough to be few."""
-
-Digest = bytes
+from dalorra.blocks import BLOCK, Digest, digests, leading
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +79,8 @@ class PrefixCache:
             keys_values: `[layers, 2, B, kv_heads, rows, head_dim]` of those rows.
         """
         for b, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
-            for digest, end in reversed(list(_digests(prompt))):
-                first = end - BLOCK - start
+            for place, digest in reversed(list(enumerate(digests(prompt)))):
+                first = place * BLOCK - start
                 if first < 0 or digest in self._blocks:
                     continue
                 block = keys_values[:, :, b, :, first : first + BLOCK].clone()
@@ -96,9 +90,13 @@ class PrefixCache:
                     _, dropped = self._blocks.popitem(last=False)
                     self.bytes -= dropped.nbytes
 
+    def known(self, prompt: Sequence[int]) -> int:
+        """Tokens of a prompt that are known now; counts as no use of them."""
+        return BLOCK * leading(digests(prompt), self._blocks)
+
     def _known_blocks(self, prompt: Sequence[int]) -> list[Tensor]:
         known: dict[Digest, Tensor] = {}
-        for digest, _ in _digests(prompt):
+        for digest in digests(prompt):
             block = self._blocks.get(digest)
             if block is None:
                 break
@@ -106,11 +104,3 @@ class PrefixCache:
         for digest in reversed(known):
             self._blocks.move_to_end(digest)
         return list(known.values())
-
-
-def _digests(prompt: Sequence[int]) -> Iterator[tuple[Digest, int]]:
-    """Name and end of every complete block, from the start."""
-    chain = hashlib.blake2b(digest_size=16)
-    for end in range(BLOCK, len(prompt) + 1, BLOCK):
-        chain.update(struct.pack(f"<{BLOCK}q", *prompt[end - BLOCK : end]))
-        yield chain.digest(), end

@@ -23,6 +23,7 @@ from dalorra.errors import AdapterError
 from dalorra.forward.batches import by_state, own_row_count, sample_groups, tree_row_count
 from dalorra.forward.llama.base import ArrangedLlama, nbytes_of
 from dalorra.forward.llama.bound_noise import BoundNoise, ForwardNoise
+from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.question_head import QuestionHead
 from dalorra.forward.llama.tree import Branch, Tree, TreeLayout, TreeRows
 from dalorra.forward.llama.tree_attention import TreeAttention
@@ -82,6 +83,11 @@ class QuestionLlama:
         """Memory of the adapter beside the base."""
         return self._head.nbytes + nbytes_of(self._layers)
 
+    @property
+    def _prefix_cache(self) -> PrefixCache | None:
+        """Of rows that belong to the base alone."""
+        return self._base.prefix_cache if self._on_tails else None
+
     def under(self, bank: NoiseBank) -> "QuestionLlama":
         """The same adapter under another bank."""
         other = copy(self)
@@ -92,6 +98,11 @@ class QuestionLlama:
         """Rows under one sample lie together in both scopes."""
         layers = [layer.projections for layer in self._layers]
         return BoundNoise(bank, "all_tokens", layers, self._head, self._base.head_weight)
+
+    def cached_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a question's state that the prefix cache has now."""
+        cache = self._prefix_cache
+        return cache.known(prompt.state_ids) if cache else 0
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Prompt], samples: range) -> list[Answers]:
@@ -168,7 +179,7 @@ class QuestionLlama:
             read: what is known of them already.
         """
         noise = noise.none if self._on_tails else noise
-        cache = self._base.prefix_cache if self._on_tails and read is None else None
+        cache = self._prefix_cache if read is None else None
         if cache and (prefix := cache.find([ids], whole=True)):
             read = prefix.keys_values
         room, known = self._base.room_for(len(ids)), 0
@@ -187,8 +198,7 @@ class QuestionLlama:
     def _whole(self, prompts: Sequence[Prompt], noise: ForwardNoise) -> _Found:
         """In one forward."""
         groups = by_state(prompts)
-        states = list(groups)
-        cache = self._base.prefix_cache if self._on_tails else None
+        states, cache = list(groups), self._prefix_cache
         prefix = cache.find(states, whole=True) if cache else None
         known = prefix.lengths if prefix else [0] * len(states)
         past = [

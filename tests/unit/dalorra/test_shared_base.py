@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from dalorra.adapter.layer import stochastic_layers
+from dalorra.blocks import BLOCK
 from dalorra.decision.predictive import Prediction
 from dalorra.errors import AdapterError, InputError
 from dalorra.forward.llama.base import ArrangedLlama
-from dalorra.forward.llama.prefix_cache import BLOCK
 from dalorra.posteriors.bank import BankSpec
 from dalorra.predictor import Predictor
 from dalorra.prompts import Prompt, PromptFormat

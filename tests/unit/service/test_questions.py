@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dalorra.adapter.registered import write_registered
+from dalorra.blocks import BLOCK
 from dalorra.posteriors.bank import BankSpec
 from dalorra.question_prompts import QuestionFormat
 from dalorra.questions import Asked, Option, Question
@@ -66,3 +67,26 @@ async def test_answers_are_those_of_the_adapters(folder: Path):
         assert got == pytest.approx(p[: len(got)], abs=1e-5)
     assert long.status_code == 413
     assert long.json()["detail"]["error_type"] == "input_too_long"
+
+
+async def test_a_state_that_was_read_before_is_told_to_who_sent_it(folder: Path):
+    shared = SharedBase(tiny_base(layers=3), prefix_cache_bytes=1 << 20)
+    ask = shared.bind(shared.read(folder / "ask"))
+    state, question = STATE * 5, {"type": "predicate", "instructions": "Is it late?"}
+    tokens = ask.encode(Asked(state, WANTED["late"])).shared // BLOCK * BLOCK
+    settings = {"api_keys": "one,two", "batch_rows": 1}  # a question a forward
+    async with serving(base=shared, adapters={"ask": folder / "ask"}, **settings) as server:
+
+        async def cached(key: str, text: str) -> int:
+            body = {"model": "ask", "input": text, "questions": [question] * 2}
+            headers = {"Authorization": f"Bearer {key}"}
+            response = await server.client.post("/v1/decisions", json=body, headers=headers)
+            assert response.status_code == 200, response.text
+            found: int = response.json()["usage"]["input_tokens_details"]["cached_tokens"]
+            return found
+
+        assert await cached("one", state) == 0
+        assert await cached("one", state) == tokens > 0
+        assert await cached("two", state) == 0, "what others sent is found, and not told"
+        assert await cached("two", state) == tokens
+        assert await cached("one", f"{state} And more.") == tokens

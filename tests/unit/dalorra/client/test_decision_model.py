@@ -186,3 +186,18 @@ def test_any_option_of_a_choice_will_do_if_it_is_accepted(monkeypatch: pytest.Mo
     script = answering({"model": "ask", "answers": {"question": answer}, "usage": usage})
     request = SimpleNamespace(tool_call={"name": "a", "args": {}, "id": "1"})
     assert unaccepted(scripted(monkeypatch, script), ASKED["team"])(request) is False
+
+
+def test_a_call_that_is_asked_about_again_gets_the_same_answer(monkeypatch: pytest.MonkeyPatch):
+    """A run that resumes relies on it, and meanwhile the server may have changed its mind."""
+    answers = [body(x_decision=one)["answers"]["team"] for one in ("escalate", "accept", "accept")]
+    usage = {"input_tokens": 9, "output_tokens": 0}
+    bodies = [{"model": "ask", "answers": {"question": one}, "usage": usage} for one in answers]
+    script = Script(*(httpx.Response(200, json=one) for one in bodies))
+    guard = unaccepted(scripted(monkeypatch, script), ASKED["team"])
+
+    def looks(name: str) -> bool:
+        return guard(SimpleNamespace(tool_call={"name": "a", "args": {"b": 1}, "id": name}))
+
+    assert [looks("1"), looks("1"), looks("2"), looks("1")] == [True, True, False, True]
+    assert len(script.requests) == 2

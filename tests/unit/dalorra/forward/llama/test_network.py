@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dalorra.adapter.layer import StochasticPeftModel
+from dalorra.blocks import BLOCK
 from dalorra.forward.llama import network as packed_llama
 from dalorra.forward.llama.base import ArrangedLlama
-from dalorra.forward.llama.prefix_cache import BLOCK, PrefixCache
+from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.reference import answer_logits
 from dalorra.forward.reference_rows import pack
 from dalorra.posteriors.bank import MaskBank

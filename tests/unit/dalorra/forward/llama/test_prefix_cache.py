@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from dalorra.forward.llama.prefix_cache import BLOCK, PrefixCache
+from dalorra.blocks import BLOCK
+from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.prompts import Prompt
 from tests.tiny import MODULES, packed, tiny_adapter, tiny_bank, tiny_base
 

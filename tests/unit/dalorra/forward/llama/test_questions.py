@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dalorra.adapter.layer import StochasticPeftModel, module_tensors
+from dalorra.blocks import BLOCK
 from dalorra.errors import AdapterError
 from dalorra.forward.batches import by_state, tree_row_count
 from dalorra.forward.llama import tree, tree_attention
 from dalorra.forward.llama.base import ArrangedLlama
-from dalorra.forward.llama.prefix_cache import BLOCK, PrefixCache
+from dalorra.forward.llama.prefix_cache import PrefixCache
 from dalorra.forward.llama.questions import QuestionLlama
 from dalorra.forward.network import Answers
 from dalorra.forward.reference import answer_logits
@@ -239,11 +240,14 @@ def test_a_state_is_found_again_whoever_asked(family):
     network = packed_questions(model, bank, prefix_cache=cache)
     first = ask(3 * BLOCK, [(6, YES_NO)], seed=7)
     others = ask(3 * BLOCK, [(9, WORDS), (2, LETTERS)], seed=7)
+    assert network.cached_tokens(first[0]) == 0
     check_alone(network, model, first, bank)
     assert cache.tokens_found == 0
+    assert network.cached_tokens(others[0]) == 3 * BLOCK
     check_alone(network, model, [*others, *MIXED], bank)
     assert cache.tokens_found == 3 * BLOCK, "the whole state, for questions follow it"
     longer = replace(first[0], prompt_ids=(*first[0].prompt_ids, 1, 2, 3), shared=3 * BLOCK + 5)
+    assert network.cached_tokens(longer) == 3 * BLOCK
     check_alone(network, model, [longer, *first], bank)
     assert cache.tokens_found == 9 * BLOCK, "as the beginning of a longer one, too"
 
@@ -266,6 +270,7 @@ def test_under_all_tokens_the_prefix_cache_is_left_alone():
     for _ in range(2):
         network.answers(MIXED, EVERY)
     assert cache.tokens_looked_up == 0
+    assert {network.cached_tokens(prompt) for prompt in MIXED} == {0}
 
 
 # --- rows, and what is more than a forward has ---
