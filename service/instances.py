@@ -1,0 +1,33 @@
+"""The metrics of several processes of one service, for whoever can only ask one of them."""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
+
+
+def together(instances: Iterable[tuple[str, Iterable[Metric]]]) -> CollectorRegistry:
+    """What each process counted, side by side; nothing is added up.
+
+    Args:
+        instances: the name of each, which becomes the label `instance`, and its metrics.
+    """
+    families: dict[str, Metric] = {}
+    for instance, metrics in instances:
+        for metric in metrics:
+            empty = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            families.setdefault(metric.name, empty).samples += [
+                sample._replace(labels={"instance": instance, **sample.labels})
+                for sample in metric.samples
+            ]
+    registry = CollectorRegistry()
+    registry.register(_Collected(families.values()))
+    return registry
+
+
+class _Collected(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
