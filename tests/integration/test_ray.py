@@ -15,11 +15,15 @@ from dalorra.base.model import load_base_model
 from dalorra.client import Client, NotFoundError
 from dalorra.errors import BaseModelError, ConfigError
 from dalorra.predictor import Predictor
+from dalorra.scoring.answers import Line
 from dalorra.scoring.job import Job
 from dalorra.scoring.on_ray import on_ray
+from dalorra.scoring.outputs import output_for
+from dalorra.scoring.questions import Columns, Questions
 from dalorra.scoring.run import locally, score_file
 from tests.databases import postgres
-from tests.tiny import SENTENCES, save_tiny_adapter, tiny_folders
+from tests.fakes import FakePredictor, expected_prediction
+from tests.tiny import FORMAT, SENTENCES, save_tiny_adapter, tiny_folders
 
 ray = pytest.importorskip("ray", reason="pip install -e '.[ray]' brings it")
 
@@ -64,6 +68,39 @@ def test_ray_data_answers_as_one_process_does(cluster, folders, tmp_path):
     job = Job.for_adapter(read_adapter(adapter), source, tmp_path / "unfit.jsonl", names={})
     with pytest.raises(BaseModelError, match="no such model"):
         score_file(job, on_ray(unfit, workers=1))
+
+
+def test_every_record_is_answered_once_and_in_its_place_though_a_worker_is_killed(
+    cluster, tmp_path
+):
+    from tests.replicas import SCORER, processes
+
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = [f"{SENTENCES[n % 4]} {n}" for n in range(50_000)]
+    source.write_text("".join(json.dumps({"sentence": text}) + "\n" for text in texts))
+    output = output_for(out, FakePredictor.labels, source)
+    job = Job(source, out, output, Columns(FORMAT, {}))
+    others: set[int] = set()
+
+    def with_a_killed_worker(questions: Questions) -> Iterator[list[Line]]:
+        windows = on_ray(partial(FakePredictor, seconds=0.01), workers=2)(questions)
+        for number, lines in enumerate(windows):
+            if number == 200:
+                victim, *left = processes(SCORER)
+                others.update((victim.pid, *(one.pid for one in left)))
+                victim.kill()
+            if number == 700:
+                replaced = {one.pid for one in processes(SCORER)} - others
+            yield lines
+        assert replaced, "it died before it had done its part"
+
+    assert sum(score_file(job, with_a_killed_worker).values()) == len(texts)
+    with out.open() as lines:
+        answered = [json.loads(line) for line in lines]
+    assert [line["sentence"] for line in answered] == texts
+    predictor = FakePredictor()
+    expected = [expected_prediction(predictor.encode(text)).probability for text in texts]
+    assert [line["probability"] for line in answered] == expected
 
 
 @pytest.fixture(scope="module")
