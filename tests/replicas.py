@@ -17,6 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
 from ray.serve.scripts import run
 
 from dalorra.cli.ray import NAME
@@ -26,7 +27,7 @@ from tests.tiny import SENTENCES
 CONFIG = Path(__file__).parents[1] / "deploy/ray/serve.yaml"
 REPLICA, SCORER = f"ray::ServeReplica:{NAME}:{NAME}", "ray::MapWorker"
 """How the processes call themselves that answer requests, and windows of a file."""
-SECONDS = 120
+SECONDS = 300  # on a busy machine
 
 
 @contextmanager
@@ -82,6 +83,11 @@ class Service:
 
     def deploy(self, replicas: int, **changed: Any) -> None:
         """Returns once so many replicas, and no others, have these settings and are ready."""
+        self.submit(replicas, **changed)
+        until(lambda: self._settled(replicas), f"{replicas} replicas")
+
+    def submit(self, replicas: int, **changed: Any) -> None:
+        """Tells Serve, and does not wait."""
         self._args |= changed
         config = yaml.safe_load(CONFIG.read_text())
         config["http_options"]["port"] = self._port
@@ -93,10 +99,14 @@ class Service:
         file = self._folder / "serve.yaml"
         file.write_text(yaml.safe_dump(config))
         run.main(["--non-blocking", str(file)], standalone_mode=False)
-        until(lambda: self._settled(replicas), f"{replicas} replicas: {serve.status()}")
+
+    @property
+    def status(self) -> ApplicationStatusOverview:
+        """What `serve status` says."""
+        return serve.status().applications[NAME]
 
     def _settled(self, replicas: int) -> bool:
-        application = serve.status().applications[NAME]
+        application = self.status
         states = application.deployments[NAME].replica_states if application.deployments else {}
         return application.status == "RUNNING" and dict(states) == {"RUNNING": replicas}
 

@@ -20,7 +20,7 @@ from ray import serve
 from dalorra.errors import ConfigError
 from service.app import create_app
 from service.errors import UnavailableError
-from service.instances import together
+from service.instances import OneAtATime, together
 from service.lifecycle import Lifecycle
 from service.logs import configure_logging
 from service.run import END_SECONDS
@@ -53,9 +53,12 @@ def build(args: dict[str, Any]) -> serve.Application:
     def application() -> FastAPI:
         return replica_app(given)
 
+    gpus = _gpus()
     deployment = serve.deployment(
         name=NAME,
-        ray_actor_options={"num_cpus": 2, "num_gpus": _gpus()},
+        ray_actor_options={"num_cpus": 2, "num_gpus": gpus},
+        # A new one answers before an old one goes; GPUs are rarely left over for that.
+        max_surge_percent=0 if gpus else 1,
         # The engine batches and sheds load itself: it must see the requests that wait.
         max_ongoing_requests=settings.max_queue_requests,
         autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 32},
@@ -70,10 +73,10 @@ class Replica:
     app: FastAPI
 
     def check_health(self) -> None:
-        """Called by Ray.
+        """Called by Ray before the replica takes requests, and then again and again.
 
         Raises:
-            UnavailableError: only a restart can help.
+            UnavailableError: only a restart can help; `serve status` says why.
         """
         lifecycle: Lifecycle = self.app.state.lifecycle
         if (failure := lifecycle.not_alive()) is not None:
@@ -87,11 +90,11 @@ class Replica:
 
 
 def replica_app(given: dict[str, Any]) -> FastAPI:
-    """The ASGI application of one replica; it has started once its model is ready."""
+    """The ASGI application of one replica; it has started once its model is loaded, or failed."""
     settings = load_settings(**given)
     configure_logging(settings.log_level, settings.log_format)
     app = create_app(settings)
-    app.state.telemetry.exposed = _of_all
+    app.state.telemetry.exposed = OneAtATime(_of_all)
     starting = app.router.lifespan_context
 
     @asynccontextmanager
@@ -100,8 +103,6 @@ def replica_app(given: dict[str, Any]) -> FastAPI:
             lifecycle: Lifecycle = app.state.lifecycle
             if lifecycle.loading is not None:
                 await asyncio.wait([lifecycle.loading])
-            if lifecycle.failure is not None:
-                raise lifecycle.failure
             yield
 
     app.router.lifespan_context = lifespan

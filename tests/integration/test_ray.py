@@ -231,6 +231,23 @@ def test_another_adapter_is_rolled_out_without_a_lost_request(service, folders, 
     assert given == {tuple(round(one.probability, 4) for one in they) for they in (first, last)}
 
 
+def test_an_adapter_that_does_not_load_takes_nobodys_place(service, folders, tmp_path):
+    from tests.replicas import Callers, until
+
+    adapter, _ = folders
+    service.deploy(1, adapter=str(adapter))
+    before = service.instances()
+    with Callers(service.url) as callers:
+        service.submit(1, adapter=str(tmp_path / "nowhere"))
+        until(lambda: service.status.status == "DEPLOY_FAILED", "it is refused")
+        assert service.instances() == before
+        assert "nowhere" in service.status.deployments["dalorra"].message
+        service.deploy(1, adapter=str(adapter))
+        assert service.instances() == before
+    assert callers.errors == []
+    assert {answer.status for answer in callers.answers} == {200}
+
+
 def test_the_shipped_configuration_is_one_that_ray_takes(cluster):
     from ray.serve.schema import ServeDeploySchema
 

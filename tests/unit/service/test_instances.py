@@ -1,10 +1,13 @@
 """Several processes' metrics in one answer."""
 
+import asyncio
+
+import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.instances import together
+from service.instances import OneAtATime, together
 
 
 def test_every_series_is_there_once_for_each_that_has_it_and_nothing_is_added_up():
@@ -36,3 +39,39 @@ def test_every_series_is_there_once_for_each_that_has_it_and_nothing_is_added_up
         ({"instance": "b"}, 1.0),
     ]
     assert {one.labels["instance"] for one in families["more"].samples} == {"b"}
+
+
+async def test_who_asks_while_an_answer_is_on_its_way_gets_that_one():
+    gate, asked = asyncio.Event(), 0
+
+    async def ask() -> int:
+        nonlocal asked
+        asked += 1
+        await gate.wait()
+        return asked
+
+    one = OneAtATime(ask)
+    hasty, *others = [asyncio.create_task(one()) for _ in range(5)]
+    await asyncio.sleep(0)
+    hasty.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    assert await asyncio.gather(*others) == [1] * 4
+    with pytest.raises(asyncio.CancelledError):
+        await hasty
+    assert await one() == 2
+
+
+async def test_a_failure_is_everyones_and_the_next_asks_again():
+    answers = iter([TimeoutError("no answer"), "an answer"])
+
+    async def ask() -> str:
+        await asyncio.sleep(0)
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    one = OneAtATime(ask)
+    failures = await asyncio.gather(one(), one(), return_exceptions=True)
+    assert [str(failure) for failure in failures] == ["no answer"] * 2
+    assert await one() == "an answer"
