@@ -38,16 +38,17 @@ class NoReplicaMiddleware:
         if scope["type"] != "http" or scope["path"].startswith(_OF_RAY):
             await self.app(scope, receive, send)
             return
+        head: Message | None = None
         answered = False
 
         async def send_of_replica(message: Message) -> None:
-            nonlocal answered
-            if message["type"] == "http.response.start" and not _is_rays(message):
+            nonlocal head, answered
+            if message["type"] == "http.response.start":
+                head = None if _is_rays(message) else _with_one_id(message)
+            elif head is not None:
+                if not answered:
+                    await send(head)  # not before its body: in between, the replica may die
                 answered = True
-                headers = MutableHeaders(scope=message)
-                if (request_id := headers.get(HEADER)) is not None:
-                    headers[HEADER] = request_id  # Ray says it a second time
-            if answered:
                 await send(message)
 
         await self.app(scope, receive, send_of_replica)
@@ -57,6 +58,14 @@ class NoReplicaMiddleware:
             response = error_response(lost, scope)
             response.headers[HEADER] = request_id
             await response(scope, receive, send)
+
+
+def _with_one_id(start: Message) -> Message:
+    """Without what Ray adds to the id that the replica gave."""
+    headers = MutableHeaders(raw=list(start["headers"]))
+    if (request_id := headers.get(HEADER)) is not None:
+        headers[HEADER] = request_id
+    return {**start, "headers": headers.raw}
 
 
 def _is_rays(start: Message) -> bool:

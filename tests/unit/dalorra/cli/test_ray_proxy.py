@@ -26,10 +26,17 @@ async def silent(scope: Scope, receive: Receive, send: Send) -> None:
     """As Ray's own is where a replica dies with the request."""
 
 
+async def torn(scope: Scope, receive: Receive, send: Send) -> None:
+    """Where it dies with the answer half said."""
+    headers = [(b"content-length", b"9"), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
 @pytest.mark.parametrize(
     "app",
     [
         silent,
+        torn,
         PlainTextResponse("Request 1 timed out after 60.0s.", 408),
         PlainTextResponse("Deployment is unavailable.", 503),
     ],
@@ -61,6 +68,16 @@ async def test_what_a_replica_says_or_ray_of_itself_is_passed_on(path: str, give
     answer = await answer_of(given, path)
     assert (answer.status_code, answer.content) == (given.status_code, given.body)
     assert "x-request-id" not in answer.headers
+
+
+async def test_a_stream_is_passed_on_piece_by_piece():
+    async def pieces(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"a", b"b", b""):
+            body = {"type": "http.response.body", "body": piece, "more_body": piece != b""}
+            await send(body)
+
+    assert (await answer_of(pieces)).content == b"ab"
 
 
 async def test_the_id_of_a_request_is_said_once():
