@@ -1,6 +1,7 @@
 """A Ray cluster on this machine, the service on it as an operator deploys it, and its callers."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -111,11 +112,17 @@ class Service:
         return application.status == "RUNNING" and dict(states) == {"RUNNING": replicas}
 
     def metrics(self, name: str) -> list[Sample]:
-        """Every series of that name."""
-        text = httpx.get(f"{self.url}/metrics", timeout=30).raise_for_status().text
+        """Every series of that name, once every replica has answered."""
+        scrapes: list[httpx.Response] = []
+
+        def scraped() -> bool:
+            scrapes.append(httpx.get(f"{self.url}/metrics", timeout=30))
+            return scrapes[-1].status_code != 503
+
+        until(scraped, "metrics")
         return [
             sample
-            for family in text_string_to_metric_families(text)
+            for family in text_string_to_metric_families(scrapes[-1].raise_for_status().text)
             for sample in family.samples
             if sample.name == name
         ]
@@ -163,6 +170,12 @@ class Callers:
         self.answers: list[Answered] = []
         self.patient = 0
         self.errors: list[Exception] = []
+        self._waiting: dict[int, float] = {}
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a plain request has been waiting for its answer."""
+        return time.monotonic() - min(self._waiting.copy().values(), default=math.inf)
 
     def __enter__(self) -> "Callers":
         for thread in self._threads:
@@ -184,12 +197,12 @@ class Callers:
     def _ask(self) -> None:
         with httpx.Client(base_url=self._url, timeout=SECONDS) as client:
             while not self._over.wait(0.02):
-                asked = time.monotonic()
+                asked = self._waiting[threading.get_ident()] = time.monotonic()
                 answer = client.post("/predict/batch", json={"inputs": list(SENTENCES)})
+                answered = time.monotonic()
+                del self._waiting[threading.get_ident()]
                 self.answers.append(
-                    Answered(
-                        asked, time.monotonic(), answer.status_code, _json(answer), answer.headers
-                    )
+                    Answered(asked, answered, answer.status_code, _json(answer), answer.headers)
                 )
 
     def _ask_patiently(self) -> None:

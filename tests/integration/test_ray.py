@@ -159,7 +159,7 @@ def test_a_killed_replica_takes_with_it_only_what_it_had_in_hand(service):
     with Callers(service.url, plain=12, patient=4) as callers:
         victim = processes(REPLICA)[0]
         victim.suspend()
-        time.sleep(1)  # in which requests reach it
+        until(lambda: callers.longest_wait > 5, "it has requests in hand")
         killed = time.monotonic()
         victim.kill()
         until(lambda: len(set(service.instances()) - before) == 1, "another replica")
