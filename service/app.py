@@ -63,8 +63,8 @@ def create_app(
         tracing: makes spans; if the settings say so, as the environment says, by default.
 
     Returns:
-        An application whose `state.lifecycle` says what it is doing, and whose `state.ledger`
-        has what is kept of its answers.
+        An application whose `state.lifecycle` says what it is doing, whose `state.ledger` has what
+        is kept of its answers, and whose `state.telemetry` has its metrics.
     """
     telemetry = Telemetry(problems.ERROR_TYPES)
     ledger = Ledger(settings.feedback_options())
@@ -109,7 +109,7 @@ def create_app(
         redirect_slashes=False,  # a redirect would go to whatever host the client names
         middleware=_middleware(settings, keys, telemetry, tracing, buckets),
     )
-    app.state.lifecycle, app.state.ledger = lifecycle, ledger
+    app.state.lifecycle, app.state.ledger, app.state.telemetry = lifecycle, ledger, telemetry
     errors.install(app)
     app.include_router(prediction_routes(settings, answering))
     app.include_router(systemone_routes(settings, questions))

@@ -133,7 +133,7 @@ class DrainingError(ServiceError):
 
 
 class UnavailableError(ServiceError):
-    """The model could not be loaded, or its device no longer works."""
+    """The model could not be loaded, its device no longer works, or its process is gone."""
 
 
 class ClientGoneError(ServiceError):

@@ -6,7 +6,7 @@ appears with its first failure has no rate when the alert needs one.
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
@@ -55,10 +55,15 @@ class Telemetry:
 
     Args:
         error_types: every slug that a failed request can be counted under.
+
+    Attributes:
+        registry: has them.
+        exposed: what a scrape gets; the registry, unless one process is asked for several.
     """
 
     def __init__(self, error_types: Iterable[str]) -> None:
         self.registry = CollectorRegistry()
+        self.exposed: Callable[[], Awaitable[CollectorRegistry]] = self._own
         self._requests = self._counter("requests", "Prediction requests by outcome.", ["outcome"])
         self._failures = self._counter(
             "request_failures", "Prediction requests that failed, by reason.", ["error_type"]
@@ -244,6 +249,9 @@ class Telemetry:
         self._batch_requests.observe(requests)
         self._batch_rows.observe(rows)
         self._inference_seconds.observe(seconds)
+
+    async def _own(self) -> CollectorRegistry:
+        return self.registry
 
     def _counter(self, name: str, text: str, labels: Iterable[str] = ()) -> Counter:
         return Counter(name, text, labels, namespace="dalorra", registry=self.registry)

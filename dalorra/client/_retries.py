@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 RETRIED = frozenset({429, 503})
-"""Refused before any work was done. Nothing else is sent twice."""
+"""Refused, or lost with a replica that died. Nothing else is sent twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ def operation_routes(settings: Settings, lifecycle: Lifecycle, telemetry: Teleme
     async def metrics(request: Request) -> Response:
         """For Prometheus, in its text format or as OpenMetrics."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(telemetry.registry), headers={"Content-Type": content_type})
+        return Response(encode(await telemetry.exposed()), headers={"Content-Type": content_type})
 
     return router
 

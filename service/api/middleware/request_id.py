@@ -22,8 +22,7 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
-        request_id = given if _HARMLESS.fullmatch(given) else secrets.token_hex(16)
+        request_id = id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
@@ -33,3 +32,9 @@ class RequestIdMiddleware:
 
         with bound_contextvars(request_id=request_id):
             await self.app(scope, receive, send_with_id)
+
+
+def id_of(scope: Scope) -> str:
+    """What the client calls its request, or a new id."""
+    given = Headers(scope=scope).get(HEADER, "")
+    return given if _HARMLESS.fullmatch(given) else secrets.token_hex(16)
