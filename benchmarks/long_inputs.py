@@ -7,6 +7,7 @@ process (on a GPU, PyTorch) had at any moment, above what it had with the model 
 input answered. Sizes run upwards, so that what one leaves behind hides nothing of the next.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,7 @@ def measure(predictor: Predictor, sizes: list[int], repeats: int) -> list[dict[s
     lengths = [tokens - len(cue) for tokens in (SHORT, *sizes)]
     short, *prompts = random_prompts(lengths, torch.Generator().manual_seed(0), cue, 300)
     predictor.predict([short])
+    gc.collect()  # what came before must not be freed meanwhile
     with_model, lines = memory(), []
     for tokens, prompt in zip(sizes, prompts, strict=True):
         forget_peak()

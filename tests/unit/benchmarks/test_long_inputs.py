@@ -31,7 +31,8 @@ def test_a_line_for_each_scope_and_size(tmp_path, monkeypatch):
     assert [(line["scope"], line["tokens"]) for line in lines] == [
         ("answer_tokens", 60), ("answer_tokens", 120), ("all_tokens", 60), ("all_tokens", 120),
     ]  # fmt: skip
-    assert all(line["seconds"] > 0 and line["memory_mib"] >= 0 for line in lines)
+    assert all(line["seconds"] > 0 for line in lines)
+    assert all(line["memory_mib"] < 1_000 for line in lines)  # less than none, if others free some
     assert max(rows) <= 50, "no forward has more"
 
 
