@@ -171,12 +171,12 @@ def section(lines: Sequence[Line]) -> str:
 `python -m benchmarks.forged`: {first["n"]:,} sentences of the sst2 validation split, drawn with
 seed 0, the bundled adapter in float32; {100 * first["accepted_before"]:.1f} % of them are accepted.
 To each is appended what speaks for the label that was not answered. All of it is text: no input
-makes a control token (`dalorra/prompts.py`), whatever it looks like. That does not make it
-harmless: what imitates the prompt's own form is believed.
+makes a control token (`dalorra/prompts.py`), whatever it looks like. The model believes what
+imitates the prompt's own form all the same; what the policy makes of it is beside it.
 
 {markdown_table(head, rows)}
 
-The strongest, {worst["tail"]}, turns {turned:.1f} % of the answers, and the policy accepts
+What passes most often, {worst["tail"]}, turns {turned:.1f} % of the answers, and the policy accepts
 {accepted:.1f} % of all with the label that it asks for. The promised error rate is about inputs
 that nobody made for this adapter: whoever gains by an answer must not write what is judged.
 
