@@ -59,8 +59,9 @@ def feedback_routes(settings: Settings, ledger: Ledger) -> APIRouter:
         ),
     )
     async def feedback(body: FeedbackRequest, request: Request) -> FeedbackResponse:
-        """Keeps the truth about an earlier answer to the same key; once for each.
+        """Keeps the truth about an earlier answer to the same key.
 
+        The first judgement stays. Sent again it is answered as before, and counts once.
         Keys of `admin_keys` may judge the answers of all keys.
         """
         key = bearer_key(request.scope)

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -89,12 +90,15 @@ class Clerk:
         working = True
         while working:
             messages, working = self._take()
+            outcomes: list[_Outcome] = []
             try:
-                self._write(messages)
+                outcomes = self._write(messages)
             except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
                 lost = self._give_up(messages)
                 _log.error("feedback_not_written", lost=lost, error=str(error), exc_info=error)
             self.done += sum(len(one.answers) for one in messages if isinstance(one, NewAnswers))
+            self._catch_up([one.done for one in messages if isinstance(one, CatchUp)])
+            self._tell(outcomes)
             try:
                 if working:
                     self._tidy()
@@ -119,11 +123,12 @@ class Clerk:
             return messages, True
         return messages, False
 
-    def _write(self, messages: Sequence[Message]) -> None:
+    def _write(self, messages: Sequence[Message]) -> list[_Outcome]:
+        """Writes all of it or nothing; what came of the judgements among it."""
+        outcomes: list[_Outcome] = []
         if not messages:
-            return
+            return outcomes
         watches = _Watches(self._store)
-        outcomes: list[tuple[Future[Any], object]] = []
         with self._store.transaction():
             for message in messages:
                 match message:
@@ -136,24 +141,45 @@ class Clerk:
                     case GoneAdapter(adapter):
                         self._policies.pop(adapter, None)
                         self._stale.discard(adapter)
-                    case CatchUp(done):
-                        outcomes.append((done, None))
+                    case CatchUp():
+                        pass
                     case Judgement():
-                        outcomes.append((message.done, self._judge(message, watches)))
+                        outcomes.append((message, self._judge(message, watches)))
             watches.save()
-        self._refresh(at_once=any(isinstance(message, CatchUp) for message in messages))
-        for done, outcome in outcomes:
-            if isinstance(outcome, Feedback):
-                self.judged[outcome.adapter, outcome.decision, outcome.correct] += 1
-            _settle(done, outcome)
+        return outcomes
+
+    def _tell(self, outcomes: Sequence[_Outcome]) -> None:
+        """Answers whoever judged."""
+        for judgement, outcome in outcomes:
+            if isinstance(outcome, ServiceError):
+                _settle(judgement.done, outcome)
+                continue
+            taken = outcome.feedback
+            self.judged[taken.adapter, taken.decision, taken.correct] += outcome.new
+            _settle(judgement.done, taken)
+
+    def _catch_up(self, waiting: Sequence[Future[None]]) -> None:
+        """Adds up what has changed, and tells whoever waits for it."""
+        try:
+            self._refresh(at_once=bool(waiting))
+        except Exception as error:  # noqa: BLE001 - it is tried again
+            _log.error("feedback_not_added_up", error=str(error), exc_info=error)
+            for done in waiting:
+                _settle(done, FeedbackStoreError("the feedback store cannot be read"))
+        else:
+            for done in waiting:
+                _settle(done, None)
 
     def _number(self, served: ServedPolicy) -> int:
         if served.number is None:
             served.number = self._store.source_id(served.source)
         return served.number
 
-    def _judge(self, judgement: Judgement, watches: _Watches) -> Feedback | ServiceError:
-        """Writes the truth about an answer, or says why it cannot."""
+    def _judge(self, judgement: Judgement, watches: _Watches) -> _Judged | ServiceError:
+        """Writes the truth about an answer, or says why it cannot.
+
+        What was said before may be said again, by a client that was not told that it was heard.
+        """
         owner = self._owner(judgement)
         kept = None if owner is None else self._store.find(judgement.request_id, owner)
         if owner is None or kept is None:
@@ -179,6 +205,9 @@ class Clerk:
                 f"{served.adapter!r}: send one of {', '.join(known)}"
             )
         label = known[judgement.label]
+        taken = Feedback(judgement.request_id, label, kept.label, kept.decision, served.adapter)
+        if kept.true_label == label:
+            return _Judged(taken, new=False)
         if kept.true_label is not None:
             return AlreadyJudgedError(
                 f"the answer {judgement.request_id!r} was judged before, as {kept.true_label!r}: "
@@ -188,7 +217,7 @@ class Clerk:
         if kept.accepted:
             watches.observe(kept.source, served.labels, kept.label, label)
         self._stale.update(one.adapter for one in alike)
-        return Feedback(judgement.request_id, label, kept.label, kept.decision, served.adapter)
+        return _Judged(taken, new=True)
 
     def _owner(self, judgement: Judgement) -> str | None:
         """Whose answer is judged; None where nobody has it, or several whom nothing tells apart."""
@@ -202,6 +231,7 @@ class Clerk:
         started = time.monotonic()
         if not self._stale or (started < self._refresh_after and not at_once):
             return
+        self._refresh_after = started + _TICK_SECONDS  # unless it is done sooner
         watches = _Watches(self._store)
         for adapter in tuple(self._stale):
             served = self._policies[adapter]
@@ -228,7 +258,6 @@ class Clerk:
         if (seen := self._store.changes_of_others) != self._seen_of_others:
             self._seen_of_others = seen
             self._stale.update(self._policies)
-        self._refresh()
 
     def _give_up(self, messages: Sequence[Message]) -> int:
         """Tells whoever waits, and says how many answers are lost."""
@@ -239,9 +268,20 @@ class Clerk:
             if isinstance(message, NewAnswers):
                 message.served.number = None
                 self.lost += len(message.answers)
-            elif isinstance(message, CatchUp | Judgement):
+            elif isinstance(message, Judgement):
                 _settle(message.done, FeedbackStoreError("the feedback store cannot be written"))
         return self.lost - before
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A judgement that is kept, and whether it came in just now."""
+
+    feedback: Feedback
+    new: bool
+
+
+_Outcome = tuple[Judgement, _Judged | ServiceError]
 
 
 class _Watches:

@@ -19,6 +19,7 @@ from dalorra.decision.metrics import expected_calibration_error
 from dalorra.decision.policy import Policy
 from dalorra.errors import ConfigError
 from service.app import create_app
+from service.errors import FeedbackStoreError
 from service.feedback.store import FeedbackStore
 from service.settings import Settings, load_settings
 from tests.fakes import PROMISE, FakeBase, FakePredictor, expected_prediction
@@ -96,7 +97,6 @@ async def test_one_answer_and_its_truth(store: dict[str, Any]):
     ("request_id", "label", "status", "error_type", "sentence"),
     [
         ("mine", "positive", 409, "already_judged", "judged before, as 'negative': the first"),
-        ("mine", "negative", 409, "already_judged", "judged before, as 'negative': the first"),
         ("yours", "positive", 404, "unknown_answer", "kept under request_id 'yours': it was given"),
         ("batch", "positive", 404, "unknown_answer", "kept under request_id 'batch'"),
         ("batch-0", "good", 422, "unknown_label", "send one of negative, positive"),
@@ -273,6 +273,41 @@ async def test_old_answers_go(store: dict[str, Any]):
             await judge(server, "nobody", "positive")
         statuses = [(await judge(server, f"r{n}", "positive")).status_code for n in range(6)]
     assert statuses == [404, 404, 404, 200, 200, 200]
+
+
+async def test_a_judgement_sent_again_is_answered_as_before_and_counts_once(store: dict[str, Any]):
+    async with serving(predictor(), **store) as server:
+        [body] = await server.predict_batch(texts("accept", 1))
+        first = await judge(server, body["request_id"], "negative")
+        before = await metrics_of(server)
+        again = await judge(server, body["request_id"], "negative")
+        after = await metrics_of(server)
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert before[judged("false", "accept")] == 1
+    feedback = ("dalorra_feedback", "dalorra_judged", "dalorra_promise", "dalorra_live")
+    assert [before[name] for name in before if name.startswith(feedback)] == [
+        after[name] for name in after if name.startswith(feedback)
+    ]
+
+
+async def test_what_is_written_was_taken_though_it_cannot_be_added_up_yet(
+    store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with serving(predictor(), **store) as server:
+        await server.predict("a", headers={"X-Request-Id": "x"})
+        with monkeypatch.context() as patched:
+            patched.setattr(FeedbackStore, "groups", fail)
+            await server.predict("b", headers={"X-Request-Id": "y"})
+            taken = await judge(server, "x", "positive")
+            with pytest.raises(FeedbackStoreError, match="cannot be read"):
+                await server.ledger.caught_up()
+        metrics = await metrics_of(server)
+    assert taken.status_code == 200
+    assert metrics[f"dalorra_judged_answers{ADAPTER}"] == 1
+    assert metrics["dalorra_unkept_answers_total"] == 0
 
 
 async def test_a_disk_that_fails_is_said_and_slows_no_answer(

@@ -115,7 +115,7 @@ async def test_an_administrator_judges_anyones_answer(settings: dict[str, Any]):
     async with serving(**settings) as server:
         body = (await server.predict("a", headers=as_key(ANN))).json()
         taken = await judge(server, body["request_id"], "positive", ADMIN)
-        again = await judge(server, body["request_id"], "positive", ANN)
+        again = await judge(server, body["request_id"], "negative", ANN)
     assert taken.status_code == 200
     assert (again.status_code, again.json()["error_type"]) == (409, "already_judged")
 
