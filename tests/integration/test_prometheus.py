@@ -4,14 +4,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from prometheus_client import start_http_server
 
+from service.instances import together
+from service.telemetry import Telemetry
 from tests.contract.programs import find
 from tests.contract.promql import RULES, expressions, rules
 from tests.server_process import HEADERS, ServerProcess, start
@@ -23,12 +26,31 @@ pytestmark = [
 SECONDS = 30
 
 
-@dataclass
-class Scraped:
-    """A server, and a Prometheus that scrapes it every second."""
+class Prometheus:
+    """One that scrapes every second."""
 
-    server: ServerProcess
-    url: str
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        program = find("prometheus", brought_by="make system-deps")
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        with (folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    program,
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{port}",
+                    "--enable-feature=exemplar-storage",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        until_ready(self.url, self._process, folder / "log")
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(SECONDS)
 
     def get(self, path: str, **parameters: str) -> Any:
         response = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=10)
@@ -48,36 +70,24 @@ class Scraped:
 
 
 @pytest.fixture(scope="module")
-def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    program = find("prometheus", brought_by="make system-deps")
-    folder = tmp_path_factory.mktemp("prometheus")
+def server() -> Iterator[ServerProcess]:
     server = start("fake")
-    prometheus = None
     try:
-        server.until_ready()
-        config = configuration(server.url.removeprefix("http://"))
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        port = free_port()
-        with (folder / "log").open("w") as log:
-            prometheus = subprocess.Popen(
-                [
-                    program,
-                    f"--config.file={folder / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={folder / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                    "--enable-feature=exemplar-storage",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        url = f"http://127.0.0.1:{port}"
-        until_ready(url, prometheus, folder / "log")
-        yield Scraped(server, url)
+        yield server.until_ready()
     finally:
-        if prometheus is not None:
-            prometheus.terminate()
-            prometheus.wait(SECONDS)
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def scraped(
+    server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    config = configuration(server.url.removeprefix("http://"))
+    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), config)
+    try:
+        yield prometheus
+    finally:
+        prometheus.stop()
 
 
 def configuration(target: str) -> dict[str, Any]:
@@ -108,8 +118,8 @@ def until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(f"Prometheus does not start:\n{log.read_text()}")
 
 
-def test_answers_are_counted(scraped: Scraped):
-    url = scraped.server.url
+def test_answers_are_counted(scraped: Prometheus, server: ServerProcess):
+    url = server.url
     inputs = [f"sentence {n}" for n in range(20)]
     response = httpx.post(f"{url}/predict/batch", json={"inputs": inputs}, headers=HEADERS)
     assert response.status_code == 200
@@ -126,9 +136,9 @@ def test_answers_are_counted(scraped: Scraped):
         assert scraped.value(expr) == decisions.count(decision)
 
 
-def test_an_answer_leads_to_its_request(scraped: Scraped):
+def test_an_answer_leads_to_its_request(scraped: Prometheus, server: ServerProcess):
     headers = HEADERS | {"X-Request-Id": "find-me"}
-    httpx.post(f"{scraped.server.url}/predict", json={"input": "who?"}, headers=headers)
+    httpx.post(f"{server.url}/predict", json={"input": "who?"}, headers=headers)
 
     deadline = time.monotonic() + SECONDS
     query = {"query": "dalorra_confidence_bucket", "start": "0", "end": f"{time.time() + 60}"}
@@ -141,7 +151,7 @@ def test_an_answer_leads_to_its_request(scraped: Scraped):
         time.sleep(0.2)
 
 
-def test_every_expression_is_answered(scraped: Scraped):
+def test_every_expression_is_answered(scraped: Prometheus):
     for where, expr in expressions():
         try:
             scraped.get("query", query=expr)
@@ -149,7 +159,7 @@ def test_every_expression_is_answered(scraped: Scraped):
             pytest.fail(f"{where}: {error}")
 
 
-def test_every_rule_is_evaluated_without_an_error(scraped: Scraped):
+def test_every_rule_is_evaluated_without_an_error(scraped: Prometheus):
     wanted = {rule.get("alert") or rule["record"] for rule in rules()}
     deadline = time.monotonic() + SECONDS
     while True:
@@ -165,7 +175,30 @@ def test_every_rule_is_evaluated_without_an_error(scraped: Scraped):
     assert [name for name, rule in loaded.items() if rule.get("alerts")] == []
 
 
-def test_a_server_that_goes_is_noticed(scraped: Scraped):
-    scraped.server.stop()
+def test_a_server_that_goes_is_noticed(scraped: Prometheus, server: ServerProcess):
+    server.stop()
     scraped.until('up{job="dalorra"}', 0)
     scraped.until('count(ALERTS{alertname="DalorraNotReady",alertstate="pending"})', 1)
+
+
+def test_behind_one_door_each_of_several_keeps_its_name(tmp_path: Path):
+    ready = {"one": True, "two": True, "three": False}
+    instances = []
+    for name, is_ready in ready.items():
+        telemetry = Telemetry([])
+        telemetry.watch(ready=partial(bool, is_ready), requests=int, rows=int)
+        instances.append((name, telemetry.registry.collect()))
+    door, thread = start_http_server(0, "127.0.0.1", together(instances))
+    config = configuration(f"127.0.0.1:{door.server_port}")
+    config["scrape_configs"][0]["honor_labels"] = True  # as docs/operations.md says
+    prometheus = Prometheus(tmp_path, config)
+    try:
+        prometheus.until("count(dalorra_ready)", 3)
+        for name, is_ready in ready.items():
+            assert prometheus.value(f'dalorra_ready{{instance="{name}"}}') == is_ready
+        prometheus.until('count(ALERTS{alertname="DalorraNotReady",instance="three"})', 1)
+        assert prometheus.value('count(ALERTS{alertname="DalorraNotReady"})') == 1
+    finally:
+        prometheus.stop()
+        door.shutdown()
+        thread.join()
