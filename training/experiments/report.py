@@ -78,7 +78,7 @@ _CHAPTERS: Final = {
     "Does it know where it is wrong?": (
         "promise",
         "many_labels",
-        "questions",
+        "readouts",
         "coherence",
         "doubts",
     ),
