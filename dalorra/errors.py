@@ -65,4 +65,11 @@ def first_fault(error: ValidationError, unnamed: Container[int | str] = ()) -> s
     """
     first = error.errors(include_url=False)[0]
     where = ".".join(str(step) for step in first["loc"] if step not in unnamed)
-    return f"{where or 'content'}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where or 'content'}: {fault_in_words(first['type'], first['msg'])}"
+
+
+def fault_in_words(kind: str, message: str) -> str:
+    """What pydantic found, in words for whoever wrote the content."""
+    if kind == "extra_forbidden":
+        return "there is no such field"
+    return message.removeprefix("Value error, ")

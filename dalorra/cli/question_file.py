@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dalorra.errors import ConfigError, first_fault
-from dalorra.questions import Question
+from dalorra.questions import LIMITS, Question
 
 
 def read_question(path: Path) -> Question:
@@ -24,8 +24,8 @@ def read_question(path: Path) -> Question:
         return question_of(TypeAdapter(TypedQuestion).validate_json(content))
     except ValidationError as error:
         raise ConfigError(
-            f"question {path}: {first_fault(error)}; write it as a question of /v1/systemone: "
-            "type, instructions and criteria"
+            f"question {path}: {first_fault(error, unnamed=LIMITS)}; write it as a question of "
+            "/v1/systemone: type, instructions and criteria"
         ) from error
     except InvalidBodyError as error:
         raise ConfigError(f"question {path}: {error.faults[0].message}") from error

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from dalorra.errors import InputError
+from dalorra.errors import InputError, fault_in_words
 from service import errors
 from service.api.error_forms import Failure, form_of
 from service.api.problems import (
@@ -101,7 +101,7 @@ def _message(problems: Sequence[Any]) -> str:
     first = problems[0]
     if first["loc"][-1] == "str" or "dict[str,str]" in first["loc"]:
         return "must be a string or an object of strings"
-    return str(first["msg"]).removeprefix("Value error, ")
+    return fault_in_words(first["type"], first["msg"])
 
 
 def _allowed(error: HTTPException) -> str:

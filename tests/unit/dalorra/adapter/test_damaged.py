@@ -84,8 +84,8 @@ UNREADABLE: dict[str, tuple[Damage, str]] = {
     "a list as manifest": (write(MANIFEST_FILE, b"[]"), "is not format version 1"),
     "format version": (manifest(format_version=2), "is not format version 1: use a newer"),
     "unknown method": (manifest(method="mystery"), "dalorra.json: unknown method 'mystery'"),
-    "unknown posterior": (manifest(posterior={"rate": 0.1}), "posterior.rate: Extra inputs"),
-    "unknown field": (manifest(temperature=0.5), "dalorra.json: temperature: Extra inputs"),
+    "unknown posterior": (manifest(posterior={"rate": 0.1}), "posterior.rate: there is no such"),
+    "unknown field": (manifest(temperature=0.5), "dalorra.json: temperature: there is no such"),
     "missing field": (
         edit(MANIFEST_FILE, lambda content: content.pop("scope")),
         "dalorra.json: scope: Field required",
