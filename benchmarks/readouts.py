@@ -3,9 +3,9 @@
     python -m benchmarks.readouts --data FOLDER --out FOLDER [--per-set N] [--steps N]
     dalorra report benchmarks/results/experiments
 
-Trains `training/configs/questions.yaml` once for each readout and scope, all on the same questions
-in the same order, smaller than as it is shipped so that all four fit into an hour or two, and keeps
-what each scored on questions of kinds that it was trained on and of kinds that it was not, how much
+Trains `training/configs/questions.yaml` as it is read and scoped, and with either changed, all on
+the same questions in the same order, smaller than as it is shipped so that all fit into an hour,
+and keeps what each scored on questions of kinds that it was trained on and of kinds that it was not, how much
 an answer depends on the order of the options, and the minutes of the whole run. FOLDER holds
 `<task>/<split>.jsonl`; a run that is in the second one already is not repeated. `--render` writes
 the part of `docs/results.md` from the JSON and trains nothing.
@@ -14,7 +14,6 @@ the part of `docs/results.md` from the JSON and trains nothing.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +25,12 @@ from training.evaluate import METRICS_FILE
 from training.run import EVALUATION_FOLDER, train
 
 CONFIG: Final = Path("training/configs/questions.yaml")
-READOUTS: Final = ("texts", "letters")
-SCOPES: Final = ("answer_tokens", "all_tokens")
+VARIANTS: Final = (
+    ("texts", "answer_tokens"),
+    ("letters", "answer_tokens"),
+    ("texts", "all_tokens"),
+)
+"""Readout and scope; the first are those of the config."""
 _TIMES: Final = "minutes.json"
 _SEEN: Final = {True: "kinds trained on", False: "other kinds"}
 
@@ -60,7 +63,7 @@ def main() -> None:
             return
         lines = [
             line
-            for readout, scope in product(READOUTS, SCOPES)
+            for readout, scope in VARIANTS
             for line in run(readout, scope, options.out, overrides)
         ]
         print_table("Readouts", lines, ("readout", "scope", "kinds", "minutes", "accuracy", "nll"))

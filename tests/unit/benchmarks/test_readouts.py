@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readouts import READOUTS, SCOPES, rendered, run
+from benchmarks.readouts import VARIANTS, rendered, run
 
 KINDS = {
     "a": {"trained_on": True, "n": 30, "accuracy": 0.9, "nll": 0.2, "brier": 0.1},
@@ -31,15 +31,9 @@ def finished(folder: Path) -> None:
 
 
 def test_a_finished_run_is_read_and_every_question_counts_once(tmp_path: Path):
-    for readout in READOUTS:
-        for scope in SCOPES:
-            finished(tmp_path / f"{readout}-{scope}")
-    lines = [
-        line
-        for readout in READOUTS
-        for scope in SCOPES
-        for line in run(readout, scope, tmp_path, {})
-    ]
+    for readout, scope in VARIANTS:
+        finished(tmp_path / f"{readout}-{scope}")
+    lines = [line for variant in VARIANTS for line in run(*variant, tmp_path, {})]
     seen, other = lines[:2]
     assert (seen["kinds"], seen["n"], other["kinds"], other["n"]) == (
         "kinds trained on",
@@ -52,7 +46,7 @@ def test_a_finished_run_is_read_and_every_question_counts_once(tmp_path: Path):
     assert other["interval"][0] < 0.25 < other["interval"][1]
 
     text = rendered(lines)
-    assert text.count("| 7 | 80.0 (") == len(READOUTS) * len(SCOPES)
+    assert text.count("| 7 | 80.0 (") == len(VARIANTS)
     assert "| 0.400 | 25.0 (" in text
     assert "| 1.500 | 0.012 |" in text
     assert "on 40 questions of kinds that were trained on and 20 of others" in text
