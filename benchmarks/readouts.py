@@ -4,9 +4,9 @@
     dalorra report benchmarks/results/experiments
 
 Trains `training/configs/questions.yaml` as it is read and scoped, and with either changed, all on
-the same questions in the same order, smaller than as it is shipped so that all fit into an hour,
-and keeps what each scored on questions of kinds that it was trained on and of kinds that it was not, how much
-an answer depends on the order of the options, and the minutes of the whole run. FOLDER holds
+the same questions in the same order, smaller than as it is shipped so that all fit into an hour.
+Kept is what each scored on questions of kinds that it was trained on and of others, how much an
+answer depends on the order of the options, and the minutes of the whole run. FOLDER holds
 `<task>/<split>.jsonl`; a run that is in the second one already is not repeated. `--render` writes
 the part of `docs/results.md` from the JSON and trains nothing.
 """
