@@ -47,6 +47,10 @@ class Answer:
     batch_requests: int
 
 
+_SPARE = 0.1
+"""Share of an entry's time that plans leave unused: the model may be slower than it just was."""
+
+
 class Stage(Enum):
     """Where an entry is; it holds a place in the queue during the first two."""
 
@@ -100,6 +104,11 @@ class Entry:
     def alone_rows(self) -> int:
         """Rows of a forward that it has for itself."""
         return self.own_rows + (self.state.rows if self.state else 0)
+
+    @property
+    def due(self) -> float:
+        """When it is to be answered by plans, which can be wrong; before its deadline."""
+        return (1.0 - _SPARE) * self.deadline + _SPARE * self.queued_at
 
     def join(self, deadline: float) -> asyncio.Future[Answer]:
         """Adds a caller, who gives up at `deadline`."""

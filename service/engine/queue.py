@@ -56,7 +56,7 @@ class Queue:
         There are some only after the model has become slower: places are given to what can be
         answered in time.
         """
-        if not self._entries or self._all_in_time(now, speed, 0):
+        if not self._entries or self._all_in_time(now, speed):
             return []
         late, ahead = [], 0
         for entry in sorted(self._entries, key=_by_deadline):
@@ -102,7 +102,7 @@ class Queue:
 
     def _affordable(self, now: float, speed: Speed) -> list[Entry]:
         """Entries that may run next without making another one late, first the one that must."""
-        if self._all_in_time(now, speed, 2):
+        if self._all_in_time(now, speed, batches=2):
             return sorted(self._entries, key=_by_turn)
         batch_rows = min(self.rows, speed.batch_rows)
         batch_seconds = speed.seconds(batch_rows)
@@ -122,7 +122,7 @@ class Queue:
             ahead += entry.rows
             # After this batch, those with an earlier deadline, and to the end of its own batch.
             batches = 1 + math.ceil(ahead / batch_rows)
-            if not urgent and now + batches * batch_seconds > entry.deadline:
+            if not urgent and now + batches * batch_seconds > entry.due:
                 if ahead >= batch_rows:
                     break
                 urgent = True
@@ -130,8 +130,8 @@ class Queue:
             chosen.sort(key=_by_turn)
         return chosen or by_deadline
 
-    def _all_in_time(self, now: float, speed: Speed, batches: int) -> bool:
+    def _all_in_time(self, now: float, speed: Speed, batches: int = 0) -> bool:
         """Whether everyone could wait for all others, and for so many more batches."""
         batch = max(speed.batch_rows, *(entry.rows for entry in self._entries))
         last = now + speed.seconds(self.rows) + batches * speed.seconds(min(batch, self.rows))
-        return all(entry.deadline >= last for entry in self._entries)
+        return all(entry.due >= last for entry in self._entries)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,6 +122,18 @@ def test_who_has_no_time_to_wait_for_another_batch_goes_before_its_turn():
     queue.push(hurried)
 
     assert hurried in queue.take(0.0, SPEED)
+
+
+@pytest.mark.parametrize(("deadline", "at_once"), [(22, True), (23, False)])
+def test_plans_leave_a_tenth_of_the_time_to_be_wrong_by(deadline: float, at_once: bool):
+    predictor, queue = FakePredictor(batch_rows=100), Queue()
+    for number in range(20):
+        queue.push(entry(number, 50, predictor, deadline=200 + number))
+    hurried = entry("hurried", 90, predictor, client="new", deadline=deadline)
+    queue.push(hurried)
+
+    # In the batch after this one it would be answered at 20.
+    assert (hurried in queue.take(0.0, SPEED)) is at_once
 
 
 def test_who_would_be_late_even_in_a_small_batch_does_not_spoil_a_full_one():
