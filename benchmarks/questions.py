@@ -78,9 +78,11 @@ def main() -> None:
         print(table(read_json(options.json)))
         return
     contenders = Contenders(load_base_model().model, options.samples)
-    results = list(measure(contenders, options))
+    results = []
+    for line in measure(contenders, options):
+        results.append(line)
+        write_json(options.json, results)  # what is measured is kept, however long the rest takes
     print_table(f"M = {options.samples} samples", results, COLUMNS)
-    write_json(options.json, results)
 
 
 def measure(contenders: Contenders, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
