@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from benchmarks.report import Line, arguments, markdown_table, print_table, write_json
 from benchmarks.shifts import shifted
-from dalorra.adapter.directory import attached, read_adapter
+from dalorra.adapter.directory import Adapter, attached, read_adapter
 from dalorra.base.model import load_base_model
 from dalorra.decision.novelty import SHARES, Novelty
 from dalorra.decision.policy import Decision, Policy
@@ -47,20 +47,33 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=300, help="of each kind of inputs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    adapters = [able(path) for path in options.adapters]  # all of them, before any is asked
     lines = [
         line
-        for path in options.adapters
-        for line in asked(path, options.data, options.examples, options.seed)
+        for able_one in adapters
+        for line in asked(*able_one, options.data, options.examples, options.seed)
     ]
     print_table("Far inputs", lines, ("adapter", "share", "inputs", "novel", "accepted"))
     write_json(options.json, lines)
 
 
-def asked(path: Path, data: Path, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """The lines of one adapter."""
+def able(path: Path) -> tuple[Adapter, Policy, Novelty]:
+    """An adapter whose policy accepts something, and that knows what is novel.
+
+    Raises:
+        ConfigError: it is none.
+    """
     adapter = read_adapter(path)
-    if adapter.novelty is None or adapter.policy is None or adapter.policy.never_accepts:
+    policy, novelty = adapter.policy, adapter.novelty
+    if novelty is None or policy is None or policy.never_accepts:
         raise ConfigError(f"{path} has no novelty features, or its policy accepts nothing")
+    return adapter, policy, novelty
+
+
+def asked(
+    adapter: Adapter, policy: Policy, novelty: Novelty, data: Path, count: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """The lines of one adapter."""
     record = adapter.manifest.training
     task, base = (
         load_labelled_task(record["task"]),
@@ -77,7 +90,7 @@ def asked(path: Path, data: Path, count: int, seed: int) -> Iterator[dict[str, A
         name: predictor.predict([predictor.encode(text) for text in some])
         for name, some in texts.items()
     }
-    yield from taken(answers, adapter.policy, adapter.novelty, adapter.manifest.name)
+    yield from taken(answers, policy, novelty, adapter.manifest.name)
 
 
 def _usual(
