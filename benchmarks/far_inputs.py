@@ -47,17 +47,17 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=300, help="of each kind of inputs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    adapters = [able(path) for path in options.adapters]  # all of them, before any is asked
+    adapters = [calibrated(path) for path in options.adapters]  # all of them, before any is asked
     lines = [
         line
-        for able_one in adapters
-        for line in asked(*able_one, options.data, options.examples, options.seed)
+        for adapter in adapters
+        for line in asked(*adapter, options.data, options.examples, options.seed)
     ]
     print_table("Far inputs", lines, ("adapter", "share", "inputs", "novel", "accepted"))
     write_json(options.json, lines)
 
 
-def able(path: Path) -> tuple[Adapter, Policy, Novelty]:
+def calibrated(path: Path) -> tuple[Adapter, Policy, Novelty]:
     """An adapter whose policy accepts something, and that knows what is novel.
 
     Raises:

@@ -8,19 +8,13 @@ of the processor divided by the threads: what the run takes where nothing else r
 `<task>/<split>.jsonl`; a run that is in the second one already is not repeated.
 """
 
-import json
-import time
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from benchmarks.report import arguments, print_table, write_json
+from benchmarks.timed_run import timed_run
 from dalorra.decision.intervals import binomial_interval
-from training.evaluate import METRICS_FILE
-from training.run import EVALUATION_FOLDER, train
 
-_TIMES: Final = "minutes.json"
 _KEPT: Final = ("n", "accuracy", "nll", "ece", "ece_by_chance", "auroc_confidence")
 
 
@@ -44,20 +38,10 @@ def main() -> None:
 def measured(config: Path, data: Path, out: Path, steps: int | None) -> dict[str, Any]:
     """One run."""
     folder = out / (config.stem if steps is None else f"{config.stem}-{steps}")
-    times = folder / _TIMES
-    if not times.exists():
-        overrides = {"data.source": str(data), "output_dir": str(folder)}
-        if steps is not None:
-            overrides |= {"optimizer.steps": str(steps), "evaluation.every": str(steps)}
-        began, began_cpu = time.perf_counter(), time.process_time()
-        train(config, overrides=overrides)
-        spent = {
-            "wall_minutes": (time.perf_counter() - began) / 60,
-            "minutes": (time.process_time() - began_cpu) / 60 / torch.get_num_threads(),
-        }
-        times.write_text(json.dumps(spent), "utf-8")
-    run = json.loads((folder / "run.json").read_text("utf-8"))
-    scores = json.loads((folder / EVALUATION_FOLDER / METRICS_FILE).read_text("utf-8"))
+    overrides = {"data.source": str(data)}
+    if steps is not None:
+        overrides |= {"optimizer.steps": str(steps), "evaluation.every": str(steps)}
+    run, scores, minutes = timed_run(config, folder, overrides)
     right = round(scores["accuracy"] * scores["n"])
     accept = scores["decisions"]["accept"]
     return {
@@ -65,7 +49,7 @@ def measured(config: Path, data: Path, out: Path, steps: int | None) -> dict[str
         "steps": run["config"]["optimizer"]["steps"],
         "seed": run["config"]["seed"],
         "examples": run["examples"],
-        **json.loads(times.read_text("utf-8")),
+        **minutes,
         **{name: scores[name] for name in _KEPT},
         "interval": binomial_interval(right, scores["n"]),
         "mean_mask_accuracy": scores["mean_mask"]["accuracy"],

@@ -11,18 +11,13 @@ answer depends on the order of the options, and the minutes of the whole run. FO
 the part of `docs/results.md` from the JSON and trains nothing.
 """
 
-import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from benchmarks.report import Line, arguments, markdown_table, print_table, read_json, write_json
+from benchmarks.timed_run import timed_run
 from dalorra.decision.intervals import binomial_interval
-from training.evaluate import METRICS_FILE
-from training.run import EVALUATION_FOLDER, train
 
 CONFIG: Final = Path("training/configs/questions.yaml")
 VARIANTS: Final = (
@@ -31,7 +26,7 @@ VARIANTS: Final = (
     ("texts", "all_tokens"),
 )
 """Readout and scope; the first are those of the config."""
-_TIMES: Final = "minutes.json"
+_SECTION: Final = Path("benchmarks/results/experiments/readouts/SECTION.md")
 _SEEN: Final = {True: "kinds trained on", False: "other kinds"}
 
 
@@ -44,10 +39,7 @@ def main() -> None:
     parser.add_argument("--evaluated", type=int, default=80, help="questions of each set")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--only", nargs=2, metavar=("READOUT", "SCOPE"), help="this run alone")
     parser.add_argument("--render", action="store_true", help="of the JSON; trains nothing")
-    section = Path("benchmarks/results/experiments/readouts/SECTION.md")
-    parser.add_argument("--section", type=Path, default=section)
     options = parser.parse_args()
     if not options.render:
         overrides = {
@@ -58,9 +50,6 @@ def main() -> None:
             "optimizer.batch_size": str(options.batch_size),
             "evaluation.every": str(options.steps // 2),
         }
-        if options.only:
-            run(*options.only, options.out, overrides)
-            return
         lines = [
             line
             for readout, scope in VARIANTS
@@ -68,34 +57,19 @@ def main() -> None:
         ]
         print_table("Readouts", lines, ("readout", "scope", "kinds", "minutes", "accuracy", "nll"))
         write_json(options.json, lines)
-    options.section.parent.mkdir(parents=True, exist_ok=True)
-    options.section.write_text(rendered(read_json(options.json)), "utf-8")
+    _SECTION.parent.mkdir(parents=True, exist_ok=True)
+    _SECTION.write_text(rendered(read_json(options.json)), "utf-8")
 
 
 def run(readout: str, scope: str, out: Path, overrides: Mapping[str, str]) -> list[Line]:
     """One line for the kinds of questions that were trained on, and one for the others."""
-    folder = out / f"{readout}-{scope}"
-    if not (folder / _TIMES).exists():
-        own = {
-            "output_dir": str(folder),
-            "task.prompt.readout": readout,
-            "adapter.scope": scope,
-        }
-        began, began_cpu = time.perf_counter(), time.process_time()
-        train(CONFIG, overrides={**overrides, **own})
-        spent = {
-            "wall_minutes": (time.perf_counter() - began) / 60,
-            "minutes": (time.process_time() - began_cpu) / 60 / torch.get_num_threads(),
-            "threads": torch.get_num_threads(),
-        }
-        (folder / _TIMES).write_text(json.dumps(spent), "utf-8")
-    made = json.loads((folder / "run.json").read_text("utf-8"))
-    scores = json.loads((folder / EVALUATION_FOLDER / METRICS_FILE).read_text("utf-8"))
+    own = {"task.prompt.readout": readout, "adapter.scope": scope}
+    made, scores, minutes = timed_run(CONFIG, out / f"{readout}-{scope}", {**overrides, **own})
     config = made["config"]
     context = {
         "readout": readout,
         "scope": scope,
-        **json.loads((folder / _TIMES).read_text("utf-8")),
+        **minutes,
         "trained_on": made["examples"]["train"],
         "steps": config["optimizer"]["steps"],
         "batch_size": config["optimizer"]["batch_size"],

@@ -47,7 +47,7 @@ class Answer:
     batch_requests: int
 
 
-_SPARE = 0.1
+_MARGIN = 0.1
 """Share of an entry's time that plans leave unused: the model may be slower than it just was."""
 
 
@@ -108,7 +108,7 @@ class Entry:
     @property
     def due(self) -> float:
         """When it is to be answered by plans, which can be wrong; before its deadline."""
-        return (1.0 - _SPARE) * self.deadline + _SPARE * self.queued_at
+        return (1.0 - _MARGIN) * self.deadline + _MARGIN * self.queued_at
 
     def join(self, deadline: float) -> asyncio.Future[Answer]:
         """Adds a caller, who gives up at `deadline`."""

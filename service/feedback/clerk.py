@@ -141,10 +141,10 @@ class Clerk:
                     case GoneAdapter(adapter):
                         self._policies.pop(adapter, None)
                         self._stale.discard(adapter)
-                    case CatchUp():
-                        pass
                     case Judgement():
                         outcomes.append((message, self._judge(message, watches)))
+                    case CatchUp():
+                        pass  # nothing to write: see `_catch_up`
             watches.save()
         return outcomes
 
@@ -155,7 +155,8 @@ class Clerk:
                 _settle(judgement.done, outcome)
                 continue
             taken = outcome.feedback
-            self.judged[taken.adapter, taken.decision, taken.correct] += outcome.new
+            if outcome.new:
+                self.judged[taken.adapter, taken.decision, taken.correct] += 1
             _settle(judgement.done, taken)
 
     def _catch_up(self, waiting: Sequence[Future[None]]) -> None:
