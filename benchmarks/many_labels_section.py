@@ -188,13 +188,24 @@ what calibrated it:
 """
 
 
-def _outside(lines: Sequence[Line]) -> str:
+def _outside(found: Sequence[Line]) -> str:
+    lines = [line for line in found if "contender" in line]
+    scores = [line for line in found if "score" in line]
     table = markdown_table(
-        ("", "AUROC", "in scope: accuracy", "accepted", "out of scope: accepted", "error"),
+        (
+            "",
+            "AUROC",
+            "of novelty",
+            "in scope: accuracy",
+            "accepted",
+            "out of scope: accepted",
+            "error",
+        ),
         (
             (
                 line["contender"],
-                "{:.3f} ({:.3f}–{:.3f})".format(line["auroc"], *line["auroc_interval"]),
+                _three(line),
+                "" if line["auroc_of_novelty"] is None else f"{line['auroc_of_novelty']:.3f}",
                 f"{100 * line['accuracy']:.1f}",
                 _with(line["accepted"], line["accepted_interval"]),
                 _with(line["accepted_outside"], line["accepted_outside_interval"]),
@@ -203,6 +214,19 @@ def _outside(lines: Sequence[Line]) -> str:
             for line in lines
         ),
     )
+    compared = markdown_table(
+        ("distance from", "weight of the last depth", "AUROC", "detected at 2 % false alarms"),
+        (
+            (
+                line["score"],
+                f"{line['last_depth']:g}",
+                _three(line),
+                f"{line['detected_at_2']:.0%}",
+            )
+            for line in scores
+        ),
+    )
+    sizes = scores[0]["n"]
     counts = "{n:,} texts, {outside} of them out of scope".format_map(lines[0])
     share = f"{100 * lines[0]['share']:.0f} %"
     return f"""### Out of scope
@@ -214,7 +238,16 @@ places. AUROC is that of 1 − p for telling what is out of scope from the rest;
 share; all else in %, with 95 % intervals.
 
 {table}
+
+The score of novelty was chosen on other texts, the {sizes["in"]} that the run held out and the
+{sizes["out"]} of the training set that are out of scope, fitted on {sizes["train"]:,} features:
+
+{compared}
 """
+
+
+def _three(line: Line) -> str:
+    return "{:.3f} ({:.3f}–{:.3f})".format(line["auroc"], *line["auroc_interval"])
 
 
 def _with(share: float, interval: Sequence[float]) -> str:

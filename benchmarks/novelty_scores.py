@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dalorra.decision.intervals import percentile_interval, resampled_means
 from dalorra.decision.metrics import auroc
-from dalorra.decision.novelty import COMPONENTS, DEFAULT_SHARE, Novelty
+from dalorra.decision.novelty import COMPONENTS, DEFAULT_SHARE, LAST_DEPTH, Novelty
 from dalorra.decision.policy import Policy
 from dalorra.decision.predictive import Prediction
 
@@ -31,6 +31,9 @@ FEATURES: Final[dict[str, Score]] = {
 end of the prompt; all rank activations at the cue's end. Of n inputs `[n, d]`."""
 
 DOUBTS: Final = ("variance", "entropy", "mutual_information", "max_probability")
+LAST_DEPTHS: Final = (1.0, 2.0, 4.0)
+"""Weights of the last depth that are tried."""
+
 _THIRDS: Final = ("one third", "two thirds", "answer")
 _SIZES: Final = (32, 64, 128)
 _NEIGHBOURS: Final = 5
@@ -45,7 +48,41 @@ def candidates(train: Part) -> dict[str, Score]:
     for q in _SIZES:
         parts = [scores[_mahalanobis(feature, q)] for feature in _THIRDS]
         scores[_mahalanobis("thirds", q)] = partial(_sum, parts)
+        by_label = by_depth(train["thirds"], [str(int(label)) for label in train["label"]], q)
+        for last in LAST_DEPTHS:
+            name = f"thirds, nearest label, last depth × {last:g}, {q}"
+            scores[name] = partial(_weighted, by_label, last)
     return scores
+
+
+def by_depth(
+    training: Tensor, classes: Sequence[str] | None, q: int = COMPONENTS
+) -> Callable[[Tensor], Tensor]:
+    """Squared Mahalanobis distances from the nearest class at each depth alone.
+
+    Args:
+        training: features, `[n, D, d]`.
+        classes: of each; None: all are one class.
+        q: components.
+
+    Returns:
+        features `[B, D, d]` → distances `[B, D]`.
+    """
+    alone = [
+        Novelty.fit(one, one[:1], adapter_digest="", classes=classes, components=q)
+        for one in training.split(1, dim=1)
+    ]
+
+    def distances(features: Tensor) -> Tensor:
+        at_depths = zip(alone, features.split(1, dim=1), strict=True)
+        return torch.stack([one.scores(x) / LAST_DEPTH for one, x in at_depths], dim=1)
+
+    return distances
+
+
+def _weighted(distances: Callable[[Tensor], Tensor], last: float, part: Part) -> Tensor:
+    found = distances(part["thirds"]).double()
+    return found.sum(dim=1) + (last - 1.0) * found[:, -1]
 
 
 def _mahalanobis(feature: str, q: int) -> str:
@@ -115,12 +152,17 @@ def spelling_cost(parts: dict[str, Part], level: float = 0.05) -> list[dict[str,
     """Share of usual inputs below a level, as written and as sentences, by what was fitted on."""
     results = []
     for name, train in (("none", "train"), ("orthography", "reference")):
-        fitted = Novelty.fit(parts[train]["thirds"], parts["held_out"]["thirds"], adapter_digest="")
+        fitted = Novelty.fit(
+            parts[train]["thirds"],
+            parts["held_out"]["thirds"],
+            adapter_digest="",
+            classes=[str(int(label)) for label in parts[train]["label"]],
+        )
         for shift in ("usual", "respelt"):
             p = torch.tensor(fitted.p_values(parts[shift]["thirds"]))
             results.append(
                 {
-                    "score": f"{_mahalanobis('thirds', COMPONENTS)}; augment: {name}",
+                    "score": f"thirds, {COMPONENTS}; augment: {name}",
                     "shift": shift,
                     "level": level,
                     "escalated": float((p < level).double().mean()),

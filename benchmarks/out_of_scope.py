@@ -6,7 +6,9 @@ The first adapter has the task's labels alone, the second was also trained on th
 of the training set, as one more label; FOLDER holds `clinc150/validation.jsonl`, which chose
 nothing of either. One half of it calibrates each contender for 5 % error among what is accepted,
 out-of-scope texts counted as errors and taken as `--share` of all, as in the published test set
-(1,000 beside 4,500); the other half measures; then they change places.
+(1,000 beside 4,500); the other half measures; then they change places. Beside that, scores of
+novelty are compared on what the first adapter's run held out and the out-of-scope texts of the
+training set: this is what the score was chosen on.
 """
 
 import random
@@ -16,9 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from benchmarks.doubt_measures import above, interval
+from benchmarks.novelty_scores import LAST_DEPTHS, by_depth
 from benchmarks.report import arguments, print_table, write_json
+from dalorra.adapter.directory import read_adapter
 from dalorra.decision.intervals import binomial_interval
 from dalorra.decision.policy import Decision, Policy
 from dalorra.decision.predictive import Prediction
@@ -26,7 +32,7 @@ from dalorra.predictor import Predictor
 from training.answers import answer
 from training.calibrate import PILOT_FRACTION, AnsweredExamples, calibrated
 from training.data import mixed, parted
-from training.novelty import novelty_limit
+from training.novelty import novelty_limit, novelty_reference, trained_and_held_out
 from training.promise import Promise
 from training.tasks import Example, load_examples, split_off
 
@@ -70,7 +76,9 @@ def main() -> None:
     lines = [judged(one, examples, options.share, options.seed) for one in contenders]
     shown = ("contender", "auroc", "accepted", "accepted_outside", "error", "accuracy")
     print_table(f"n = {lines[0]['n']}, {lines[0]['outside']} out of scope", lines, shown)
-    write_json(options.json, lines)
+    scores = compare_scores(*_features(options.adapter, options.data))
+    print_table("Scores of novelty", scores, ("score", "last_depth", "auroc", "detected_at_2"))
+    write_json(options.json, [*lines, *scores])
 
 
 def ask(plain: Path, with_class: Path, examples: Sequence[Example]) -> list[Contender]:
@@ -98,6 +106,54 @@ def _contender(name: str, predictor: Predictor, examples: Sequence[Example]) -> 
     level, _ = novelty_limit(predictor.novelty, None, PROMISE.confidence)
     texts = (_text(example) for example in examples)
     return Contender(name, predictor.labels, dict(zip(texts, found, strict=True)), level or None)
+
+
+def _features(adapter: Path, data: Path) -> tuple[Tensor, list[str], Tensor, Tensor]:
+    """What `compare_scores` takes, of the training set."""
+    predictor = Predictor.load(adapter)
+    record = read_adapter(adapter).manifest.training
+    inside, outside = parted(
+        load_examples("clinc150", "train", data, out_of_scope=True), (OUTSIDE,)
+    )
+    trained, held_out = trained_and_held_out(record, inside)
+    reference = novelty_reference(trained)
+    features = (
+        predictor.novelty_features([predictor.encode(dict(one.input)) for one in part])
+        for part in (reference, held_out, outside)
+    )
+    training, usual, beyond = features
+    return training, [one.label for one in reference], usual, beyond
+
+
+def compare_scores(
+    training: Tensor, classes: Sequence[str], usual: Tensor, outside: Tensor
+) -> list[dict[str, Any]]:
+    """How well scores of novelty tell what is out of scope.
+
+    Args:
+        training: features of examples that were trained on, `[n, D, d]`.
+        classes: of each.
+        usual: features of others like them, `[u, D, d]`.
+        outside: features of what is out of scope, `[o, D, d]`.
+    """
+    lines = []
+    for name, by in (("all training data", None), ("nearest label", classes)):
+        distances = by_depth(training, by)
+        near, far = (distances(part).double() for part in (usual, outside))
+        for last in LAST_DEPTHS:
+            weights = torch.tensor([1.0] * (near.shape[1] - 1) + [last], dtype=torch.float64)
+            within, beyond = near @ weights, far @ weights
+            lines.append(
+                {
+                    "score": name,
+                    "last_depth": last,
+                    "auroc": above(beyond.numpy(), within.numpy()),
+                    "auroc_interval": interval(beyond.numpy(), within.numpy()),
+                    "detected_at_2": float((beyond > within.quantile(0.98)).double().mean()),
+                    "n": {"train": len(training), "in": len(usual), "out": len(outside)},
+                }
+            )
+    return lines
 
 
 def judged(
@@ -134,6 +190,9 @@ def judged(
         "accuracy": float(np.mean(right)),
         "auroc": above(doubt["outside"], doubt["inside"]),
         "auroc_interval": interval(doubt["outside"], doubt["inside"]),
+        "auroc_of_novelty": above(*novel)
+        if (novel := _novel(contender, outside, inside))
+        else None,
         "accepted": taken / len(right),
         "accepted_interval": binomial_interval(taken, len(right)),
         "accepted_outside": beyond / len(accepted["outside"]),
@@ -142,6 +201,17 @@ def judged(
         "error": (wrong + weight * beyond) / max(taken + weight * beyond, 1e-9),
         "error_inside": wrong / max(taken, 1),
     }
+
+
+def _novel(contender: Contender, *parts: Sequence[Sequence[Example]]) -> list[np.ndarray] | None:
+    """1 − the novelty p-value of each example of each part; None: the contender does not use it."""
+    if contender.min_novelty_p is None:
+        return None
+    found = []
+    for halves in parts:
+        answered = contender.answered([example for half in halves for example in half])
+        found.append(np.array([1.0 - (p.novelty or 0.0) for p in answered.predictions]))
+    return found
 
 
 def _calibrated(contender: Contender, examples: Sequence[Example]) -> Policy:

@@ -1,5 +1,6 @@
 """Fits an adapter's novelty features, see `dalorra.decision.novelty`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from training.tasks import Example, split_off, subsample
 
 REFERENCE_EXAMPLES = 600
 """Training examples whose features are fitted, in two spellings: enough for 128 components."""
+
+OF_A_CLASS = 10
+"""Examples of each label among them, at least, as far as there are any: enough for its mean."""
 
 CALIBRATION_EXAMPLES = 1000
 """Held-out examples that are scored, in all spellings, at most. A share of 1 %, with 95 %
@@ -46,8 +50,8 @@ def fit_novelty(
             every calibration example as the farthest of its spellings, so that the p-value is
             valid however an input is spelt; `none`: as they are.
         seed: picks those that are used.
-        limits: on the number of the two. Texts of other kinds, which pick a level where none is
-            asked for, are scored beside them.
+        limits: on the number of the two, but for `OF_A_CLASS`. Texts of other kinds, which pick a
+            level where none is asked for, are scored beside them.
 
     Raises:
         ConfigError: too few examples.
@@ -57,23 +61,50 @@ def fit_novelty(
         raise ConfigError(
             "novelty needs at least two training examples and one that was not trained on"
         )
-    near, unseen = (
-        [
-            spellings(e) if augment == "orthography" else [e]
-            for e in subsample(list(part), min(limit, len(part)), seed)
-        ]
-        for part, limit in zip((training, calibration), limits, strict=True)
-    )
-    reference = [
-        [variants[j]] for i, variants in enumerate(near) for j in sorted({0, i % len(variants)})
+    reference = novelty_reference(training, augment=augment, seed=seed, limit=limits[0])
+    unseen = [
+        _variants(one, augment)
+        for one in subsample(calibration, min(limits[1], len(calibration)), seed)
     ]
     foreign = off_domain_prompts(predictor)
     return Novelty.fit(
-        _features(predictor, reference).flatten(0, 1),
+        _features(predictor, [[one] for one in reference]).flatten(0, 1),
         _features(predictor, unseen),
         torch.stack([predictor.novelty_features(prompts) for prompts in foreign.values()]),
         adapter_digest=predictor.card.digest,
+        classes=[one.label for one in reference],
     )
+
+
+def novelty_reference(
+    training: Sequence[Example],
+    *,
+    augment: Augment = "orthography",
+    seed: int = 0,
+    limit: int = REFERENCE_EXAMPLES,
+) -> list[Example]:
+    """The examples whose features tell where the training data lie; see `fit_novelty`."""
+    near = (_variants(one, augment) for one in _of_all_classes(training, limit, seed))
+    return [variants[j] for i, variants in enumerate(near) for j in sorted({0, i % len(variants)})]
+
+
+def _variants(example: Example, augment: Augment) -> list[Example]:
+    return spellings(example) if augment == "orthography" else [example]
+
+
+def _of_all_classes(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    """As many examples, and more of the labels that would have fewer than `OF_A_CLASS` then."""
+    drawn = subsample(examples, min(limit, len(examples)), seed)
+    found = Counter(example.label for example in drawn)
+    by_label: dict[str, list[Example]] = {}
+    for example in examples:
+        by_label.setdefault(example.label, []).append(example)
+    scarce = {label: some for label, some in by_label.items() if found[label] < OF_A_CLASS}
+    return [example for example in drawn if example.label not in scarce] + [
+        example
+        for some in scarce.values()
+        for example in subsample(some, min(OF_A_CLASS, len(some)), seed)
+    ]
 
 
 def novelty_limit(

@@ -4,10 +4,15 @@ An input in the null space of A has no variance whatever the answer is worth (Ba
 Proposition 1), so doubt has to come from elsewhere: from where the input's hidden state lies among
 those of the training examples. It is looked at at the end of the cue after each third of the
 layers, averaged over the samples: the last layers may keep little but what tells the labels apart,
-and an input of another kind then looks like one of the labels. The score is the sum of its squared
-Mahalanobis distances from the mean of the training data, in their first principal components at
-each of the depths (Lee et al., 2018, without classes and weights). `benchmarks/novelty.py` compares
-it with other scores and with single depths.
+and an input of another kind then looks like one of the labels. The score of features h is a sum
+over the depths o of squared Mahalanobis distances from the nearest class k of the training data,
+
+    s(h) = Σ_o w_o min_k ‖W_oᵀ (h_o − μ_o,k)‖²,
+
+where μ_o,k is the mean of a class and W_o whitens the first principal components of what is left
+within the classes (Lee et al., 2018, with fixed weights w). The last depth counts twice: of many
+labels it tells best what is none of them. `benchmarks/novelty.py` compares the score with others
+and with single depths.
 
 The score s becomes a conformal p-value against calibration examples that nothing was fitted on:
 
@@ -29,6 +34,7 @@ of the variants, whichever of them the corpus was typed in.
 import hashlib
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -58,8 +64,12 @@ more that is escalated weighs as much as five of other kinds that pass, since th
 COMPONENTS: Final = 128
 """Principal components that are kept at each depth."""
 
+LAST_DEPTH: Final = 2.0
+"""Weight of the last depth in the score; that of each other is 1."""
+
 _ROUNDING: Final = 1e-12  # of a confidence: `least_share` must be one that can be promised
 _DIMENSIONS: Final = {"mean": 2, "whitening": 3, "calibration": 1, "foreign": 2}
+_CENTRES: Final = {"centres": 3}  # only where there are classes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,10 +78,13 @@ class Novelty:
 
     Attributes:
         mean: of the features at D depths, `[D, d]` float32.
-        whitening: principal components over their standard deviations, `[D, d, q]`.
+        whitening: principal components over their standard deviations, times the root of the
+            depth's weight, `[D, d, q]`.
         calibration: scores of examples that were not trained on, `[c]` float32, ascending.
         foreign: scores of texts of other kinds, `[kinds, texts]`; may be empty.
         adapter_digest: the adapter that computed the features.
+        centres: means of C classes, whitened like an input, `[C, D, q]`; None: all training data
+            are one class.
     """
 
     mean: Tensor
@@ -79,6 +92,7 @@ class Novelty:
     calibration: Tensor
     foreign: Tensor
     adapter_digest: str
+    centres: Tensor | None = None
 
     @classmethod
     def fit(
@@ -88,6 +102,7 @@ class Novelty:
         foreign: Tensor | None = None,
         *,
         adapter_digest: str,
+        classes: Sequence[str] | None = None,
         components: int = COMPONENTS,
     ) -> Self:
         """Learns where the training data lie.
@@ -98,23 +113,33 @@ class Novelty:
                 variants, of which the one farthest away counts.
             foreign: of texts of other kinds, `[kinds, texts, D, d]`.
             adapter_digest: the adapter that computed them.
+            classes: that of each training example; None, or fewer than two examples for each
+                class on average: they are one class.
             components: q; fewer where n or d do not carry as many. Directions without spread are
                 left out.
 
         Raises:
-            ValueError: fewer than two training examples, or no calibration examples.
+            ValueError: fewer than two training examples, no calibration examples, or another
+                number of classes than of training examples.
         """
-        if len(training) < 2 or not len(calibration):
+        n = len(training)
+        if n < 2 or not len(calibration):
             raise ValueError("novelty needs two training examples and a calibration example")
         x = training.double().transpose(0, 1)  # [D, n, d]
         mean = x.mean(dim=1)
-        _, spread, directions = torch.linalg.svd(x - mean[:, None], full_matrices=False)
-        q = min(components, len(training) - 1)
+        member = _membership(classes, n)  # [n, C]
+        of_class = member.T @ (x - mean[:, None]) / member.sum(dim=0)[:, None]  # [D, C, d]
+        within = x - mean[:, None] - member @ of_class
+        _, spread, directions = torch.linalg.svd(within, full_matrices=False)
+        free = n - member.shape[1]
+        q = min(components, free)
         spread, directions = spread[:, :q], directions[:, :q]
         inverse = torch.where(spread > 1e-6 * spread[:, :1], 1.0 / spread, 0.0)
-        whitening = directions.mT * inverse[:, None] * (len(training) - 1) ** 0.5
+        whitening = directions.mT * inverse[:, None] * free**0.5
+        whitening[-1] *= LAST_DEPTH**0.5
+        centres = (of_class @ whitening).transpose(0, 1).float() if member.shape[1] > 1 else None
         unscored = torch.empty(0), torch.empty(0, 0)
-        fitted = cls(mean.float(), whitening.float(), *unscored, adapter_digest)
+        fitted = cls(mean.float(), whitening.float(), *unscored, adapter_digest, centres)
         scores = fitted.scores(calibration.flatten(0, -3)).view(len(calibration), -1)
         fitted = replace(fitted, calibration=scores.amax(dim=1).sort().values)
         if foreign is None:
@@ -135,7 +160,14 @@ class Novelty:
     def scores(self, features: Tensor) -> Tensor:
         """Squared Mahalanobis distances, `[B, D, d]` → `[B]` float32 on the CPU."""
         centred = features.to("cpu", torch.float32) - self.mean
-        return torch.einsum("bod,odq->boq", centred, self.whitening).square().sum(dim=(1, 2))
+        white = torch.einsum("bod,odq->boq", centred, self.whitening)
+        if self.centres is None:
+            return white.square().sum(dim=(1, 2))
+        # Exact differences: by products, small distances would drown in the rounding of large ones.
+        mode = "donot_use_mm_for_euclid_dist"
+        ways = white.transpose(0, 1), self.centres.transpose(0, 1)
+        distances = torch.cdist(*ways, compute_mode=mode)  # [D, B, C]
+        return distances.square().amin(dim=2).sum(dim=0)
 
     def p_values(self, features: Tensor) -> list[float]:
         """Conformal p-values, `[B, D, d]` → B of them; a score that is no number gets the least."""
@@ -209,7 +241,8 @@ class Novelty:
         return math.ceil(share / unit) * unit
 
     def _content(self) -> bytes:
-        tensors = {name: getattr(self, name).contiguous() for name in _DIMENSIONS}
+        names = _DIMENSIONS if self.centres is None else _DIMENSIONS | _CENTRES
+        tensors = {name: getattr(self, name).contiguous() for name in names}
         content: bytes = save(tensors, metadata={"adapter_digest": self.adapter_digest})
         return content
 
@@ -248,22 +281,37 @@ class Novelty:
                 f"{path} was made for another adapter ({made_for[:12]}…, this is "
                 f"{adapter_digest[:12]}…): fit it again with `dalorra novelty`"
             )
-        return cls(**{name: tensors[name].float() for name in _DIMENSIONS}, adapter_digest=made_for)
+        return cls(
+            **{name: tensor.float() for name, tensor in tensors.items()}, adapter_digest=made_for
+        )
+
+
+def _membership(classes: Sequence[str] | None, n: int) -> Tensor:
+    """Which of C classes each of n examples is in, `[n, C]` of 0 and 1."""
+    if classes is not None and len(classes) != n:
+        raise ValueError(f"{len(classes)} classes for {n} training examples")
+    names = {name: k for k, name in enumerate(sorted(set(classes or ())))}
+    if classes is None or n < 2 * len(names):
+        return torch.ones(n, 1, dtype=torch.float64)
+    ids = torch.tensor([names[name] for name in classes])
+    return torch.nn.functional.one_hot(ids, len(names)).double()
 
 
 def _problem(tensors: dict[str, Tensor]) -> str | None:
     """The first thing wrong with a file's tensors."""
-    if tensors.keys() != _DIMENSIONS.keys():
+    if tensors.keys() - _CENTRES.keys() != _DIMENSIONS.keys():
         return f"it holds {', '.join(sorted(tensors))} instead of {', '.join(sorted(_DIMENSIONS))}"
-    for name, dimensions in _DIMENSIONS.items():
-        tensor = tensors[name]
+    for name, tensor in tensors.items():
+        dimensions = (_DIMENSIONS | _CENTRES)[name]
         empty = not tensor.numel() and name != "foreign"
         if tensor.ndim != dimensions or empty or not tensor.is_floating_point():
             return f"{name} has shape {list(tensor.shape)} and type {tensor.dtype}"
         if not torch.isfinite(tensor).all():
             return f"{name} holds a non-finite value"
-    if tensors["mean"].shape != tensors["whitening"].shape[:2]:
-        return "its mean and whitening do not fit each other"
+    depths, width, components = tensors["whitening"].shape
+    for name, shape in (("mean", (depths, width)), ("centres", (depths, components))):
+        if name in tensors and tensors[name].shape[-2:] != shape:
+            return f"its {name} and whitening do not fit each other"
     if (tensors["calibration"].diff() < 0).any():
         return "its calibration scores are not in order"
     return None

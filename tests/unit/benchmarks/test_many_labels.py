@@ -2,13 +2,16 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.many_labels import measure, trie_of
 from benchmarks.many_labels_section import section
-from benchmarks.out_of_scope import OUTSIDE, Contender, judged
+from benchmarks.novelty_scores import LAST_DEPTHS
+from benchmarks.out_of_scope import OUTSIDE, Contender, compare_scores, judged
 from dalorra.decision.predictive import Prediction
 from tests.tiny import tiny_base
 from training.tasks import Example
@@ -53,11 +56,45 @@ def test_what_tells_them_apart_accepts_little_that_is_out_of_scope():
     assert lines[0.5]["accuracy"] == pytest.approx(0.9875, abs=0.001)
 
 
+def clusters(n: int, seed: int, spread: float) -> tuple[torch.Tensor, list[str]]:
+    """Features of two labels that lie apart at the last depth, and noise at the others."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = [i % 2 for i in range(n)]
+    x = torch.randn((n, 3, 4), generator=generator)
+    x[:, -1] += spread * (2 * torch.tensor(labels)[:, None] - 1)
+    return x, [str(label) for label in labels]
+
+
+def test_texts_between_the_labels_are_told_by_the_nearest_at_the_last_depth():
+    training, classes = clusters(400, 0, spread=9.0)
+    usual, outside = clusters(200, 1, spread=9.0)[0], clusters(100, 2, spread=0.0)[0]
+    lines = compare_scores(training, classes, usual, outside)
+    by = {(line["score"], line["last_depth"]): line["auroc"] for line in lines}
+    assert len(by) == len(lines) == 2 * len(LAST_DEPTHS)
+    assert by["nearest label", 1.0] > 0.99
+    assert by["all training data", 1.0] < 0.5, "they lie in the middle of all"
+    assert lines[-1]["n"] == {"train": 400, "in": 200, "out": 100}
+
+
+def test_novelty_alone_is_scored_where_a_contender_uses_it():
+    contender, examples = answered("any", 0.0)
+    told = {
+        text: replace(one, novelty=0.01 if int(text.split()[1]) % 5 == 0 else 0.5)
+        for text, one in contender.predictions.items()
+    }
+    novel = replace(contender, predictions=told, min_novelty_p=0.02)
+    assert judged(novel, examples, 0.18, seed=0)["auroc_of_novelty"] == 1.0
+    assert judged(novel, examples, 0.18, seed=0)["accepted_outside"] == 0.0
+    assert judged(contender, examples, 0.18, seed=0)["auroc_of_novelty"] is None
+
+
 def test_the_part_says_what_was_measured_and_leaves_out_what_was_not(tmp_path):
     assert section(tmp_path) == "## Many labels\n"
     contender, examples = answered("policy", 0.5)
     line = judged(contender, examples, 0.18, seed=0)
-    (tmp_path / "out_of_scope.json").write_text(json.dumps([line]))
+    training, classes = clusters(60, 0, spread=9.0)
+    scores = compare_scores(training, classes, training, training + 1.0)
+    (tmp_path / "out_of_scope.json").write_text(json.dumps([line, *scores]))
     ranked = {
         "task": "toy", "labels": 77, "n": 1000, "errors": 90, "measure": "1 − p",
         "auroc": 0.87, "interval": [0.84, 0.9],
@@ -72,4 +109,5 @@ def test_the_part_says_what_was_measured_and_leaves_out_what_was_not(tmp_path):
     assert "| toy | mean mask | 1.00 | 2.0 (1.0) | 0.300 | 0.100 |" in found
     assert "1,500 texts, 300 of them out of scope" in found
     assert f"| policy | {line['auroc']:.3f}" in found
+    assert found.count("| nearest label |") == len(LAST_DEPTHS)
     assert "### What they cost" not in found

@@ -1,6 +1,7 @@
 """A run ends with novelty features, and the command line fits them again."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from dalorra.errors import ConfigError
 from dalorra.predictor import Predictor
 from tests.fakes import FakePredictor
 from tests.tiny import answer
-from training.novelty import fit_novelty, novelty_limit, trained_and_held_out
+from training.novelty import OF_A_CLASS, fit_novelty, novelty_limit, trained_and_held_out
 from training.off_domain import (
     accepted_by_kind,
     off_domain_in_words,
@@ -55,6 +56,19 @@ def test_all_spellings_of_an_example_are_on_one_side_of_the_split():
     ]
     assert by_spelling.index(max(by_spelling)) == VARIANTS - 1, "So Long A Film: seven capitals"
     assert fitted.calibration.tolist()[0] == pytest.approx(max(by_spelling))
+
+
+def test_rare_labels_are_among_the_reference_too():
+    trained = [Example({"text": "common " + "x" * n}, "often") for n in range(100)]
+    trained += [Example({"text": "RARE " + "y" * n}, "rarely") for n in range(12)]
+    trained += [Example({"text": "UNIQUE TEXTS " + "z" * n}, "hardly") for n in range(3)]
+    predictor = CapitalsPredictor()
+    fit = partial(fit_novelty, predictor, trained, trained[:2], augment="none")
+    assert fit(limits=(20, 2)).centres.shape == (3, 1, 3)
+    texts = [one if isinstance(one, str) else "".join(one.values()) for one in predictor.encoded]
+    counts = [sum(text.startswith(start) for text in texts) for start in ("common", "RARE", "UNIQ")]
+    assert counts[1:] == [OF_A_CLASS, 3]
+    assert 10 <= counts[0] <= 20 + 2
 
 
 def test_a_limit_on_novelty_says_what_it_promises():

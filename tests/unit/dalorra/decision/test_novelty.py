@@ -12,7 +12,7 @@ from scipy.stats import beta as beta_distribution
 
 from dalorra.adapter.directory import read_adapter
 from dalorra.adapter.layer import module_tensors
-from dalorra.decision.novelty import NOVELTY_FILE, SHARES, Novelty
+from dalorra.decision.novelty import LAST_DEPTH, NOVELTY_FILE, SHARES, Novelty
 from dalorra.decision.policy import Decision, Policy
 from dalorra.decision.policy_digest import with_digest
 from dalorra.errors import AdapterError, ConfigError
@@ -57,14 +57,19 @@ def test_the_p_value_is_one_plus_those_at_least_as_far_over_n_plus_one(scores, s
     assert p == pytest.approx((1 + at_least) / (len(scores) + 1))
 
 
+@pytest.mark.parametrize("classes", [None, list("ab") * 10])
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.2])
-def test_at_most_the_level_of_usual_inputs_is_escalated_for_novelty(level):
+def test_at_most_the_level_of_usual_inputs_is_escalated_for_novelty(level, classes):
     """Over draws of training data, calibration data and input: exact up to the simulation."""
     policy = POLICY.model_copy(update={"min_novelty_p": level})
     draws, per_draw, escalated = 300, 40, 0
     for seed in range(draws):
         novelty = Novelty.fit(
-            draw(20, 3 * seed), draw(99, 3 * seed + 1), adapter_digest=DIGEST, components=4
+            draw(20, 3 * seed),
+            draw(99, 3 * seed + 1),
+            adapter_digest=DIGEST,
+            classes=classes,
+            components=4,
         )
         for p in novelty.p_values(draw(per_draw, 3 * seed + 2)):
             verdict = policy.decide(answer(1.0, 0.0, p))
@@ -218,16 +223,48 @@ def test_far_inputs_and_broken_ones_get_the_least_p_value(fitted):
     assert fitted.p_values(torch.empty(0, 1, 12)) == []
 
 
-def test_it_is_a_sum_of_mahalanobis_distances():
-    x = draw(500, 0)
-    novelty = Novelty.fit(x, draw(9, 1), adapter_digest=DIGEST)
-    y = draw(20, 2)
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_it_is_a_sum_of_mahalanobis_distances_from_the_nearest_class(classes):
+    x, y, names = draw(500, 0), draw(20, 2), [f"class {i % classes}" for i in range(500)]
+    x += torch.arange(500)[:, None, None] % classes  # the classes lie apart
+    novelty = Novelty.fit(x, draw(9, 1), adapter_digest=DIGEST, classes=names)
     expected = torch.zeros(20, dtype=torch.float64)
-    for depth in range(2):
-        deviation = (y - x.mean(0))[:, depth].double()
-        inverse = torch.linalg.inv(torch.cov(x[:, depth].T.double()))
-        expected += (deviation @ inverse * deviation).sum(1)
+    for depth, weight in enumerate((1.0, LAST_DEPTH)):
+        parts = [x[k::classes, depth].double() for k in range(classes)]
+        scatter = sum(torch.cov(part.T) * (len(part) - 1) for part in parts)
+        inverse = torch.linalg.inv(scatter / (500 - classes))
+        distances = []
+        for part in parts:
+            deviation = y[:, depth].double() - part.mean(0)
+            distances.append((deviation @ inverse * deviation).sum(1))
+        expected += weight * torch.stack(distances).amin(0)
     torch.testing.assert_close(novelty.scores(y).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_lies_between_the_classes_is_novel():
+    noise = torch.randn((300, 1, 2), generator=torch.Generator().manual_seed(0))
+    x = noise + torch.tensor([-20.0, 20.0])[torch.arange(300) % 2, None, None]
+    names = ["left", "right"] * 100
+    between = torch.zeros(1, 1, 2)
+    by_class = Novelty.fit(x[:200], x[200:], adapter_digest=DIGEST, classes=names)
+    as_one = Novelty.fit(x[:200], x[200:], adapter_digest=DIGEST)
+    assert by_class.p_values(between) == [pytest.approx(1 / 101)]
+    assert as_one.p_values(between) == [1.0]
+    torch.testing.assert_close(by_class.scores(x[:9]), by_class.scores(x)[:9])
+
+
+def test_classes_with_fewer_than_two_examples_on_average_are_one_class():
+    x, held_out = draw(30, 0), draw(9, 1)
+    names = [f"class {i % 16}" for i in range(30)]
+    as_one = Novelty.fit(x, held_out, adapter_digest=DIGEST)
+    assert Novelty.fit(x, held_out, adapter_digest=DIGEST, classes=names).digest == as_one.digest
+    apart = Novelty.fit(
+        x, held_out, adapter_digest=DIGEST, classes=[f"{i % 15}" for i in range(30)]
+    )
+    assert apart.centres is not None
+    assert apart.centres.shape == (15, 2, 12)
+    with pytest.raises(ValueError, match="3 classes for 30 training examples"):
+        Novelty.fit(x, held_out, adapter_digest=DIGEST, classes=names[:3])
 
 
 def test_directions_without_spread_are_left_out():
@@ -247,11 +284,13 @@ def test_too_few_examples_are_refused(training, calibration):
 # --- the file ---
 
 
-def test_a_loaded_file_is_the_one_that_was_saved(fitted, tmp_path):
-    fitted.save(tmp_path)
+@pytest.mark.parametrize("classes", [None, list("abcd") * 50])
+def test_a_loaded_file_is_the_one_that_was_saved(fitted, tmp_path, classes):
+    saved = Novelty.fit(draw(200, 0), draw(99, 1), adapter_digest=DIGEST, classes=classes)
+    saved.save(tmp_path)
     loaded = Novelty.load(tmp_path, DIGEST)
-    assert loaded.digest == fitted.digest
-    assert loaded.p_values(draw(30, 5)) == fitted.p_values(draw(30, 5))
+    assert loaded.digest == saved.digest
+    assert loaded.p_values(draw(30, 5)) == saved.p_values(draw(30, 5))
     assert [path.name for path in tmp_path.iterdir()] == [NOVELTY_FILE]
     other = Novelty.fit(draw(200, 0), draw(99, 2), adapter_digest=DIGEST, components=8)
     assert other.digest != fitted.digest
@@ -267,6 +306,8 @@ def changed(name: str, value: torch.Tensor):
         (changed("mean", torch.full((2, 12), torch.nan)), "mean holds a non-finite value"),
         (changed("mean", torch.zeros(2, 11)), "mean and whitening do not fit"),
         (changed("mean", torch.zeros(12)), r"mean has shape \[12\]"),
+        (changed("centres", torch.zeros(3, 2, 12)), "centres and whitening do not fit"),
+        (changed("centres", torch.zeros(0, 2, 8)), r"centres has shape \[0, 2, 8\]"),
         (changed("calibration", torch.empty(0)), r"calibration has shape \[0\]"),
         (changed("calibration", torch.tensor([2.0, 1.0])), "not in order"),
         (lambda tensors: {k: v for k, v in tensors.items() if k != "foreign"}, "it holds cal"),
