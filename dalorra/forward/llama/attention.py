@@ -48,10 +48,10 @@ def causal_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     for start in range(0, rows, _BLOCK):
         end = min(start + _BLOCK, rows)
         seen = before + end
-        visible = F.pad(mask[: end - start, : end - start], (before + start, 0), value=True)
+        visible = mask[None, None, : end - start, : end - start]
         blocks.append(
             grouped_attention(
-                query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], visible[None, None]
+                query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], visible
             )
         )
     return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
@@ -98,7 +98,8 @@ def grouped_attention(
         query: `[B, heads, rows, head_dim]`.
         key: `[B, kv_heads, keys, head_dim]`.
         value: like `key`.
-        visible: `[B or 1, 1, rows, keys]` bool; every row sees one key at least.
+        visible: `[B or 1, 1, rows, k]` bool, of the last k keys; all rows see those before. Every
+            row sees one key at least.
         scale: 1/√head_dim by default.
 
     Returns:
@@ -107,9 +108,10 @@ def grouped_attention(
     batch, heads, rows, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     grouped = query.reshape(batch, kv_heads, -1, width)  # [B, kv_heads, group · rows, head_dim]
-    scores = (grouped @ key.transpose(-1, -2)).float() * (scale or width**-0.5)
+    # In place: scores are the largest tensors here, and each new one costs more than its sums.
+    scores = (grouped @ key.transpose(-1, -2)).float().mul_(scale or width**-0.5)
     scores = scores.view(batch, kv_heads, heads // kv_heads, rows, keys)
-    scores = scores.masked_fill(~visible[:, :, None], -torch.inf)
+    scores[..., keys - visible.shape[-1] :].masked_fill_(~visible[:, :, None], -torch.inf)
     weights = scores.softmax(dim=-1).to(value.dtype).view(batch, kv_heads, -1, keys)
     return (weights @ value).view(batch, heads, rows, width)
 
