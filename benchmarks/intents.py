@@ -8,12 +8,14 @@ of the processor divided by the threads: what the run takes where nothing else r
 `<task>/<split>.jsonl`; a run that is in the second one already is not repeated.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.report import arguments, print_table, write_json
 from benchmarks.timed_run import timed_run
 from dalorra.decision.intervals import binomial_interval
+from training.output import LOG_FILE
 
 _KEPT: Final = ("n", "accuracy", "nll", "ece", "ece_by_chance", "auroc_confidence")
 
@@ -50,6 +52,7 @@ def measured(config: Path, data: Path, out: Path, steps: int | None) -> dict[str
         "seed": run["config"]["seed"],
         "examples": run["examples"],
         **minutes,
+        "training_minutes": _training_minutes(folder),
         **{name: scores[name] for name in _KEPT},
         "interval": binomial_interval(right, scores["n"]),
         "mean_mask_accuracy": scores["mean_mask"]["accuracy"],
@@ -59,6 +62,13 @@ def measured(config: Path, data: Path, out: Path, steps: int | None) -> dict[str
         "hardware": run["hardware"],
         "versions": run["versions"],
     }
+
+
+def _training_minutes(folder: Path) -> float:
+    """Of the clock, from the first step to the last; the rest prepares, calibrates and scores."""
+    logged = [json.loads(line) for line in (folder / LOG_FILE).read_text("utf-8").splitlines()]
+    seconds: float = next(line["train_runtime"] for line in logged if "train_runtime" in line)
+    return seconds / 60
 
 
 if __name__ == "__main__":

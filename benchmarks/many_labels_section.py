@@ -69,13 +69,19 @@ def _intents(lines: Sequence[Line]) -> str:
         for line in lines
         if line["accepted_error"] is not None
     )
+    steps = "; ".join(
+        f"{line['training_minutes']:.0f} of those of {line['config']} are its training steps"
+        for line in lines
+        if "training_minutes" in line
+    )
+    training = f" ({steps})" if steps else ""
     seed, machine = lines[0]["seed"], lines[0]["hardware"]
     where = f"{machine['processor']}, {machine['threads']} threads"
     return f"""The shipped configs of tasks with many labels (`python -m benchmarks.intents`, seed
 {seed}, {where}), scored on examples that chose nothing: for banking77 a part
 of the training set, for clinc150 its validation set. Minutes are those of the processor divided by
-the threads, with everything that `dalorra train` does; intervals are Clopper and Pearson's at 95 %;
-in brackets the ECE that chance alone makes.
+the threads, with everything that `dalorra train` does{training}; intervals are
+Clopper and Pearson's at 95 %; in brackets the ECE that chance alone makes.
 
 {table}
 
@@ -231,7 +237,7 @@ def _outside(found: Sequence[Line]) -> str:
     share = f"{100 * lines[0]['share']:.0f} %"
     return f"""### Out of scope
 
-`python -m benchmarks.out_of_scope`: clinc150's validation set ({counts}).
+`python -m benchmarks.out_of_scope`: of clinc150's validation set {counts}.
 One half calibrates each contender for 5 % error among what is accepted, with out-of-scope texts as
 {share} of the inputs and errors when accepted; the other half measures, and then they change
 places. AUROC is that of 1 − p for telling what is out of scope from the rest; the error is at that
@@ -240,7 +246,7 @@ share; all else in %, with 95 % intervals.
 {table}
 
 The score of novelty was chosen on other texts, the {sizes["in"]} that the run held out and the
-{sizes["out"]} of the training set that are out of scope, fitted on {sizes["train"]:,} features:
+{sizes["out"]} of the training set that are out of scope, fitted on {sizes["train"]:,} texts:
 
 {compared}
 """

@@ -34,7 +34,7 @@ from training.calibrate import PILOT_FRACTION, AnsweredExamples, calibrated
 from training.data import mixed, parted
 from training.novelty import novelty_limit, novelty_reference, trained_and_held_out
 from training.promise import Promise
-from training.tasks import Example, load_examples, split_off
+from training.tasks import Example, load_examples, split_off, subsample
 
 OUTSIDE: Final = "oos"
 PROMISE: Final = Promise(0.05)
@@ -67,11 +67,14 @@ def main() -> None:
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--with-class", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--inside", type=int, default=1000, help="texts in scope, at most")
     parser.add_argument("--share", type=float, default=1000 / 5500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     loaded = load_examples("clinc150", "validation", options.data, out_of_scope=True)
-    examples = list({_text(example): example for example in loaded}.values())
+    inside, outside = parted(list({_text(e): e for e in loaded}.values()), (OUTSIDE,))
+    inside = subsample(inside, min(options.inside, len(inside)), options.seed)
+    examples = [*inside, *outside]
     contenders = ask(options.adapter, options.with_class, examples)
     lines = [judged(one, examples, options.share, options.seed) for one in contenders]
     shown = ("contender", "auroc", "accepted", "accepted_outside", "error", "accuracy")
@@ -116,7 +119,7 @@ def _features(adapter: Path, data: Path) -> tuple[Tensor, list[str], Tensor, Ten
         load_examples("clinc150", "train", data, out_of_scope=True), (OUTSIDE,)
     )
     trained, held_out = trained_and_held_out(record, inside)
-    reference = novelty_reference(trained)
+    reference = novelty_reference(trained, augment="none")
     features = (
         predictor.novelty_features([predictor.encode(dict(one.input)) for one in part])
         for part in (reference, held_out, outside)

@@ -173,9 +173,10 @@ def trained_and_held_out(
 
 
 def _features(predictor: Evaluable, variants: Sequence[Sequence[Example]]) -> Tensor:
-    """`[n, v, D, d]` of n examples in v variants."""
+    """`[n, v, D, d]` of n examples in v variants; variants that are the same are read once."""
     prompts = [
         encode_example(predictor, one, n) for n, some in enumerate(variants, 1) for one in some
     ]
-    found = predictor.novelty_features(prompts)
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    found = predictor.novelty_features(list(place))[[place[prompt] for prompt in prompts]]
     return found.view(len(variants), -1, *found.shape[1:])

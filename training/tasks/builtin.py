@@ -174,13 +174,13 @@ _AG_NEWS = Task(
 
 
 def _intents(
-    name: str, who: str, description: str, labels: Sequence[str], hub: HubData, **options: Any
+    name: str, cue: str, description: str, labels: Sequence[str], hub: HubData, **options: Any
 ) -> Task:
     return Task(
         name=name,
         description=description,
         template="Message: {text}",
-        answer_cue=f"\nThe {who} wants to know about:",
+        answer_cue=f"\n{cue}:",
         labels={label: f" {label.replace('_', ' ').rstrip('?')}" for label in labels},
         hub=hub,
         evaluation_split="test",
@@ -209,7 +209,7 @@ _ALL = (
     _AG_NEWS,
     _intents(
         "banking77",
-        "customer",
+        "The customer wants to know about",
         "What a customer of a bank wants, 77 intents.",
         BANKING77,
         # The main branch is a loading script.
@@ -217,7 +217,7 @@ _ALL = (
     ),
     _intents(
         "clinc150",
-        "user",
+        "Intent",
         "What a user of an assistant wants, 150 intents; out-of-scope texts are left out.",
         CLINC150,
         _CLINC,
@@ -226,7 +226,7 @@ _ALL = (
     ),
     _intents(
         "clinc150_oos",
-        "user",
+        "Intent",
         "The same with out of scope as the 151st intent; local files lie in a folder clinc150.",
         (*CLINC150, "oos"),
         _CLINC,
