@@ -50,9 +50,7 @@ def causal_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         seen = before + end
         visible = mask[None, None, : end - start, : end - start]
         blocks.append(
-            grouped_attention(
-                query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], visible
-            )
+            grouped_attention(query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], visible)
         )
     return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
 
