@@ -8,7 +8,7 @@ nothing of either. One half of it calibrates each contender for 5 % error among 
 out-of-scope texts counted as errors and taken as `--share` of all, as in the published test set
 (1,000 beside 4,500); the other half measures; then they change places. Beside that, scores of
 novelty are compared on what the first adapter's run held out and the out-of-scope texts of the
-training set: this is what the score was chosen on.
+training set.
 """
 
 import random

@@ -31,7 +31,7 @@ def test_a_server_with_a_certificate_speaks_tls_and_nothing_else(
         plain = process.url
         secure = plain.replace("http://", "https://")
         trusting = ssl.create_default_context(cafile=str(cert))
-        with httpx.Client(verify=trusting) as client:
+        with httpx.Client(verify=trusting, timeout=30.0) as client:
             assert client.get(f"{secure}/health/live").status_code == 200
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{plain}/health/live")
