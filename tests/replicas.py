@@ -173,9 +173,10 @@ class Callers:
         self._waiting: dict[int, float] = {}
 
     @property
-    def longest_wait(self) -> float:
-        """Seconds that a plain request has been waiting for its answer."""
-        return time.monotonic() - min(self._waiting.copy().values(), default=math.inf)
+    def overtaken(self) -> int:
+        """Plain requests that were answered and asked later than one that still waits."""
+        first = min(self._waiting.copy().values(), default=math.inf)
+        return sum(answer.asked > first for answer in self.answers.copy())
 
     def __enter__(self) -> "Callers":
         for thread in self._threads:
