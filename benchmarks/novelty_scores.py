@@ -80,9 +80,14 @@ def by_depth(
     return distances
 
 
-def _weighted(distances: Callable[[Tensor], Tensor], last: float, part: Part) -> Tensor:
-    found = distances(part["thirds"]).double()
+def summed(distances: Tensor, last: float) -> Tensor:
+    """Over the depths, `[B, D]` → `[B]` float64; the last one counts `last` times."""
+    found = distances.double()
     return found.sum(dim=1) + (last - 1.0) * found[:, -1]
+
+
+def _weighted(distances: Callable[[Tensor], Tensor], last: float, part: Part) -> Tensor:
+    return summed(distances(part["thirds"]), last)
 
 
 def _mahalanobis(feature: str, q: int) -> str:

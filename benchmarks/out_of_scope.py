@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.doubt_measures import above, interval
-from benchmarks.novelty_scores import LAST_DEPTHS, by_depth
+from benchmarks.novelty_scores import LAST_DEPTHS, by_depth, summed
 from benchmarks.report import arguments, print_table, write_json
 from dalorra.adapter.directory import read_adapter
 from dalorra.decision.intervals import binomial_interval
@@ -142,10 +141,9 @@ def compare_scores(
     lines = []
     for name, by in (("all training data", None), ("nearest label", classes)):
         distances = by_depth(training, by)
-        near, far = (distances(part).double() for part in (usual, outside))
+        near, far = (distances(part) for part in (usual, outside))
         for last in LAST_DEPTHS:
-            weights = torch.tensor([1.0] * (near.shape[1] - 1) + [last], dtype=torch.float64)
-            within, beyond = near @ weights, far @ weights
+            within, beyond = summed(near, last), summed(far, last)
             lines.append(
                 {
                     "score": name,

@@ -1,7 +1,6 @@
 """A run ends with novelty features, and the command line fits them again."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
@@ -63,8 +62,8 @@ def test_rare_labels_are_among_the_reference_too():
     trained += [Example({"text": "RARE " + "y" * n}, "rarely") for n in range(12)]
     trained += [Example({"text": "UNIQUE TEXTS " + "z" * n}, "hardly") for n in range(3)]
     predictor = CapitalsPredictor()
-    fit = partial(fit_novelty, predictor, trained, trained[:2], augment="none")
-    assert fit(limits=(20, 2)).centres.shape == (3, 1, 3)
+    fitted = fit_novelty(predictor, trained, trained[:2], augment="none", limits=(20, 2))
+    assert fitted.centres.shape == (3, 1, 3)
     texts = [one if isinstance(one, str) else "".join(one.values()) for one in predictor.encoded]
     counts = [sum(text.startswith(start) for text in texts) for start in ("common", "RARE", "UNIQ")]
     assert counts[1:] == [OF_A_CLASS, 3]
